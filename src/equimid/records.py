@@ -1,0 +1,82 @@
+"""Records: what an evaluation found, one JSON line each. Evaluations append them, the report reads them."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from equimid.errors import UserError
+
+__all__ = ["SCHEMA", "Record", "read_records", "write_records"]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured value.
+
+    evaluation: "knn", "linear", "equivariance", "feature_maps"
+    metric:     "top1", "cosine", "centred_cosine", "picture"
+    value:      in `unit` ("%", "" for a cosine); None for a picture
+    low, high:  95 % interval, or None where none is known
+    n:          number of images (or pairs) behind the value
+    subject:    "backbone", or a reference: "random" (random weights), "pixels", "mismatched" (other images)
+    details:    what else names the value, such as {"layer": 3, "kind": "flip"}
+    picture:    path of a picture relative to the run folder, or None
+    """
+
+    evaluation: str
+    metric: str
+    value: float | None
+    n: int
+    subject: str
+    data: str
+    seed: int
+    checkpoint: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+    picture: str | None = None
+    schema: int = SCHEMA
+
+
+def read_records(path: Path) -> list[Record]:
+    """All records of a file, oldest first.
+
+    Raises:
+        UserError: a line is not a record, or was written by a newer version.
+    """
+    records = []
+    known = {f.name for f in fields(Record)}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            if entry["schema"] > SCHEMA:
+                raise UserError(
+                    f"{path}, line {number}: written by a newer version (schema {entry['schema']}, "
+                    f"this one reads {SCHEMA}); update equimid"
+                )
+            records.append(Record(**{k: v for k, v in entry.items() if k in known}))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}, line {number} is not a record ({error}); delete the file and run 'equimid evaluate' again"
+            ) from None
+    return records
+
+
+def write_records(path: Path, new: list[Record]) -> None:
+    """Add records, replacing those of the same evaluations on the same data (a second run is not a second n).
+
+    The file is written beside and renamed: a reader never sees half of it.
+    """
+    replaced = {(r.evaluation, r.data) for r in new}
+    old = read_records(path) if path.exists() else []
+    kept = [r for r in old if (r.evaluation, r.data) not in replaced]
+    beside = path.with_suffix(".jsonl.tmp")
+    beside.write_text("".join(json.dumps(asdict(r)) + "\n" for r in [*kept, *new]))
+    os.replace(beside, path)
