@@ -18,7 +18,7 @@ _HOMES = {
     "patch_ntxent": "equimid.losses",
 }
 
-__all__ = ["Pose", "create_backbone", "load_backbone", "patch_ntxent", "transport"]  # noqa: F822
+__all__ = ["Pose", "create_backbone", "load_backbone", "patch_ntxent", "transport"]
 
 
 def __getattr__(name: str) -> Any:

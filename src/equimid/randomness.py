@@ -28,10 +28,11 @@ def counted_generator(seed: int, purpose: str, *counters: int) -> np.random.Gene
 
 @contextmanager
 def counted_torch_seed(seed: int, purpose: str, *counters: int) -> Iterator[None]:
-    """torch's global CPU generator seeded for the block and put back after it.
+    """torch's global generators seeded for the block and put back after it.
 
     For code that takes no generator: weight initialisation, dropout.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(_key(seed, purpose, counters) % 2**63)
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(_key(seed, purpose, counters) % 2**63)
         yield

@@ -1,0 +1,170 @@
+"""timm's vision transformer with CLS entering after block k, and token maps tapped on the way.
+
+Letters: B images, P patches, T tokens, D width, L layers counted from 1 (layer l = the output of block l).
+
+CLS is carried past the first k blocks, which see patch tokens only: this equals inserting it after block k, and
+keeps every feature of timm (intermediates, other image sizes, fused attention, compile) and its weight names.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+import timm
+import torch
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from equimid.backbones.packed import packed_forward
+from equimid.errors import UserError
+
+__all__ = ["Backbone", "Features", "LateCLSViT", "create_backbone"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone says of a batch of B images.
+
+    cls:  (B, D) after the final norm
+    maps: {layer: (B, D, h, w)} after that tap's norm
+    """
+
+    cls: Tensor
+    maps: dict[int, Tensor] = field(default_factory=dict)
+
+
+V = TypeVar("V", bound="LateCLSViT")
+
+
+class LateBlock(Block):
+    """timm's block; where it stands before block k, CLS passes it by."""
+
+    def __init__(self, *args: Any, cls_layer: int, depth: int, **kwargs: Any) -> None:
+        super().__init__(*args, depth=depth, **kwargs)
+        self.passes_cls = depth < cls_layer
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        if not self.passes_cls:
+            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+        patches: Tensor = super().forward(x[:, 1:], attn_mask=attn_mask, is_causal=is_causal)
+        return torch.cat([x[:, :1], patches], dim=1)
+
+
+class LateCLSViT(VisionTransformer):
+    """A timm VisionTransformer in all respects; its output is the CLS embedding (B, D).
+
+    Beside timm's weights it holds `tap_norms` and, where k > 0, a marker `cls_layer`. Plain timm does not know the
+    marker, so a strict load of these weights into a model that cannot compute them fails.
+    """
+
+    cls_after: int
+    taps: tuple[int, ...]
+    tap_norms: nn.ModuleDict
+
+    def _tap(self, cls_layer: int, taps: Sequence[int]) -> None:
+        self.cls_after, self.taps = cls_layer, tuple(taps)
+        self.tap_norms = nn.ModuleDict({str(layer): nn.LayerNorm(self.embed_dim, eps=1e-6) for layer in taps})
+        if cls_layer > 0:
+            self.register_buffer("cls_layer", torch.tensor(cls_layer))
+            self.register_load_state_dict_pre_hook(_refuse_another_cls_layer)
+
+    def token_maps(self, images: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Un-normalised token maps {layer: (B, D, h, w)} after any blocks, for measurement."""
+        maps = self.forward_intermediates(images, indices=[layer - 1 for layer in layers], intermediates_only=True)
+        return dict(zip(layers, maps, strict=True))
+
+
+class Backbone(LateCLSViT):
+    """The same network as methods use it: `forward(images)` gives Features."""
+
+    def forward(self, images: Tensor) -> Features:
+        """Features of images (B, 3, H, W); H and W are multiples of the patch."""
+        return self.forward_packed([images])[0]
+
+    def forward_packed(
+        self,
+        batches: Sequence[Tensor],
+        mapped: Sequence[int] | None = None,
+        watch: Callable[[str, Tensor], Tensor] | None = None,
+    ) -> list[Features]:
+        """One pass over batches of different sizes, (B_v, 3, H_v, W_v) each: one Features per batch.
+
+        All batches share every matrix product; only attention is per size. Equal to separate passes. B_v may be 0.
+
+        Args:
+            mapped: which of the batches want maps; None = all of them.
+            watch: called with ("stream", tokens) and ("taps", tokens) at the first tap, so that a caller can watch
+                the gradient that arrives from later blocks and from the tap; returns the tokens to go on with.
+
+        Raises:
+            UserError: an image side is not a multiple of the patch.
+        """
+        patch = self.patch_embed.patch_size
+        for images in batches:
+            height, width = images.shape[-2:]
+            if height % patch[0] or width % patch[1] or min(height, width) == 0:
+                raise UserError(f"images of {height} x {width} px do not divide into patches of {patch[0]} px")
+        cls, maps = packed_forward(self, batches, self.cls_after, self.taps, watch)
+        wanted = range(len(batches)) if mapped is None else mapped
+        return [
+            Features(c, {layer: self._normed(layer, m) for layer, m in view.items()} if i in wanted else {})
+            for i, (c, view) in enumerate(zip(cls, maps, strict=True))
+        ]
+
+    def _normed(self, layer: int, tokens: Tensor) -> Tensor:
+        normed: Tensor = self.tap_norms[str(layer)](tokens)
+        return normed.movedim(-1, 1)
+
+
+def create_backbone(name: str, cls_layer: int = 3, taps: Sequence[int] = (3,), **kwargs: Any) -> Backbone:
+    """A timm vision transformer by name, with late CLS and taps.
+
+    Args:
+        name: a plain timm vision transformer, such as "vit_small_patch16_224".
+        cls_layer: k, CLS enters after block k; 0 gives timm's model (with `no_embed_class=True`) bit for bit.
+        taps: layers whose token maps `Features.maps` holds, each with its own norm.
+        kwargs: timm's own, such as img_size, patch_size, embed_dim, depth, num_heads, drop_path_rate.
+
+    Raises:
+        UserError: timm does not know the name or an argument, it is not a plain vision transformer, or a layer lies
+            outside the network.
+    """
+    return build(Backbone, name, cls_layer, taps, **kwargs)
+
+
+def build(kind: type[V], name: str, cls_layer: int, taps: Sequence[int], **kwargs: Any) -> V:
+    """The network as `kind`; see `create_backbone`."""
+    if not timm.is_model(name):
+        near = timm.list_models("*" + "*".join(name.split("_")[:2]) + "*")[:3] or timm.list_models("vit_small*")[:3]
+        raise UserError(f"timm has no model {name!r}; plain vision transformers are named like {', '.join(near)}")
+    block = partial(LateBlock, cls_layer=cls_layer)
+    try:
+        vit = timm.create_model(
+            name, block_fn=block, no_embed_class=True, dynamic_img_size=True, num_classes=0, **kwargs
+        )
+    except (TypeError, AssertionError, ValueError) as error:
+        raise UserError(f"timm cannot build {name!r} with {kwargs or 'these settings'}: {error}") from error
+    plain = type(vit) is VisionTransformer and vit.has_class_token and vit.global_pool == "token"
+    if not plain or vit.num_prefix_tokens != 1 or not isinstance(vit.norm_pre, nn.Identity):
+        raise UserError(f"{name!r} is not a plain vision transformer with one CLS token; use vit_*_patch*")
+    depth = len(vit.blocks)
+    if not 0 <= cls_layer < depth:
+        raise UserError(f"cls_layer is {cls_layer}; {name} has {depth} blocks, so it must lie in 0..{depth - 1}")
+    for layer in taps:
+        if not 1 <= layer <= depth:
+            raise UserError(f"layer {layer} is outside the network: {name} has layers 1 to {depth}")
+    # timm keeps an architecture's numbers inside its entry function, so timm builds and we give it our class
+    vit.__class__ = kind
+    vit._tap(cls_layer, taps)
+    result: V = vit
+    return result
+
+
+def _refuse_another_cls_layer(module: LateCLSViT, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    found = state.get(prefix + "cls_layer")
+    if found is not None and int(found) != module.cls_after:
+        raise UserError(
+            f"these weights were trained with CLS entering after block {int(found)}, this network enters it after "
+            f"block {module.cls_after}: build it with cls_layer={int(found)}"
+        )

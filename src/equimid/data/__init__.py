@@ -1,0 +1,32 @@
+"""Images: where they come from, how a file becomes RGB, which ones are left out.
+
+source = open_source("photos")                       # or "digits", "cifar10", "list.txt"
+ledger = ledger_for(source, run_folder, smallest_side=16)
+source = ledger.apply(source)
+image = source.load(0)                               # PIL, RGB
+"""
+
+from equimid.data.config import DataConfig
+from equimid.data.decode import IMAGE_SUFFIXES, UnreadableImage, open_image, read_size
+from equimid.data.ledger import Ledger, check_images, ledger_for
+from equimid.data.opening import KNOWN_NAMES, open_source
+from equimid.data.sources import ArraySource, FileSource, Source, TorchvisionSource
+from equimid.data.splits import holdout
+
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "KNOWN_NAMES",
+    "ArraySource",
+    "DataConfig",
+    "FileSource",
+    "Ledger",
+    "Source",
+    "TorchvisionSource",
+    "UnreadableImage",
+    "check_images",
+    "holdout",
+    "ledger_for",
+    "open_image",
+    "open_source",
+    "read_size",
+]

@@ -1,0 +1,199 @@
+"""Sources: numbered images, with labels where there are any. Frozen and picklable, for data workers."""
+
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from equimid.data.decode import open_image, read_size, reasons
+
+__all__ = ["ArraySource", "FileSource", "Source", "TorchvisionSource", "pack_paths"]
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Source(ABC):
+    """n numbered images.
+
+    name:    what the user typed
+    split:   "train", "test", "train+unlabelled" or "all"
+    labels:  (n,) int64 indices into classes, or None
+    classes: names of the classes, () without labels
+    """
+
+    name: str
+    split: str
+    labels: Indices | None = None
+    classes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def load(self, i: int) -> Image.Image:
+        """Image i as RGB, wholly decoded.
+
+        Raises:
+            UnreadableImage: with the reason.
+        """
+
+    @abstractmethod
+    def size(self, i: int) -> tuple[int, int]:
+        """(width, height) in pixels, from the header where there is one. Raises as `load`."""
+
+    @abstractmethod
+    def describe(self, i: int) -> str:
+        """What a person finds the image by: a path, or "digits[17]"."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """32 hex digits that change when the data change. No file is read."""
+
+    @abstractmethod
+    def take(self, indices: Indices) -> Self:
+        """The images at these indices, in this order."""
+
+    def without(self, indices: Iterable[int]) -> Self:
+        """All images but these, in order."""
+        return self.take(np.delete(np.arange(len(self)), np.fromiter(indices, dtype=np.int64)))
+
+    def _labels_at(self, indices: Indices) -> Indices | None:
+        return None if self.labels is None else self.labels[indices]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FileSource(Source):
+    """Image files.
+
+    root:  folder that relative paths start from
+    files: (n,) paths as bytes, relative to root or absolute; from `pack_paths`
+    """
+
+    root: Path
+    files: npt.NDArray[np.bytes_]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def path(self, i: int) -> Path:
+        return self.root / os.fsdecode(bytes(self.files[i]))
+
+    def load(self, i: int) -> Image.Image:
+        return open_image(self.path(i))
+
+    def size(self, i: int) -> tuple[int, int]:
+        return read_size(self.path(i))
+
+    def describe(self, i: int) -> str:
+        return str(self.path(i))
+
+    def fingerprint(self) -> str:
+        """Of paths, sizes in bytes and labels: a moved folder keeps it. One stat per file, so a file
+        rewritten to the same size goes unnoticed."""
+        sizes = np.array([_bytes_of(self.path(i)) for i in range(len(self))], dtype=np.int64)
+        return _digest(b"\0".join(self.files.tolist()), sizes, self.labels, *self.classes)
+
+    def take(self, indices: Indices) -> Self:
+        return replace(self, files=self.files[indices], labels=self._labels_at(indices))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ArraySource(Source):
+    """Images in memory.
+
+    images:  (n, h, w) or (n, h, w, 3), uint8
+    numbers: (n,) what `describe` calls them; their place in the data set that they were taken from
+    """
+
+    images: npt.NDArray[np.uint8]
+    numbers: Indices
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, i: int) -> Image.Image:
+        return Image.fromarray(self.images[i]).convert("RGB")
+
+    def size(self, i: int) -> tuple[int, int]:
+        height, width = self.images.shape[1:3]
+        return width, height
+
+    def describe(self, i: int) -> str:
+        return f"{self.name}[{self.numbers[i]}]"
+
+    def fingerprint(self) -> str:
+        """Of pixels and labels."""
+        return _digest(self.images, self.labels, *self.classes)
+
+    def take(self, indices: Indices) -> Self:
+        return replace(
+            self,
+            images=self.images[indices],
+            numbers=self.numbers[indices],
+            labels=self._labels_at(indices),
+        )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TorchvisionSource(Source):
+    """Images of a torchvision data set.
+
+    dataset: dataset[k] is (PIL image, target)
+    numbers: (n,) the k of each image
+    """
+
+    dataset: Sequence[Any]
+    numbers: Indices
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def load(self, i: int) -> Image.Image:
+        with reasons():
+            image: Image.Image = self.dataset[int(self.numbers[i])][0]
+            return image.convert("RGB")
+
+    def size(self, i: int) -> tuple[int, int]:
+        return self.load(i).size
+
+    def describe(self, i: int) -> str:
+        return f"{self.name}[{self.numbers[i]}]"
+
+    def fingerprint(self) -> str:
+        """Of name, numbers and labels: a published data set has the pixels it has."""
+        return _digest(self.name, self.split, self.numbers, self.labels, *self.classes)
+
+    def take(self, indices: Indices) -> Self:
+        return replace(self, numbers=self.numbers[indices], labels=self._labels_at(indices))
+
+
+def pack_paths(paths: Iterable[str]) -> npt.NDArray[np.bytes_]:
+    """(n,) one array of bytes: a fifth of the memory of a list of str, and data workers share its pages."""
+    return np.array([os.fsencode(p) for p in paths], dtype=np.bytes_)
+
+
+def _bytes_of(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return -1
+
+
+def _digest(*parts: str | bytes | npt.NDArray[Any] | None) -> str:
+    state = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            state.update(f"{part.dtype}{part.shape}".encode())
+            state.update(np.ascontiguousarray(part).data)
+        else:
+            content = part if isinstance(part, bytes) else repr(part).encode("utf-8", "backslashreplace")
+            state.update(f"{len(content)}:".encode() + content)
+    return state.hexdigest()

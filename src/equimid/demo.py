@@ -1,0 +1,29 @@
+"""The demo: MoCo-v3 alone, with late CLS and posed views, and with SER, on the bundled digits; one page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from equimid.config import override
+from equimid.recipes import recipe
+from equimid.report import write_report
+from equimid.run import pretrain
+
+__all__ = ["run_demo"]
+
+_RECIPES = ("mocov3-tiny", "control-tiny", "ser-tiny")
+
+
+def run_demo(out: Path, settings: Sequence[str] = ()) -> Path:
+    """Run the three recipes into folders under `out` (finished ones are not run again); returns the page's path.
+
+    Raises:
+        UserError: see `pretrain`; or a run was stopped.
+    """
+    folders = []
+    for name in _RECIPES:
+        folder = out / name
+        outcome = pretrain(override(recipe(name), settings), folder)
+        if outcome.stopped_by is not None:
+            raise KeyboardInterrupt
+        folders.append(folder)
+    return write_report(folders, out / "report.html")

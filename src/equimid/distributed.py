@@ -1,0 +1,138 @@
+"""The only file with collectives. A name says whether the gradient crosses ranks.
+
+Letters: W ranks, b rows of this rank, D columns. All of it works on one process without a process group, and
+with gloo on the CPU. A loss whose rank r returns W times its share of the global mean has, after DDP's mean over
+ranks, exactly the global gradient, whatever W.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+__all__ = [
+    "CrossRankBatchNorm1d",
+    "any_rank",
+    "barrier",
+    "gather_detached",
+    "gather_with_gradient",
+    "mean_detached",
+    "rank",
+    "sum_detached",
+    "sum_with_gradient",
+    "world_size",
+]
+
+
+def rank() -> int:
+    """This process's number among the ranks; 0 without a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of ranks W; 1 without a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def sum_detached(x: Tensor) -> Tensor:
+    """Sum over ranks; no gradient."""
+    total = x.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def mean_detached(x: Tensor) -> Tensor:
+    """Mean over ranks; no gradient."""
+    return sum_detached(x) / world_size()
+
+
+def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
+    """Whether the flag is set on any rank (the same answer on all of them)."""
+    if world_size() == 1:
+        return flag
+    return bool(sum_detached(torch.tensor(float(flag), device=device)) > 0)
+
+
+class _SumWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return sum_detached(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return sum_detached(grads[0])
+
+
+def sum_with_gradient(x: Tensor) -> Tensor:
+    """Sum over ranks; backward sums the gradients of all ranks."""
+    return cast(Tensor, _SumWithGradient.apply(x)) if world_size() > 1 else x
+
+
+def _row_counts(x: Tensor) -> list[int]:
+    counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
+    return [int(c) for c in counts]
+
+
+def gather_detached(x: Tensor) -> Tensor:
+    """Rows of all ranks in rank order, (b, ...) to (sum of b, ...); row counts may differ; no gradient."""
+    if world_size() == 1:
+        return x.detach()
+    counts = _row_counts(x)
+    padded = x.new_zeros(max(counts), *x.shape[1:])
+    padded[: len(x)] = x.detach()
+    gathered = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded)
+    return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        counts = _row_counts(x)
+        start = sum(counts[: rank()])
+        ctx.own = slice(start, start + len(x))
+        return gather_detached(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return sum_detached(grads[0].contiguous())[ctx.own]
+
+
+def gather_with_gradient(x: Tensor) -> Tensor:
+    """As `gather_detached`; backward sums over ranks the gradient of this rank's rows."""
+    return cast(Tensor, _GatherWithGradient.apply(x)) if world_size() > 1 else x
+
+
+class CrossRankBatchNorm1d(nn.BatchNorm1d):
+    """Batch norm over the rows of all ranks, on any device (torch's SyncBatchNorm refuses the CPU).
+
+    Statistics are sums of (x, x^2, 1) over ranks with exact gradients, in float32 or wider; row counts may differ.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        wide = x if x.dtype == torch.float64 else x.float()
+        count = sum_detached(torch.tensor(float(len(x)), device=x.device, dtype=wide.dtype))
+        mean = sum_with_gradient(wide.sum(0)) / count
+        centred = wide - mean
+        variance = sum_with_gradient((centred * centred).sum(0)) / count
+        y = centred * torch.rsqrt(variance + self.eps)
+        if self.affine:
+            y = y * self.weight + self.bias
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+                unbiased = variance * count / (count - 1).clamp(min=1)
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum or 0.0)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum or 0.0)
+        return y.to(x.dtype)

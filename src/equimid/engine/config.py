@@ -1,0 +1,88 @@
+"""How long to train, and on what: the part that changes the result, and the part that must not."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from equimid.errors import UserError
+
+__all__ = ["RuntimeConfig", "TrainConfig"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """
+    batch_size: images of a step over all ranks
+    epochs:     passes over the images; the last, incomplete batch of an epoch is left out
+    steps:      stop after this many steps instead of after the epochs (0: after the epochs)
+    accumulate: micro-batches of a step; each one contrasts its own images only
+    """
+
+    batch_size: int = 256
+    epochs: int = 100
+    steps: int = 0
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch_size", 1), ("epochs", 1), ("steps", 0), ("accumulate", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"train.{name} is {getattr(self, name)}; it must be {least} or more")
+        if self.batch_size % self.accumulate:
+            raise UserError(
+                f"train.batch_size is {self.batch_size}, which train.accumulate {self.accumulate} does not divide"
+            )
+
+    @property
+    def micro_batch(self) -> int:
+        """Images of a micro-batch over all ranks."""
+        return self.batch_size // self.accumulate
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Full batches in the images.
+
+        Raises:
+            UserError: there is none.
+        """
+        if images < self.batch_size:
+            raise UserError(
+                f"train.batch_size is {self.batch_size}, but there are only {images} images; "
+                f"set train.batch_size={images} or less"
+            )
+        return images // self.batch_size
+
+    def total_steps(self, images: int) -> int:
+        """Steps of the whole run."""
+        return self.steps or self.epochs * self.steps_per_epoch(images)
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """May differ between the runs of one command: it does not change what is computed (beyond rounding).
+
+    accelerator:      auto, cpu, cuda or mps
+    devices:          processes, one a device; auto = all GPUs, or one process on a CPU
+    precision:        auto = bf16 where the device is built for it, else fp32
+    workers:          loader processes per rank; 0 loads in the training process
+    threads:          CPU threads per rank; 0 = torch's choice
+    checkpoint_every: steps between checkpoints; 0 = once an epoch
+    keep_checkpoints: how many of the last ones stay
+    log_every:        steps between rows of metrics.csv (the first steps have all their rows)
+    tensorboard:      write TensorBoard files where it is installed
+    """
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int | Literal["auto"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    workers: int = 2
+    threads: int = 0
+    checkpoint_every: int = 0
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        least = {"workers": 0, "threads": 0, "checkpoint_every": 0, "keep_checkpoints": 1, "log_every": 1}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise UserError(f"runtime.{name} is {getattr(self, name)}; it must be {low} or more")
+        if self.devices != "auto" and self.devices < 1:
+            raise UserError(f"runtime.devices is {self.devices}; it must be 1 or more, or auto")

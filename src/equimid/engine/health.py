@@ -1,0 +1,65 @@
+"""Health of a run: numbers that show a dead term or a collapse, and the warnings made from them."""
+
+import logging
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["HealthCheck", "effective_rank", "feature_std"]
+
+logger = logging.getLogger("equimid")
+
+
+def feature_std(cls: Tensor) -> float:
+    """Mean standard deviation over the batch of the columns of unit-length embeddings (b, D), times sqrt(D).
+
+    1 where the embeddings point everywhere, 0 where they are all the same.
+    """
+    unit = torch.nn.functional.normalize(cls.float(), dim=1)
+    return float(unit.std(0, correction=0).mean() * math.sqrt(cls.shape[1]))
+
+
+def effective_rank(cls: Tensor) -> float:
+    """Exponential of the entropy of the normalised singular values of the centred embeddings (b, D); at least 1.
+
+    Source: Roy and Vetterli 2007, "The effective rank".
+    """
+    values = torch.linalg.svdvals((cls.float() - cls.float().mean(0)).cpu())
+    share = values / values.sum().clamp(min=1e-12)
+    return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
+
+
+class HealthCheck:
+    """Warns once of each trouble.
+
+    patience: steps after which nearly equal embeddings are a collapse and not a beginning
+    """
+
+    COLLAPSED = 0.02
+
+    def __init__(self, weights: Mapping[str, float], patience: int) -> None:
+        self.weights, self.patience = dict(weights), patience
+        self.warned: set[str] = set()
+
+    def look(self, step: int, std: float, gradients: Mapping[str, float], images: int) -> None:
+        """Check the numbers of a step (0-based): feature std, gradient norms by name ("base" and add-ons)."""
+        for name, norm in gradients.items():
+            if norm == 0 and self.weights.get(name, 1.0) > 0:
+                self._warn(
+                    f"dead {name}",
+                    f"step {step + 1}: no gradient of the {name} loss reaches the tapped layer; "
+                    "it does not train anything there",
+                )
+        if step >= self.patience and images > 1 and std < self.COLLAPSED:
+            self._warn(
+                "collapse",
+                f"step {step + 1}: the features collapse, all images get nearly the same embedding "
+                f"(standard deviation {std:.4f}, healthy is 0.2 to 1); try a lower optim.lr or a larger batch",
+            )
+
+    def _warn(self, trouble: str, message: str) -> None:
+        if trouble not in self.warned:
+            self.warned.add(trouble)
+            logger.warning(message)

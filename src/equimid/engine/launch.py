@@ -1,0 +1,52 @@
+"""Which device, how many processes, what precision: one Fabric from a RuntimeConfig."""
+
+import os
+import warnings
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
+
+from equimid.engine.config import RuntimeConfig
+from equimid.errors import UserError
+
+__all__ = ["is_main_process", "make_fabric"]
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks and writes for all ranks; also right before the ranks are started."""
+    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+
+
+def make_fabric(runtime: RuntimeConfig) -> Fabric:
+    """A Fabric, not launched yet. More than one process means DDP, strict about parameters without gradient.
+
+    Raises:
+        UserError: the accelerator is not there.
+    """
+    if runtime.accelerator == "cuda" and not torch.cuda.is_available():
+        raise UserError("runtime.accelerator is cuda, but torch finds no CUDA device; use runtime.accelerator=cpu")
+    if runtime.accelerator == "mps" and not torch.backends.mps.is_available():
+        raise UserError("runtime.accelerator is mps, but torch finds no Apple GPU; use runtime.accelerator=cpu")
+    on_cuda = runtime.accelerator == "cuda" or (runtime.accelerator == "auto" and torch.cuda.is_available())
+    devices: Any = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or runtime.devices  # torchrun has decided already
+    if devices == "auto":
+        devices = torch.cuda.device_count() if on_cuda else 1
+    world = int(os.environ.get("WORLD_SIZE", devices))
+    bf16 = runtime.precision == "bf16" or (
+        runtime.precision == "auto" and on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    # every parameter takes part in every step: an unused one is a fault to hear of, not to search for.
+    # No buffer is broadcast: cross-rank batch norm keeps them equal.
+    strategy = DDPStrategy(find_unused_parameters=False, broadcast_buffers=False) if world > 1 else "auto"
+    nodes = max(1, world // devices)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Fabric(
+            accelerator="cuda" if on_cuda else runtime.accelerator.replace("auto", "cpu"),
+            devices=devices,
+            num_nodes=nodes,
+            strategy=strategy,
+            precision="bf16-mixed" if bf16 else "32-true",
+        )

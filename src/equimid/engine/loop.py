@@ -1,0 +1,276 @@
+"""The training loop. Every step is a function of (weights, step): a run that was killed ends with the same bits."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from equimid.distributed import any_rank, barrier, mean_detached, sum_detached
+from equimid.engine.checkpoint import latest_checkpoint, save_checkpoint
+from equimid.engine.config import RuntimeConfig, TrainConfig
+from equimid.engine.health import HealthCheck, effective_rank, feature_std
+from equimid.engine.metrics import Metrics, ProgressLine
+from equimid.engine.order import MicroBatches
+from equimid.engine.signals import StopRequest, leave_signals_to_the_main_process
+from equimid.errors import UserError
+from equimid.optim import OptimConfig, build_optimizer
+from equimid.randomness import counted_torch_seed
+from equimid.task import Losses, Task
+from equimid.views import Batch, ViewDataset, collate, realise, sample_poses
+
+__all__ = ["Outcome", "train"]
+
+logger = logging.getLogger("equimid")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended: steps done, steps wanted, and the signal that stopped it, if one did."""
+
+    steps: int
+    total: int
+    stopped_by: int | None
+
+
+def train(
+    fabric: Fabric,
+    task: Task,
+    dataset: ViewDataset,
+    *,
+    train: TrainConfig,
+    optim: OptimConfig,
+    runtime: RuntimeConfig,
+    seed: int,
+    folder: Path,
+    run: dict[str, Any],
+) -> Outcome:
+    """Train `task` from its last checkpoint in `folder`, or from the start.
+
+    Args:
+        run: stored in every checkpoint; a checkpoint with another `run` is refused.
+
+    Raises:
+        UserError: the batch does not divide over the ranks, a loss is not finite, the disk is full, the data changed.
+    """
+    trainer = _Trainer(fabric, task, dataset, train, optim, runtime, seed, folder, run)
+    with StopRequest() as request:
+        return trainer.fit(request)
+
+
+class _Trainer:
+    def __init__(
+        self,
+        fabric: Fabric,
+        task: Task,
+        dataset: ViewDataset,
+        train: TrainConfig,
+        optim: OptimConfig,
+        runtime: RuntimeConfig,
+        seed: int,
+        folder: Path,
+        run: dict[str, Any],
+    ) -> None:
+        self.fabric, self.task, self.dataset, self.plan = fabric, task, dataset, dataset.plan
+        self.train, self.optim, self.runtime, self.seed = train, optim, runtime, seed
+        self.folder, self.run = folder, run
+        self.steps_per_epoch = train.steps_per_epoch(len(dataset))
+        self.total = train.total_steps(len(dataset))
+        if train.micro_batch % fabric.world_size:
+            raise UserError(
+                f"a batch of {train.batch_size} in {train.accumulate} part(s) does not divide over "
+                f"{fabric.world_size} processes; make train.batch_size a multiple of "
+                f"{fabric.world_size * train.accumulate}"
+            )
+        if runtime.threads:
+            torch.set_num_threads(runtime.threads)
+        # the optimizer holds the parameters that it was built with: the task goes to the device first
+        task.to(fabric.device)
+        optimizer = build_optimizer(task, optim)
+        self.start = self._resume(optimizer)
+        self.module, self.optimizer = fabric.setup(task, optimizer)
+        self.speaks = fabric.global_rank == 0
+        self.health = HealthCheck({"ser": 0.0} | task.weights, patience=max(50, self.total // 10))
+        self.saved = self.start
+        self.unreadable: set[int] = set()
+
+    def fit(self, request: StopRequest) -> Outcome:
+        metrics = Metrics(self.folder, self.start, self.runtime.tensorboard) if self.speaks else None
+        batches = iter(self._loader()) if self.start < self.total else iter(())
+        step, began = self.start, time.monotonic()
+        try:
+            with ProgressLine(self.total, self.start, shown=self.speaks) as progress:
+                while step < self.total:
+                    step_began = time.monotonic()
+                    losses = self._step(step, batches)
+                    row = self._row(step, losses, time.monotonic() - began, time.monotonic() - step_began)
+                    if row is not None and metrics is not None:
+                        metrics.write(row)
+                    step += 1
+                    shown = {name: float(value) for name, value in losses.named.items()} if self.speaks else {}
+                    progress.advance(shown, self.train.batch_size / (time.monotonic() - step_began))
+                    stop = any_rank(request.signal is not None, self.fabric.device)
+                    if (
+                        stop
+                        or step == self.total
+                        or step % (self.runtime.checkpoint_every or self.steps_per_epoch) == 0
+                    ):
+                        self._save(step)
+                    if stop:
+                        break
+        finally:
+            if metrics is not None:
+                metrics.close()
+        if self.speaks and self.unreadable:
+            logger.warning("%d images could not be read any more and were replaced", len(self.unreadable))
+        return Outcome(step, self.total, request.signal if step < self.total else None)
+
+    def _step(self, step: int, batches: Iterator[Batch]) -> Losses:
+        """One step of the optimizer: EMA, forward and backward of every micro-batch, update."""
+        rate = self.optim.lr_at(step, self.total, self.steps_per_epoch, self.train.batch_size)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.task.follow(step, self.total)
+        parts = []
+        for micro in range(self.train.accumulate):
+            batch = next(batches)
+            self.unreadable.update(batch.unreadable)
+            views = realise(batch, self.plan, self._poses(step, micro), self.fabric.device)
+            last = micro == self.train.accumulate - 1
+            with (
+                counted_torch_seed(self.seed, "dropout", step, micro, self.fabric.global_rank),
+                self.fabric.no_backward_sync(self.module, enabled=not last),
+            ):
+                part = self.module(views)
+                self.fabric.backward(part.total / self.train.accumulate)
+            parts.append(part)
+        losses = _mean_losses(parts)
+        self._refuse_infinite(step, losses)
+        if self.optim.clip:
+            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.optim.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return losses
+
+    def _poses(self, step: int, micro: int) -> list[Any]:
+        if self.plan.posed is None:
+            return []
+        counter = step * self.train.accumulate + micro
+        return sample_poses(self.plan.posed, self.seed, counter, self.fabric.global_rank, self.fabric.world_size)
+
+    def _refuse_infinite(self, step: int, losses: Losses) -> None:
+        values = {name: float(value) for name, value in losses.named.items()}
+        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
+        if any_rank(bool(bad), self.fabric.device):
+            which = (
+                ", ".join(f"{name} is {value}" for name, value in bad.items()) or "a loss of another rank is not finite"
+            )
+            kept = (
+                f"the checkpoint of step {self.saved} is the last good one" if self.saved else "nothing was saved yet"
+            )
+            raise UserError(
+                f"training stopped at step {step + 1} because a loss is not finite ({which}); {kept}. "
+                "Try a lower optim.lr, a longer optim.warmup_epochs, or optim.clip=1 in a new run folder"
+            )
+
+    def _row(self, step: int, losses: Losses, seconds: float, step_seconds: float) -> dict[str, float | int] | None:
+        if not (step < 10 or (step + 1) % self.runtime.log_every == 0 or step + 1 == self.total):
+            return None
+        named = {name: float(mean_detached(value)) for name, value in losses.named.items()}
+        total = float(mean_detached(losses.total))
+        gradients = self._gradients_at_the_tap()
+        if not self.speaks:
+            return None
+        std = feature_std(losses.cls)
+        self.health.look(step, std, gradients, len(losses.cls))
+        row: dict[str, float | int] = {
+            "step": step + 1,
+            "epoch": (step + 1) / self.steps_per_epoch,
+            "seconds": seconds,
+            "images_per_second": self.train.batch_size / step_seconds,
+            "lr": float(self.optimizer.param_groups[0]["lr"]),
+            "momentum": self.task.method.momentum_at(step, self.total),
+            "loss/total": total,
+        }
+        row |= {f"loss/{name}": value for name, value in named.items()}
+        row |= {f"gradient/{name}": value for name, value in gradients.items()}
+        return row | {"feature/std": std, "feature/effective_rank": effective_rank(losses.cls)}
+
+    def _gradients_at_the_tap(self) -> dict[str, float]:
+        """Norms over all ranks of what reached the first tapped layer: of the base loss and of the add-on."""
+        if not self.task.student.taps:
+            return {}
+        names = {"base": "stream"} | dict.fromkeys(self.task.addons, "taps")
+        zero = torch.zeros((), device=self.fabric.device)
+        squares = [sum_detached(self.task.watch.norms.get(key, zero) ** 2) for key in names.values()]
+        # a rank's loss is W times its share, so the squares add up and the norm divides by W
+        return {
+            name: math.sqrt(float(square)) / self.fabric.world_size for name, square in zip(names, squares, strict=True)
+        }
+
+    def _loader(self) -> DataLoader[Any]:
+        keys = MicroBatches(
+            len(self.dataset),
+            self.seed,
+            micro_batch=self.train.micro_batch,
+            accumulate=self.train.accumulate,
+            first_step=self.start,
+            last_step=self.total,
+            posed=self.plan.posed.count if self.plan.posed else 0,
+            rank=self.fabric.global_rank,
+            ranks=self.fabric.world_size,
+        )
+        return DataLoader(
+            self.dataset,
+            batch_sampler=keys,
+            num_workers=self.runtime.workers,
+            collate_fn=collate,
+            pin_memory=self.fabric.device.type == "cuda",
+            worker_init_fn=leave_signals_to_the_main_process,
+            prefetch_factor=4 if self.runtime.workers else None,
+        )
+
+    def _resume(self, optimizer: torch.optim.Optimizer) -> int:
+        checkpoint = latest_checkpoint(self.folder / "checkpoints")
+        if checkpoint is None:
+            return 0
+        if checkpoint.run != self.run:
+            differs = {k: (checkpoint.run.get(k), v) for k, v in self.run.items() if checkpoint.run.get(k) != v}
+            told = "; ".join(f"{name} was {old} and is now {new}" for name, (old, new) in differs.items())
+            raise UserError(f"{self.folder} cannot go on, its data changed: {told}. Choose a new --out folder")
+        checkpoint.restore(self.task, optimizer)
+        if self.fabric.global_rank == 0:
+            logger.info("going on after step %d of %d", checkpoint.step, self.total)
+        return checkpoint.step
+
+    def _save(self, step: int) -> None:
+        """Rank 0 writes; if the disk refuses, every rank stops."""
+        refused: UserError | None = None
+        if self.speaks:
+            try:
+                folder = self.folder / "checkpoints"
+                save_checkpoint(folder, step, self.task, self.optimizer, self.run, self.runtime.keep_checkpoints)
+            except UserError as error:
+                refused = error
+        if any_rank(refused is not None, self.fabric.device):
+            raise refused or UserError("rank 0 could not write a checkpoint")
+        self.saved = step
+        barrier()
+
+
+def _mean_losses(parts: list[Losses]) -> Losses:
+    if len(parts) == 1:
+        return parts[0]
+
+    def mean(values: list[Tensor]) -> Tensor:
+        return torch.stack([v.detach() for v in values]).mean()
+
+    named = {name: mean([part.named[name] for part in parts]) for name in parts[0].named}
+    return Losses(mean([part.total for part in parts]), named, parts[-1].cls)

@@ -1,0 +1,108 @@
+"""Where the numbers of a step go: metrics.csv, TensorBoard where it is installed, the progress bar."""
+
+import csv
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+__all__ = ["Metrics", "ProgressLine"]
+
+logger = logging.getLogger("equimid")
+
+Row = Mapping[str, float | int]
+
+
+class Metrics:
+    """metrics.csv, and TensorBoard files under `tensorboard/`. A resumed run drops the rows after its checkpoint."""
+
+    def __init__(self, folder: Path, resumed_step: int, tensorboard: bool) -> None:
+        self.file = folder / "metrics.csv"
+        self.columns: list[str] = []
+        if self.file.exists():
+            self._truncate(resumed_step)
+        self.board: Any = _tensorboard(folder / "tensorboard", resumed_step) if tensorboard else None
+
+    def write(self, row: Row) -> None:
+        """Append a row; the first one fixes the columns."""
+        with self.file.open("a", newline="") as stream:
+            writer = csv.writer(stream)
+            if not self.columns:
+                self.columns = list(row)
+                writer.writerow(self.columns)
+            writer.writerow([f"{row[c]:.8g}" if isinstance(row[c], float) else row[c] for c in self.columns])
+        if self.board is not None:
+            for name, value in row.items():
+                self.board.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self.board is not None:
+            self.board.close()
+
+    def _truncate(self, step: int) -> None:
+        with self.file.open(newline="") as stream:
+            rows = [row for row in csv.reader(stream) if row]
+        if not rows:
+            return
+        self.columns, body = rows[0], rows[1:]
+        whole = [row for row in body if len(row) == len(self.columns) and row[0].isdigit() and int(row[0]) <= step]
+        beside = self.file.with_suffix(".csv.tmp")
+        with beside.open("w", newline="") as stream:
+            csv.writer(stream).writerows([self.columns, *whole])
+        beside.replace(self.file)
+
+
+def _tensorboard(folder: Path, resumed_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=resumed_step + 1)
+
+
+class ProgressLine:
+    """A bar with losses, images per second and time left on a terminal; a line now and then anywhere else."""
+
+    SECONDS_BETWEEN_LINES = 20.0
+
+    def __init__(self, total: int, done: int, shown: bool) -> None:
+        self.total, self.last_line, self.shown = total, 0.0, shown
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not (shown and console.is_terminal),
+        )
+        self.task = self.bar.add_task("training", total=total, completed=done, numbers="")
+        self.done = done
+
+    def __enter__(self) -> "ProgressLine":
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def advance(self, losses: Mapping[str, float], images_per_second: float) -> None:
+        """One step further."""
+        self.done += 1
+        numbers = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        numbers += f"  {images_per_second:,.0f} images/s"
+        self.bar.update(self.task, advance=1, numbers=numbers)
+        now = time.monotonic()
+        last = self.done == self.total
+        if self.shown and self.bar.disable and (last or now - self.last_line > self.SECONDS_BETWEEN_LINES):
+            self.last_line = now
+            logger.info("step %d of %d  %s", self.done, self.total, numbers)

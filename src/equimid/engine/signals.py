@@ -1,0 +1,34 @@
+"""Ctrl-C and SIGTERM finish the step; a second Ctrl-C stops at once."""
+
+import signal
+from types import FrameType, TracebackType
+
+__all__ = ["StopRequest", "leave_signals_to_the_main_process"]
+
+
+class StopRequest:
+    """While active, the first SIGINT or SIGTERM is noted in `signal` instead of ending the process."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+def leave_signals_to_the_main_process(worker: int) -> None:
+    """For loader workers: Ctrl-C reaches the whole process group, and they must live until the step is done."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,41 @@
+"""How a run is measured."""
+
+from dataclasses import dataclass
+
+from equimid.errors import UserError
+
+__all__ = ["EvaluationConfig"]
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """
+    crop:           centre crop's share of the resized image (0.875: 224 of 256 px); 1 keeps the whole height
+    knn_k:          neighbours of the kNN probe
+    knn_temperature: of its votes, e^(cosine / T)
+    linear_epochs:  of the linear probe
+    linear_rates:   learning rates (per 256 images) that are trained at once
+    held_out:       share of the training images that chooses the rate
+    equivariance_images: images that equivariance is measured on
+    """
+
+    crop: float = 0.875
+    knn_k: int = 20
+    knn_temperature: float = 0.07
+    linear_epochs: int = 100
+    linear_rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+    held_out: float = 0.1
+    equivariance_images: int = 256
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop <= 1:
+            raise UserError(f"evaluation.crop is {self.crop}; it must lie in (0, 1]")
+        if not 0 < self.held_out <= 0.5:
+            raise UserError(f"evaluation.held_out is {self.held_out}; it must lie in (0, 0.5]")
+        for name in ("knn_k", "linear_epochs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"evaluation.{name} is {getattr(self, name)}; it must be 1 or more")
+        if self.equivariance_images < 2:
+            raise UserError("evaluation.equivariance_images must be 2 or more: other images are the reference")
+        if not self.linear_rates or min(self.linear_rates) <= 0:
+            raise UserError("evaluation.linear_rates must be positive numbers")

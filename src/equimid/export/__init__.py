@@ -1,0 +1,5 @@
+"""Handing the backbone on."""
+
+from equimid.export.backbone import load_backbone, save_backbone
+
+__all__ = ["load_backbone", "save_backbone"]

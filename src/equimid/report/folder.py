@@ -1,0 +1,115 @@
+"""What lies in the folder of a run, read and not yet arranged."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from equimid.errors import UserError
+from equimid.records import Record, read_records
+
+__all__ = ["Run", "names", "read_run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What lies in one run's folder."""
+
+    path: Path
+    name: str
+    index: int
+    text: str
+    config: Mapping[str, Any]
+    counts: Mapping[str, int]
+    curves: Mapping[str, tuple[list[float], list[float]]]  # column -> steps, values
+    records: Sequence[Record]
+
+    @property
+    def ser_layers(self) -> tuple[Any, ...]:
+        """The layers that SER regularises."""
+        layers = self.setting("ser.layers")
+        return tuple(layers) if isinstance(layers, list) else () if layers is None else (layers,)
+
+    def setting(self, dotted: str) -> Any:
+        """The setting of that name, None where any part of the way is missing."""
+        value: Any = self.config
+        for key in dotted.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value
+
+
+def read_run(path: Path, name: str, index: int) -> Run:
+    """Read a run's folder; all but config.yaml may be missing.
+
+    Raises:
+        UserError: the folder is not a run, or a file in it cannot be read.
+    """
+    settings, counts, metrics, records = (
+        path / n for n in ("config.yaml", "data.json", "metrics.csv", "records.jsonl")
+    )
+    if not settings.is_file():
+        raise UserError(
+            f"{path} is not a run: found no config.yaml in it, expected the folder that 'equimid train' "
+            "wrote; check the path"
+        )
+    text = settings.read_text(encoding="utf-8")
+    try:
+        config = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{settings} is not YAML ({' '.join(str(error).split())}); restore it") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{settings} holds {type(config).__name__}, expected settings by name; restore it")
+    try:
+        counted = json.loads(counts.read_text(encoding="utf-8")) if counts.is_file() else {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{counts} is not JSON ({error}); delete it, the report does without") from None
+    if not isinstance(counted, dict):
+        raise UserError(f"{counts} holds {type(counted).__name__}, expected counts by name; delete it")
+    return Run(
+        path=path,
+        name=name,
+        index=index,
+        text=text,
+        config=config,
+        counts={k: v for k, v in counted.items() if type(v) is int},
+        curves=_read_metrics(metrics) if metrics.is_file() else {},
+        records=read_records(records) if records.is_file() else [],
+    )
+
+
+def _read_metrics(path: Path) -> dict[str, tuple[list[float], list[float]]]:
+    """Column -> steps and values. The last line may be half written, a step may return after a resume."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    rows: dict[float, dict[str, float]] = {}
+    columns: dict[str, None] = {}
+    for row in csv.DictReader(lines):
+        cells = {k: _float(v) for k, v in row.items() if isinstance(k, str) and isinstance(v, str)}
+        values = {k: v for k, v in cells.items() if v is not None}
+        columns |= dict.fromkeys(cells)
+        if "step" in values:
+            rows[values["step"]] = values  # the later line of a step counts
+    steps = {name: [step for step in sorted(rows) if name in rows[step]] for name in columns}
+    return {name: (found, [rows[step][name] for step in found]) for name, found in steps.items()}
+
+
+def _float(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """The folder's own name, with as many parents as it takes to tell the runs apart."""
+    parts = [path.resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        found = ["/".join(p[-depth:]) for p in parts]
+        if len(set(found)) == len(found):
+            return found
+    return [str(path) for path in paths]

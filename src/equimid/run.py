@@ -1,0 +1,234 @@
+"""A run and its folder: pretrain, export, evaluate, report; and again where it stopped."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.progress import Progress
+
+from equimid.backbones import Backbone, build_backbone, timm_arguments
+from equimid.config import Config, differences, load_config, save_config
+from equimid.data import Source, check_images, ledger_for, open_source
+from equimid.engine import Outcome, is_main_process, latest_checkpoint, make_fabric, train
+from equimid.errors import UserError
+from equimid.evaluation import (
+    FeatureTable,
+    Scope,
+    draw_feature_maps,
+    embed,
+    measure_equivariance,
+    measure_knn,
+    measure_linear,
+    pixels,
+)
+from equimid.export import load_backbone, save_backbone
+from equimid.records import Record, write_records
+from equimid.report import write_report
+from equimid.task import Task, plan_views
+from equimid.views import ViewDataset
+
+__all__ = ["evaluate", "pretrain"]
+
+logger = logging.getLogger("equimid")
+
+
+def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
+    """Train into `folder`, going on where an earlier call stopped; then export, evaluate and report.
+
+    Args:
+        finish: False leaves out evaluation and report.
+
+    Raises:
+        UserError: bad settings or data, a folder of another run, a folder in use, a full disk.
+    """
+    with _locked(folder):
+        task = Task(config.backbone, config.method, config.ser, config.seed)
+        plan = plan_views(config.views, config.backbone, config.ser, config.train.micro_batch, task.patch_size)
+        source = _prepare(config, folder, task.patch_size)
+        config.train.steps_per_epoch(len(source))
+        fabric = make_fabric(config.runtime)
+        fabric.launch()
+        if not is_main_process():
+            source = _source(config, folder, task.patch_size)
+        outcome = train(
+            fabric,
+            task,
+            ViewDataset(source, plan, config.seed),
+            train=config.train,
+            optim=config.optim,
+            runtime=config.runtime,
+            seed=config.seed,
+            folder=folder,
+            run={"images": len(source), "data": source.fingerprint()},
+        )
+        if fabric.global_rank == 0:
+            save_backbone(
+                task.student, folder / "backbone", config.backbone.name, timm_arguments(config.backbone),
+                _preprocessing(config),
+            )  # fmt: skip
+            if finish and outcome.stopped_by is None:
+                _measure(config, folder, config.data.source, fabric.device)
+    return outcome
+
+
+def evaluate(folder: Path, data: str | None = None) -> Path:
+    """Measure the backbone of a run's folder, write records and the report; returns the report's path.
+
+    Args:
+        data: labelled images for the probes; None = the run's own data.
+
+    Raises:
+        UserError: no run, no backbone, or bad data.
+    """
+    config = load_config(folder / "config.yaml")
+    with _locked(folder):
+        fabric = make_fabric(replace(config.runtime, devices=1))
+        return _measure(config, folder, data or config.data.source, fabric.device)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    if not is_main_process():
+        yield
+        return
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; --out must name a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        with lock:
+            yield
+    except Timeout:
+        raise UserError(
+            f"{folder} is in use by another equimid process; wait for it, or choose another --out"
+        ) from None
+    except PermissionError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}; choose another --out") from None
+
+
+def _prepare(config: Config, folder: Path, patch_size: int) -> Source:
+    """Main process, before the ranks start: settings agree with the folder, images are checked."""
+    if not is_main_process():
+        return _source(config, folder, patch_size)
+    file = folder / "config.yaml"
+    if file.exists():
+        differing = differences(load_config(file), config)
+        if differing:
+            told = "; ".join(f"{key} was {old} and is now {new}" for key, (old, new) in differing.items())
+            raise UserError(
+                f"{folder} holds a run with other settings ({told}); choose another --out or those settings"
+            )
+    source = _source(config, folder, patch_size)
+    save_config(config, file)
+    return source
+
+
+def _source(config: Config, folder: Path, patch_size: int) -> Source:
+    listed = open_source(config.data.source)
+    with _progress("checking images") as progress:
+        ledger = ledger_for(
+            listed,
+            folder,
+            smallest_side=patch_size,
+            tolerated=config.data.tolerated_unreadable,
+            progress=progress,
+        )
+    source = ledger.apply(listed)
+    if is_main_process():
+        left_out = f", {len(ledger.unreadable)} left out ({folder / 'unreadable.csv'})" if ledger.unreadable else ""
+        logger.info("%s: %d images%s", config.data.source, len(source), left_out)
+    return source
+
+
+def _preprocessing(config: Config) -> dict[str, Any]:
+    size = config.backbone.image_size
+    return {
+        "input_size": [3, size, size],
+        "mean": list(config.views.mean),
+        "std": list(config.views.std),
+        "interpolation": "bicubic",
+        "crop_pct": config.evaluation.crop,
+    }
+
+
+def _measure(config: Config, folder: Path, data: str, device: torch.device) -> Path:
+    """Everything that can be measured of the folder's backbone on `data`; then the report."""
+    backbone = load_backbone(folder)
+    random = build_backbone(config.backbone, config.ser.layers if config.ser else (), config.seed)
+    random.pretrained_cfg = backbone.pretrained_cfg
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    scope = Scope("backbone", data, config.seed, checkpoint.identity if checkpoint else "")
+    subjects: list[tuple[Scope, Backbone]] = [
+        (scope, backbone),
+        (replace(scope, subject="random", checkpoint=""), random),
+    ]
+    workers = config.runtime.workers
+    records: list[Record] = []
+    labelled = _labelled_splits(data)
+    if labelled:
+        for about, network in subjects:
+            with _progress(f"features, {about.subject}") as progress:
+                tables = [embed(network, s, device=device, workers=workers, progress=progress) for s in labelled]
+            records += _probe(tables, config, about)
+        with _progress("features, pixels") as progress:
+            tables = [pixels(s, workers=workers, progress=progress) for s in labelled]
+        records += _probe(tables, config, replace(scope, subject="pixels", checkpoint=""))
+        images = labelled[1]
+    else:
+        logger.info("%s has no labels: no kNN and no linear probe", data)
+        images = _readable(open_source(data))
+    if len(images) >= 2:
+        for about, network in subjects:
+            with _progress(f"equivariance, {about.subject}") as progress:
+                records += measure_equivariance(
+                    network,
+                    images,
+                    config.evaluation,
+                    about,
+                    device=device,
+                    workers=workers,
+                    progress=progress,
+                )
+    depth = len(backbone.blocks)
+    layers = sorted({1, *(config.ser.layers if config.ser else (max(1, depth // 4),)), depth // 2, depth} - {0})
+    records += draw_feature_maps(backbone, images, layers, folder, scope, device=device)
+    write_records(folder / "records.jsonl", records)
+    return write_report([folder], folder / "report.html")
+
+
+def _probe(tables: list[FeatureTable], config: Config, scope: Scope) -> list[Record]:
+    fit, test = tables
+    return [
+        *measure_knn(fit, test, config.evaluation, scope),
+        *measure_linear(fit, test, config.evaluation, scope),
+    ]
+
+
+def _labelled_splits(data: str) -> list[Source]:
+    """Training and test images, or nothing where there are no labels."""
+    if open_source(data).labels is None:
+        return []
+    splits = [_readable(open_source(data, split)) for split in ("train", "test")]
+    return splits if all(s.labels is not None for s in splits) else []
+
+
+def _readable(source: Source) -> Source:
+    return check_images(source, smallest_side=1, tolerated=1.0).apply(source)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on a terminal, nothing elsewhere."""
+    console = Console(stderr=True)
+    if not (is_main_process() and console.is_terminal):
+        yield None
+        return
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
