@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import filelock
 import numpy as np
 import pytest
 import torchvision.datasets
@@ -22,7 +23,6 @@ from equimid.data import (
     Ledger,
     Source,
     TorchvisionSource,
-    UnreadableImage,
     check_images,
     holdout,
     ledger_for,
@@ -30,7 +30,7 @@ from equimid.data import (
     open_source,
     read_size,
 )
-from equimid.errors import UserError
+from equimid.errors import UnreadableImage, UserError
 
 ORIENTATION = 0x0112
 
@@ -261,15 +261,15 @@ def test_train_and_test_folders(tmp_path: Path, second: str) -> None:
 
 
 def test_plain_folder_is_split_80_to_20_in_proportion(tmp_path: Path) -> None:
-    for k in range(50):
-        draw(tmp_path / ("few" if k < 20 else "many") / f"{k:02}.png")
+    for k in range(60):
+        draw(tmp_path / ("few" if k < 10 else "many") / f"{k:02}.png")
     train, test = open_source(str(tmp_path), "train"), open_source(str(tmp_path), "test")
     parts = [set(relative(s, tmp_path)) for s in (train, test)]
     assert parts[0] | parts[1] == set(relative(open_source(str(tmp_path)), tmp_path))
     assert not parts[0] & parts[1]
     assert train.labels is not None
     assert test.labels is not None
-    assert (np.bincount(train.labels).tolist(), np.bincount(test.labels).tolist()) == ([16, 24], [4, 6])
+    assert (np.bincount(train.labels).tolist(), np.bincount(test.labels).tolist()) == ([8, 40], [2, 10])
     assert relative(open_source(str(tmp_path), "test"), tmp_path) == relative(test, tmp_path)
     for i in range(len(test)):
         assert test.classes[test.labels[i]] == Path(test.describe(i)).parent.name
@@ -381,6 +381,23 @@ def test_published_data_are_downloaded_once(tmp_path: Path, monkeypatch: pytest.
     )
     assert left.fingerprint() != test.fingerprint()
     assert check_images(test, smallest_side=8).checked == "decoded"
+
+
+def test_two_processes_download_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Waited(filelock.FileLock):
+        """While this process waits for the lock, the other one finishes."""
+
+        def __enter__(self) -> Any:
+            (tmp_path / "cifar10").mkdir()
+            (tmp_path / "cifar10/train").touch()
+            return super().__enter__()
+
+    monkeypatch.setenv("EQUIMID_DATA", str(tmp_path))
+    monkeypatch.setattr(torchvision.datasets, "CIFAR10", Published)
+    monkeypatch.setattr(Published, "downloads", 0)
+    monkeypatch.setattr(filelock, "FileLock", Waited)
+    assert len(open_source("cifar10")) == 10
+    assert Published.downloads == 0
 
 
 def test_eurosat_gets_our_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -559,6 +576,23 @@ def test_ledger_of_good_images_is_written_too(tmp_path: Path) -> None:
     ledger = ledger_for(source, tmp_path / "run", smallest_side=8)
     assert (tmp_path / "run/unreadable.csv").read_text().split() == ["file,reason"]
     assert ledger.apply(source) is source
+
+
+def test_processes_of_one_run_save_the_same_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(tmp_path / "data/a.png")
+    ledger = check_images(open_source(str(tmp_path / "data")), smallest_side=8)
+    rename = os.replace
+    others = [ledger.save] * 2
+
+    def interleaved(beside: Path, final: Path) -> None:
+        if others:
+            others.pop()(tmp_path / "run")
+        rename(beside, final)
+
+    monkeypatch.setattr(os, "replace", interleaved)
+    ledger.save(tmp_path / "run")
+    assert not others
+    assert Ledger.load(tmp_path / "run") == ledger
 
 
 def test_too_many_unreadable_name_share_limit_examples_and_remedy(tmp_path: Path) -> None:

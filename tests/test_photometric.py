@@ -33,9 +33,7 @@ def pictures(n: int, height: int, width: int, dtype: torch.dtype = torch.float32
     generator = torch.Generator().manual_seed(height * width)
     ramp = torch.linspace(0, 1, width).expand(n, 3, height, width)
     images = 0.5 * ramp + 0.5 * torch.rand(n, 3, height, width, generator=generator)
-    for place, colour in enumerate(
-        [(0, 0, 0), (1, 1, 1), (0.3, 0.3, 0.3), (1, 0, 0), (0, 1, 0), (0, 0.5, 0.5)]
-    ):
+    for place, colour in enumerate([(0, 0, 0), (1, 1, 1), (0.3, 0.3, 0.3), (1, 0, 0), (0, 1, 0), (0, 0.5, 0.5)]):
         images[:, :, :4, 4 * place : 4 * place + 4] = torch.tensor(colour).view(3, 1, 1)
     return images.to(dtype)
 

@@ -105,9 +105,7 @@ def _fake_records(gain: float, depth: int, seed: int, draw: random.Random, ser: 
                     )
     caption = {"layer": 3, "caption": "Layer 3: images, their quarter turns, and both token maps"}
     picture = "pictures/layer3.png"
-    records.append(
-        Record("feature_maps", "picture", None, 4, "backbone", details=caption, picture=picture, **common)
-    )
+    records.append(Record("feature_maps", "picture", None, 4, "backbone", details=caption, picture=picture, **common))
     return records
 
 
@@ -194,9 +192,7 @@ def test_several_runs_side_by_side(three: Page) -> None:
 
 
 def test_a_reference_of_another_shape_is_shown_apart(tmp_path: Path) -> None:
-    page = report(
-        tmp_path, fake_run(tmp_path / "a"), fake_run(tmp_path / "b"), fake_run(tmp_path / "c", depth=4)
-    )
+    page = report(tmp_path, fake_run(tmp_path / "a"), fake_run(tmp_path / "b"), fake_run(tmp_path / "c", depth=4))
     table = page.source.split('class="numbers"')[1].split("</table>")[0]
     assert "random network (a, b)" in table
     assert "random network (c)" in table
@@ -306,9 +302,7 @@ def test_a_picture_outside_the_folder_is_not_read(tmp_path: Path) -> None:
 def test_several_values_in_one_place_are_named(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "run", records=False)
     common: dict[str, Any] = {"n": 10, "data": "test", "seed": 0, "checkpoint": "abc", "unit": "%"}
-    for_k = {
-        k: Record("knn", "top1", 50.0 + k, subject="backbone", details={"k": k}, **common) for k in (1, 20)
-    }
+    for_k = {k: Record("knn", "top1", 50.0 + k, subject="backbone", details={"k": k}, **common) for k in (1, 20)}
     untaught = Record("knn", "top1", 30.0, subject="random", details={"k": 20}, **common)
     write_records(run / "records.jsonl", [*for_k.values(), untaught])
     page = report(tmp_path, run)

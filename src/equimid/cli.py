@@ -35,7 +35,8 @@ def main() -> None:
     try:
         app.cli(prog="equimid", args=arguments or ["--help"], description=_DESCRIPTION)
     except UserError as error:
-        _say(f"equimid: {error}")
+        # from a loader worker it comes with the worker's traceback before it
+        _say(f"equimid: {str(error).strip().splitlines()[-1].removeprefix('equimid.errors.UserError: ')}")
         sys.exit(2)
     except KeyboardInterrupt:
         _say("equimid: stopped")

@@ -127,7 +127,8 @@ class Pose:
                 raise TypeError(f"{x.dtype} maps cannot be resized, and on a {h} x {w} grid half of these must be")
             flat = _resize(x, (w, h) if lying_all else (h, w), interpolation).flatten(2)
         places = _source_places(turns, flip, h, w)
-        return flat.gather(2, places[:, None, :].expand(-1, x.shape[1], -1)).unflatten(2, (h, w))
+        posed: Tensor = flat.gather(2, places[:, None, :].expand(-1, x.shape[1], -1)).unflatten(2, (h, w))
+        return posed
 
 
 def transport(x: Tensor, source: Pose, target: Pose, interpolation: str = "bicubic") -> Tensor:

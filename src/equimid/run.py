@@ -50,12 +50,12 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
     with _locked(folder):
         task = Task(config.backbone, config.method, config.ser, config.seed)
         plan = plan_views(config.views, config.backbone, config.ser, config.train.micro_batch, task.patch_size)
-        source = _prepare(config, folder, task.patch_size)
-        config.train.steps_per_epoch(len(source))
+        if is_main_process():
+            _prepare(config, folder, task.patch_size)
         fabric = make_fabric(config.runtime)
         fabric.launch()
-        if not is_main_process():
-            source = _source(config, folder, task.patch_size)
+        # the main process has checked the images before the others start: they read its list
+        source = _source(config, folder, task.patch_size)
         outcome = train(
             fabric,
             task,
@@ -112,10 +112,8 @@ def _locked(folder: Path) -> Iterator[None]:
         raise UserError(f"cannot write into {folder}: {error.strerror}; choose another --out") from None
 
 
-def _prepare(config: Config, folder: Path, patch_size: int) -> Source:
-    """Main process, before the ranks start: settings agree with the folder, images are checked."""
-    if not is_main_process():
-        return _source(config, folder, patch_size)
+def _prepare(config: Config, folder: Path, patch_size: int) -> None:
+    """Main process, before the ranks start: settings agree with the folder, images are checked and suffice."""
     file = folder / "config.yaml"
     if file.exists():
         differing = differences(load_config(file), config)
@@ -124,12 +122,13 @@ def _prepare(config: Config, folder: Path, patch_size: int) -> Source:
             raise UserError(
                 f"{folder} holds a run with other settings ({told}); choose another --out or those settings"
             )
-    source = _source(config, folder, patch_size)
+    source = _source(config, folder, patch_size, told=True)
+    config.train.steps_per_epoch(len(source))
     save_config(config, file)
-    return source
 
 
-def _source(config: Config, folder: Path, patch_size: int) -> Source:
+def _source(config: Config, folder: Path, patch_size: int, told: bool = False) -> Source:
+    """The images that can be used; the check is saved in the folder and made once."""
     listed = open_source(config.data.source)
     with _progress("checking images") as progress:
         ledger = ledger_for(
@@ -140,7 +139,7 @@ def _source(config: Config, folder: Path, patch_size: int) -> Source:
             progress=progress,
         )
     source = ledger.apply(listed)
-    if is_main_process():
+    if told:
         left_out = f", {len(ledger.unreadable)} left out ({folder / 'unreadable.csv'})" if ledger.unreadable else ""
         logger.info("%s: %d images%s", config.data.source, len(source), left_out)
     return source
@@ -212,7 +211,7 @@ def _probe(tables: list[FeatureTable], config: Config, scope: Scope) -> list[Rec
 
 def _labelled_splits(data: str) -> list[Source]:
     """Training and test images, or nothing where there are no labels."""
-    if open_source(data).labels is None:
+    if open_source(data, "train").labels is None:
         return []
     splits = [_readable(open_source(data, split)) for split in ("train", "test")]
     return splits if all(s.labels is not None for s in splits) else []

@@ -85,7 +85,8 @@ class Task(nn.Module):
         if self.momentum is None:
             return
         coefficient = self.method.momentum_at(step, total)
-        for follower, leader in [(self.momentum, self.student), *self.method.momentum_heads()]:
+        pairs: list[tuple[nn.Module, nn.Module]] = [(self.momentum, self.student), *self.method.momentum_heads()]
+        for follower, leader in pairs:
             ema_update_(follower, leader, coefficient)
 
     def forward(self, views: Views) -> Losses:

@@ -11,7 +11,7 @@ from equimid.backbones.vit import LateCLSViT, build
 __all__ = ["equimid_vit"]
 
 
-@register_model
+@register_model  # type: ignore[untyped-decorator]
 def equimid_vit(
     pretrained: bool = False,
     arch: str = "vit_small_patch16_224",

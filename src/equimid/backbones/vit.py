@@ -46,7 +46,8 @@ class LateBlock(Block):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         if not self.passes_cls:
-            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+            everything: Tensor = super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
+            return everything
         patches: Tensor = super().forward(x[:, 1:], attn_mask=attn_mask, is_causal=is_causal)
         return torch.cat([x[:, :1], patches], dim=1)
 

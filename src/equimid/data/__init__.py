@@ -7,7 +7,7 @@ image = source.load(0)                               # PIL, RGB
 """
 
 from equimid.data.config import DataConfig
-from equimid.data.decode import IMAGE_SUFFIXES, UnreadableImage, open_image, read_size
+from equimid.data.decode import IMAGE_SUFFIXES, open_image, read_size
 from equimid.data.ledger import Ledger, check_images, ledger_for
 from equimid.data.opening import KNOWN_NAMES, open_source
 from equimid.data.sources import ArraySource, FileSource, Source, TorchvisionSource
@@ -22,7 +22,6 @@ __all__ = [
     "Ledger",
     "Source",
     "TorchvisionSource",
-    "UnreadableImage",
     "check_images",
     "holdout",
     "ledger_for",

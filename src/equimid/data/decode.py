@@ -8,6 +8,8 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from equimid.errors import UnreadableImage
+
 __all__ = ["IMAGE_SUFFIXES", "UnreadableImage", "open_image", "read_size", "reasons"]
 
 # lower case; a folder is searched for these in any case
@@ -26,14 +28,6 @@ _REFUSED = {
     "LAB": "Lab colours; convert it to RGB",
 }
 _TIFF_BITS_PER_SAMPLE = 258
-
-
-class UnreadableImage(Exception):  # noqa: N818 (a state of the file, not an error of the program)
-    """An image that cannot be used; `reason` is a few words on one line ("truncated", "0 bytes")."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 def open_image(file: ImageFile) -> Image.Image:

@@ -3,15 +3,15 @@
 import csv
 import json
 import os
+import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
-from equimid.data.decode import UnreadableImage
 from equimid.data.sources import ArraySource, Source
-from equimid.errors import UserError
+from equimid.errors import UnreadableImage, UserError
 
 __all__ = ["Ledger", "check_images", "ledger_for"]
 
@@ -54,14 +54,16 @@ class Ledger:
     def save(self, folder: Path) -> None:
         """Write `data.json` (all of it) and `unreadable.csv` (file, reason), each beside and renamed."""
         folder.mkdir(parents=True, exist_ok=True)
-        beside = folder / "unreadable.csv.tmp"
+        # several processes may save the same ledger at once
+        suffix = f".{secrets.token_hex(4)}.tmp"
+        beside = folder / f"unreadable.csv{suffix}"
         # a file name need not be valid text
         with beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
             writer = csv.writer(stream)
             writer.writerow(["file", "reason"])
             writer.writerows((description, reason) for _, description, reason in self.unreadable)
         os.replace(beside, folder / "unreadable.csv")
-        beside = folder / "data.json.tmp"
+        beside = folder / f"data.json{suffix}"
         counts = {"usable": self.listed - len(self.unreadable)}
         beside.write_text(json.dumps({"schema": _SCHEMA, **counts, **asdict(self)}, indent=1) + "\n")
         os.replace(beside, folder / "data.json")

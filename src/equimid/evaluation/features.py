@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from equimid.backbones import Backbone
+from equimid.backbones import Backbone, Features
 from equimid.data import Source
+from equimid.errors import UnreadableImage, UserError
 
 __all__ = ["FeatureTable", "Preprocessing", "embed", "image_batches", "pixels"]
 
@@ -64,7 +65,13 @@ class _Images(Dataset[Tensor]):
         return len(self.indices)
 
     def __getitem__(self, number: int) -> Tensor:
-        return self.preprocessing(self.source.load(int(self.indices[number])))
+        index = self.indices[number]
+        try:
+            return self.preprocessing(self.source.load(index))
+        except UnreadableImage as error:
+            raise UserError(
+                f"{self.source.describe(index)} cannot be read ({error.reason}); remove it and evaluate again"
+            ) from None
 
 
 def image_batches(
@@ -99,7 +106,8 @@ def embed(
     backbone = backbone.to(device).eval()
 
     def features(images: Tensor) -> Tensor:
-        return backbone(images.to(device)).cls.float().cpu()
+        found: Features = backbone(images.to(device))
+        return found.cls.float().cpu()
 
     return _table(source, preprocessing, features, workers, batch_size, progress)
 

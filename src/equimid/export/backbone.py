@@ -54,11 +54,8 @@ def save_backbone(
         ) from error
 
 
-def load_backbone(folder: str | Path, *, weights: bool = True) -> Backbone:
+def load_backbone(folder: str | Path) -> Backbone:
     """The backbone of a folder that a run wrote (RUN/backbone, or RUN itself), in eval mode; strict.
-
-    Args:
-        weights: False gives the same network with weights drawn anew, as a reference.
 
     The preprocessing that it was trained for is in `backbone.pretrained_cfg` (timm's keys).
 
@@ -79,11 +76,11 @@ def load_backbone(folder: str | Path, *, weights: bool = True) -> Backbone:
         raise UserError(f"{folder / 'config.json'} does not describe an equimid backbone ({error!r})") from None
     backbone = create_backbone(name, cls_layer, taps, **arguments)
     backbone.pretrained_cfg = {**backbone.pretrained_cfg, **config["pretrained_cfg"]}
-    if weights:
-        try:
-            backbone.load_state_dict(load_file(folder / "model.safetensors"))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{folder / 'model.safetensors'} cannot be read: {error}") from None
-        except RuntimeError as error:
-            raise UserError(f"{folder / 'model.safetensors'} does not fit {folder / 'config.json'}: {error}") from None
-    return backbone.eval()
+    try:
+        backbone.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{folder / 'model.safetensors'} cannot be read: {error}") from None
+    except RuntimeError as error:
+        raise UserError(f"{folder / 'model.safetensors'} does not fit {folder / 'config.json'}: {error}") from None
+    backbone.eval()
+    return backbone

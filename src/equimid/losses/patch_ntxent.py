@@ -176,7 +176,8 @@ class _SymmetricMaskedLSE(torch.autograd.Function):
             if i != j:
                 total[b] += e.sum(0)
         ctx.save_for_backward(z, total)
-        return total.log() + ctx.scale
+        lse: Tensor = total.log() + ctx.scale
+        return lse
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:

@@ -108,7 +108,11 @@ class ViewDataset(Dataset[Item]):
         posed = self.plan.posed
         assert posed is not None
         view: CropView = self.plan.crops[0]
-        box = sample_crop(image.size, view.scale, rng) if posed.shared_crop else (0.0, 0.0, float(image.width), float(image.height))
+        box = (
+            sample_crop(image.size, view.scale, rng)
+            if posed.shared_crop
+            else (0.0, 0.0, float(image.width), float(image.height))
+        )
         flipped = posed.shared_crop and rng.random() < view.flip
         rows = [draw(crop.photometric, rng) for crop in self.plan.crops[:2]]
         pixels = [_cut(image, box, posed.size, self.plan.interpolation, flipped)]
