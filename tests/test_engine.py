@@ -1,0 +1,336 @@
+"""The loop: resume to the same bits, checkpoints that survive, signals, health, order."""
+
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from equimid.engine.checkpoint import latest_checkpoint, save_checkpoint
+from equimid.engine.config import RuntimeConfig, TrainConfig
+from equimid.engine.health import HealthCheck, effective_rank, feature_std
+from equimid.engine.metrics import Metrics
+from equimid.engine.order import MicroBatches
+from equimid.errors import UserError
+
+# a network so small that a step takes milliseconds
+SMALL = [
+    "--recipe", "ser-tiny", "backbone.embed_dim=24", "backbone.depth=3", "backbone.num_heads=2",
+    "backbone.image_size=16", "backbone.patch_size=4", "method.hidden=16", "method.dim=8", "ser.hidden=8",
+    "train.batch_size=64", "train.epochs=1", "runtime.checkpoint_every=3", "runtime.tensorboard=false",
+    "evaluation.linear_epochs=2", "evaluation.equivariance_images=8",
+]  # fmt: skip
+STEPS = 1437 // 64
+
+
+def command(folder, *settings):
+    return [sys.executable, "-m", "equimid.cli", "pretrain", "digits", "--out", str(folder), *SMALL, *settings]
+
+
+def run(folder, *settings, **kwargs):
+    return subprocess.run(command(folder, *settings), capture_output=True, text=True, timeout=200, **kwargs)
+
+
+def final_weights(folder):
+    return load_file(folder / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors")
+
+
+def same_bits(one, other):
+    return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    done = run(folder, "runtime.workers=0")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def wait_for(folder, step, process):
+    """Until metrics.csv holds the step."""
+    for _ in range(2000):
+        file = folder / "metrics.csv"
+        if file.exists() and any(line.startswith(f"{step},") for line in file.read_text().splitlines()):
+            return
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was never reached")
+
+
+@pytest.mark.parametrize(("workers", "kills"), [(0, (2, 7, 16)), (1, (5, 9, 13)), (2, (4, 8, 19))])
+def test_killed_three_times_it_ends_with_the_same_bits(uninterrupted, tmp_path, workers, kills):
+    folder = tmp_path / "run"
+    settings = [f"runtime.workers={workers}", "runtime.log_every=1"]
+    for step in kills:
+        process = subprocess.Popen(
+            command(folder, *settings), stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        wait_for(folder, step, process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
+    done = run(folder, *settings)
+    assert done.returncode == 0, done.stderr
+    assert "going on after step" in done.stderr
+    assert same_bits(final_weights(folder), final_weights(uninterrupted))
+    steps = [int(line.split(",")[0]) for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    assert steps == list(range(1, STEPS + 1)), "a row is missing or doubled"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(uninterrupted, tmp_path, number, status):
+    folder = tmp_path / "run"
+    settings = ["runtime.workers=1", "runtime.log_every=1", "runtime.checkpoint_every=1000"]
+    process = subprocess.Popen(command(folder, *settings), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(folder, 4, process)
+    os.killpg(process.pid, number)  # the whole group, as a terminal does: loader workers too
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == status, told
+    assert "Traceback" not in told
+    assert "the checkpoint is written" in told
+    assert "Run the same command again" in told
+    stopped = latest_checkpoint(folder / "checkpoints").step
+    assert 4 <= stopped < STEPS
+    done = run(folder, *settings)
+    assert done.returncode == 0, done.stderr
+    assert f"going on after step {stopped} of {STEPS}" in done.stderr
+    assert same_bits(final_weights(folder), final_weights(uninterrupted))
+
+
+def test_two_processes_train_what_one_trains(uninterrupted, tmp_path):
+    """The command line with runtime.devices=2: DDP, unused parameters not searched for."""
+    folder = tmp_path / "run"
+    done = run(folder, "runtime.devices=2", "runtime.workers=0", "runtime.accelerator=cpu")
+    assert done.returncode == 0, done.stderr
+    rows = [(f / "metrics.csv").read_text().splitlines() for f in (uninterrupted, folder)]
+    header = rows[0][0].split(",")
+    first, other = (dict(zip(header, map(float, r[1].split(",")), strict=True)) for r in rows)
+    for name in ("loss/total", "loss/mocov3", "loss/ser", "gradient/base", "gradient/ser", "lr"):
+        assert other[name] == pytest.approx(first[name], rel=1e-4), name
+    assert len(rows[1]) == len(rows[0])
+
+
+def test_a_finished_run_is_not_trained_again(uninterrupted):
+    before = (uninterrupted / "metrics.csv").read_text()
+    done = run(uninterrupted)
+    assert done.returncode == 0, done.stderr
+    assert (uninterrupted / "metrics.csv").read_text() == before
+
+
+def test_another_setting_on_the_same_folder_is_refused_by_name(uninterrupted):
+    done = run(uninterrupted, "ser.weight=0.5")
+    assert done.returncode == 2
+    assert "ser.weight was 1.0 and is now 0.5" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_second_process_on_the_same_folder_is_refused(tmp_path):
+    folder = tmp_path / "run"
+    first = subprocess.Popen(
+        command(folder, "train.epochs=50", "runtime.log_every=1"), stderr=subprocess.PIPE, text=True
+    )
+    wait_for(folder, 2, first)
+    second = run(folder, "train.epochs=50", "runtime.log_every=1")
+    first.terminate()
+    first.communicate(timeout=60)
+    assert second.returncode == 2
+    assert "in use by another equimid process" in second.stderr
+    assert first.returncode == 143
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_path):
+    folder = tmp_path / "run"
+    done = run(folder, "optim.lr=1e12", "optim.warmup_epochs=0.2", "runtime.checkpoint_every=1")
+    assert done.returncode == 2
+    assert "a loss is not finite" in done.stderr
+    assert "Traceback" not in done.stderr
+    kept = latest_checkpoint(folder / "checkpoints")
+    assert kept is not None
+    weights = load_file(kept.folder / "model.safetensors")
+    assert all(bool(value.isfinite().all()) for value in weights.values())
+
+
+# ---- checkpoints -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    torch.manual_seed(0)
+    task = torch.nn.Linear(300, 50)
+    optimizer = torch.optim.AdamW(task.parameters())
+    for step in (1, 2):
+        task(torch.ones(1, 300)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        save_checkpoint(tmp_path, step, task, optimizer, {"images": 3}, keep=2)
+    return tmp_path, task, optimizer
+
+
+def test_a_checkpoint_restores_weights_and_optimizer_bit_for_bit(saved):
+    folder, task, optimizer = saved
+    other = torch.nn.Linear(300, 50)
+    again = torch.optim.AdamW(other.parameters(), lr=5.0)
+    checkpoint = latest_checkpoint(folder)
+    assert checkpoint.step == 2
+    assert checkpoint.run == {"images": 3}
+    checkpoint.restore(other, again)
+    for one, two in ((task, optimizer), (other, again)):
+        one(torch.ones(1, 300)).pow(2).sum().backward()
+        two.step()
+        two.zero_grad()
+    assert same_bits(task.state_dict(), other.state_dict())
+    assert again.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+
+
+def test_old_checkpoints_go(saved):
+    folder, task, optimizer = saved
+    save_checkpoint(folder, 3, task, optimizer, {}, keep=2)
+    assert sorted(f.name for f in folder.iterdir()) == ["step-00000002", "step-00000003"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(saved, name, damage, caplog):
+    folder, *_ = saved
+    file = folder / "step-00000002" / name
+    content = file.read_bytes()
+    if damage == "remove":
+        file.unlink()
+    elif damage == "truncate":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        at = content.index(b"step") if name == "state.json" else len(content) - 5
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    with caplog.at_level(logging.WARNING, "equimid"):
+        assert latest_checkpoint(folder).step == 1
+    assert str(file) in caplog.text
+    (folder / "step-00000001" / "state.json").write_text("")
+    with pytest.raises(UserError, match="whole"):
+        latest_checkpoint(folder)
+
+
+def test_a_write_that_stopped_halfway_is_ignored(saved):
+    folder, task, optimizer = saved
+    (folder / ".writing-00000003").mkdir()
+    (folder / ".writing-00000003" / "model.safetensors").write_bytes(b"half")
+    assert latest_checkpoint(folder).step == 2
+    save_checkpoint(folder, 3, task, optimizer, {}, keep=2)
+    assert not list(folder.glob(".writing-*"))
+
+
+def test_a_full_disk_leaves_the_older_checkpoint_valid(saved):
+    """The kernel refuses to let the file grow, as a full disk would."""
+    folder, task, optimizer = saved
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        with pytest.raises(UserError, match=r"could not write the checkpoint of step 3 .* step 2 is still valid"):
+            save_checkpoint(folder, 3, task, optimizer, {}, keep=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert latest_checkpoint(folder).step == 2
+    assert sorted(f.name for f in folder.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+def test_nothing_is_unpickled(saved):
+    folder, *_ = saved
+    files = sorted(f.name for f in (folder / "step-00000002").iterdir())
+    assert files == ["model.safetensors", "optimizer.safetensors", "state.json"]
+    json.loads((folder / "step-00000002" / "state.json").read_text())
+
+
+# ---- order, metrics, health, settings ----------------------------------------------------------------------------
+
+
+def keys(first_step=0, rank=0, ranks=1, seed=0, accumulate=1):
+    order = MicroBatches(
+        21, seed, micro_batch=4 // accumulate, accumulate=accumulate, first_step=first_step, last_step=12, posed=2,
+        rank=rank, ranks=ranks,
+    )  # fmt: skip
+    batches = list(order)
+    assert len(order) == len(batches)
+    return batches
+
+
+def test_order_is_a_permutation_per_epoch_and_a_function_of_seed_and_epoch():
+    batches = keys()
+    epochs = [[k.index for b in batches[e * 5 : e * 5 + 5] for k in b] for e in range(2)]
+    assert all(len(set(e)) == 20 for e in epochs)
+    assert epochs[0] != epochs[1]
+    assert keys() == batches
+    assert keys(seed=1) != batches
+    assert keys(first_step=7) == batches[7:], "a resumed order is the rest of the order"
+    assert [k.posed for k in batches[0]] == [True, True, False, False]
+    assert [k.epoch for b in batches for k in b] == [0] * 20 + [1] * 20 + [2] * 8
+
+
+def test_ranks_share_the_batches_of_one():
+    whole, parts = keys(), [keys(rank=r, ranks=2) for r in range(2)]
+    for batch, even, odd in zip(whole, *parts, strict=True):
+        assert [batch[0], batch[2]] == even
+        assert [batch[1], batch[3]] == odd
+
+
+def test_accumulated_batches_hold_the_same_images():
+    whole, parts = keys(), keys(accumulate=2)
+    assert [[k.index for k in b] for b in whole] == [
+        [k.index for k in a + b] for a, b in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def test_metrics_drop_what_came_after_the_checkpoint(tmp_path):
+    metrics = Metrics(tmp_path, 0, tensorboard=False)
+    for step in range(1, 6):
+        metrics.write({"step": step, "loss/total": 0.5})
+    with metrics.file.open("a") as stream:
+        stream.write("6,0.")  # killed while it wrote
+    Metrics(tmp_path, 3, tensorboard=False).write({"step": 4, "loss/total": 0.25})
+    assert metrics.file.read_text().split() == ["step,loss/total", "1,0.5", "2,0.5", "3,0.5", "4,0.25"]
+
+
+def test_feature_statistics():
+    assert feature_std(torch.ones(8, 4)) == pytest.approx(0, abs=1e-6)
+    assert feature_std(torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))) == pytest.approx(1, abs=0.02)
+    assert effective_rank(torch.cat([torch.eye(6), -torch.eye(6)])) == pytest.approx(6, rel=1e-4)
+    line = torch.outer(torch.linspace(-1, 1, 9), torch.ones(5))
+    assert effective_rank(line) == pytest.approx(1, rel=1e-3)
+
+
+def test_health_warns_once_of_a_dead_term_and_of_collapse(caplog):
+    health = HealthCheck({"ser": 1.0}, patience=5)
+    with caplog.at_level(logging.WARNING, "equimid"):
+        health.look(0, std=0.001, gradients={"base": 0.1, "ser": 0.2}, images=8)
+        assert not caplog.records, "nearly equal features at the start are not a collapse"
+        for _ in range(2):
+            health.look(6, std=0.001, gradients={"base": 0.1, "ser": 0.0}, images=8)
+    assert [("no gradient of the ser loss" in m, "collapse" in m) for m in caplog.messages] == [
+        (True, False),
+        (False, True),
+    ]
+    HealthCheck({"ser": 0.0}, patience=5).look(0, 1.0, {"ser": 0.0}, 8)
+    assert len(caplog.messages) == 2, "a weight of 0 is meant"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainConfig(batch_size=0), "batch_size is 0"),
+        (lambda: TrainConfig(batch_size=10, accumulate=3), "does not divide"),
+        (lambda: TrainConfig(batch_size=10).steps_per_epoch(5), "only 5 images"),
+        (lambda: RuntimeConfig(workers=-1), "workers is -1"),
+        (lambda: RuntimeConfig(devices=0), "devices is 0"),
+    ],
+)
+def test_bad_settings(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
