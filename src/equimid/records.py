@@ -51,18 +51,18 @@ def read_records(path: Path) -> list[Record]:
     """
     records = []
     known = {f.name for f in fields(Record)}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = json.loads(line.decode())
             if entry["schema"] > SCHEMA:
                 raise UserError(
                     f"{path}, line {number}: written by a newer version (schema {entry['schema']}, "
                     f"this one reads {SCHEMA}); update equimid"
                 )
             records.append(Record(**{k: v for k, v in entry.items() if k in known}))
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}, line {number} is not a record ({error}); delete the file and run 'equimid evaluate' again"
             ) from None

@@ -1,5 +1,6 @@
 """How a run is measured."""
 
+import math
 from dataclasses import dataclass
 
 from equimid.errors import UserError
@@ -35,7 +36,9 @@ class EvaluationConfig:
         for name in ("knn_k", "linear_epochs"):
             if getattr(self, name) < 1:
                 raise UserError(f"evaluation.{name} is {getattr(self, name)}; it must be 1 or more")
+        if not 0 < self.knn_temperature < math.inf:
+            raise UserError(f"evaluation.knn_temperature is {self.knn_temperature}; it must be a positive number")
         if self.equivariance_images < 2:
             raise UserError("evaluation.equivariance_images must be 2 or more: other images are the reference")
-        if not self.linear_rates or min(self.linear_rates) <= 0:
+        if not self.linear_rates or not all(0 < rate < math.inf for rate in self.linear_rates):
             raise UserError("evaluation.linear_rates must be positive numbers")

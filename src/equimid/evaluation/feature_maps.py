@@ -1,5 +1,6 @@
 """Pictures of feature maps: image, posed image, and both maps beside the transported one, in three colours."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -36,17 +37,20 @@ def draw_feature_maps(
     patch = backbone.patch_embed.patch_size[0]
     grid = x.shape[-1] // patch
     upright = Pose.identity(len(x), (grid, grid), device)
-    pose = Pose(upright.turns + 1, ~upright.flip, (round(grid * 1.14), round(grid * 1.14)))
+    larger = max(grid + 1, round(grid * 1.14))
+    pose = Pose(upright.turns + 1, ~upright.flip, (larger, larger))
     posed = pose.act(x, patch)
     base, turned = backbone.token_maps(x, layers), backbone.token_maps(posed, layers)
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
+    # records of other data and subjects stay beside these, so their pictures must too
+    of = hashlib.blake2b(repr((scope.subject, scope.data)).encode(), digest_size=4).hexdigest()
     records = []
     for layer in layers:
         carried = transport(base[layer].float(), upright, pose)
         colours = _principal_colours([base[layer].float(), turned[layer].float(), carried])
         columns = [_photo(x, preprocessing), colours[0], _photo(posed, preprocessing), colours[1], colours[2]]
-        file = pictures / f"feature_maps_layer_{layer}.png"
+        file = pictures / f"feature_maps_{of}_layer_{layer}.png"
         _draw(columns, file)
         caption = (
             f"Layer {layer}: an image and its map, the image flipped, turned and scaled and its map, and the first map "

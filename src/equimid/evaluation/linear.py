@@ -28,7 +28,7 @@ _MOMENTUM = 0.9
 
 def measure_linear(train: FeatureTable, test: FeatureTable, config: EvaluationConfig, scope: Scope) -> list[Record]:
     """Top-1 of the chosen head on the test features."""
-    classes = int(max(train.labels.max(), test.labels.max())) + 1
+    classes = int(train.labels.max()) + 1  # not of the test labels: they must not shape the start
     fit, held = (torch.from_numpy(part) for part in holdout(train.labels.numpy(), config.held_out, scope.seed))
     heads = _fit(train.features[fit], train.labels[fit], classes, config.linear_rates, config, scope.seed)
     held_out = [float(x) for x in (_predict(heads, train.features[held]) == train.labels[held]).float().mean(1)]
@@ -37,7 +37,7 @@ def measure_linear(train: FeatureTable, test: FeatureTable, config: EvaluationCo
     head = _fit(train.features, train.labels, classes, (rate,), config, scope.seed)
     correct = (_predict(head, test.features)[0] == test.labels).numpy()
     details: dict[str, Any] = {"rate": rate, "held_out_top1": 100 * held_out[best], "epochs": config.linear_epochs}
-    if best in (0, len(config.linear_rates) - 1):
+    if rate in (min(config.linear_rates), max(config.linear_rates)):
         details["warning"] = "the best learning rate lies at the end of the grid"
     return [scope.accuracy("linear", correct, details)]
 
@@ -69,6 +69,7 @@ def _fit(
 
 
 def _predict(heads: tuple[Tensor, Tensor], x: Tensor) -> Tensor:
-    """Classes (G, n)."""
+    """Classes (G, n); -1, which is never right, where a head has diverged to NaN."""
     weight, bias = heads
-    return (torch.einsum("nd,gcd->gnc", x, weight) + bias[:, None]).argmax(-1)
+    logits = torch.einsum("nd,gcd->gnc", x, weight) + bias[:, None]
+    return logits.argmax(-1).masked_fill_(logits.isnan().any(-1), -1)

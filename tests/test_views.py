@@ -1,0 +1,397 @@
+"""Views: torchvision's crops, items that are functions of their key, and what the device makes of a batch."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import ks_2samp
+from torchvision.transforms import RandomResizedCrop
+
+from equimid.errors import UnreadableImage, UserError
+from equimid.poses import Pose
+from equimid.randomness import counted_generator
+from equimid.views import (
+    Key,
+    Photometric,
+    PosedViews,
+    ViewDataset,
+    ViewPlan,
+    ViewsConfig,
+    collate,
+    normalise,
+    realise,
+    sample_poses,
+)
+from equimid.views.worker import sample_crop
+
+CPU = torch.device("cpu")
+PLAIN = Photometric(jitter=0, grey=0, blur=0, solarise=0)
+POSED = PosedViews(count=4, size=16, patch_size=4, area=(0.7, 1.3), aspect=(3 / 4, 4 / 3))
+STILL = replace(POSED, area=(1.0, 1.0), aspect=(1.0, 1.0))  # turns and flips only
+
+
+def make_plan(posed=POSED, plain=True, size=16, **changes):
+    config = ViewsConfig(first=PLAIN, second=PLAIN) if plain else ViewsConfig()
+    return replace(config, **changes).plan(size, posed)
+
+
+class Drawn:
+    """Images of random pixels and of different shapes; those in `bad` cannot be read."""
+
+    def __init__(self, n=12, bad=()):
+        self.n, self.bad = n, frozenset(bad)
+
+    def __len__(self):
+        return self.n
+
+    def load(self, index):
+        if index in self.bad:
+            raise UnreadableImage("truncated")
+        rng = np.random.default_rng(index)
+        height, width = rng.integers(24, 60, 2)
+        return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def items(dataset, keys):
+    return [dataset[key] for key in keys]
+
+
+def same(a, b):
+    return (
+        (a.index, a.posed, a.unreadable) == (b.index, b.posed, b.unreadable)
+        and all(torch.equal(x, y) for x, y in zip(a.pixels, b.pixels, strict=True))
+        and torch.equal(a.boxes, b.boxes)
+        and torch.equal(a.rows, b.rows)
+    )
+
+
+def resized(image, size, flipped=False, box=None):
+    """(3, size, size) uint8, PIL's bilinear resize."""
+    done = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    done = done.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else done
+    return torch.from_numpy(np.array(done)).permute(2, 0, 1)
+
+
+def unshared(box, image):
+    """Box in pixels (left, top, right, bottom) and the flip, from what an item records."""
+    top, left, height, width, flipped = box.tolist()
+    edges = (left * image.width, top * image.height, (left + width) * image.width, (top + height) * image.height)
+    assert all(abs(edge - round(edge)) < 1e-3 for edge in edges)
+    return tuple(round(edge) for edge in edges), bool(flipped)
+
+
+# --- crops
+
+
+@pytest.mark.parametrize("size", [(256, 256), (300, 120)])
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.2, 0.6)])
+def test_crops_are_distributed_as_torchvisions(size, scale):
+    width, height = size
+    rng = counted_generator(0, "test")
+    ours = np.array([sample_crop(size, scale, rng) for _ in range(4000)], dtype=float)
+    assert ours.min() >= 0
+    assert (ours[:, 2] <= width).all()
+    assert (ours[:, 3] <= height).all()
+    assert (ours[:, 0] < ours[:, 2]).all()
+    assert (ours[:, 1] < ours[:, 3]).all()
+    image = torch.empty(3, height, width)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theirs = np.array(
+            [RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(4000)], dtype=float
+        )
+    theirs = np.stack([theirs[:, 1], theirs[:, 0], theirs[:, 1] + theirs[:, 3], theirs[:, 0] + theirs[:, 2]], axis=1)
+
+    def measures(boxes):
+        w, h = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+        return {"area": w * h / (width * height), "aspect": w / h, "left": boxes[:, 0], "top": boxes[:, 1]}
+
+    for name, mine in measures(ours).items():
+        other = measures(theirs)[name]
+        assert ks_2samp(mine, other).pvalue > 1e-3, name
+        assert abs(mine.mean() - other.mean()) < 5 * np.hypot(mine.std(), other.std()) / 4000**0.5, name
+
+
+@pytest.mark.parametrize("size", [(400, 20), (20, 400), (1, 50), (50, 1)])
+def test_images_without_any_such_crop_are_cut_in_the_centre(size):
+    """No crop of this area and aspect exists, so torchvision's centre crop is the only one."""
+    top, left, height, width = RandomResizedCrop.get_params(
+        torch.empty(3, size[1], size[0]), [0.5, 1.0], [3 / 4, 4 / 3]
+    )
+    box = sample_crop(size, (0.5, 1.0), counted_generator(0, "test"))
+    assert box == (left, top, left + width, top + height)
+
+
+# --- items
+
+
+def test_item_is_a_function_of_seed_epoch_and_index():
+    dataset = ViewDataset(Drawn(), make_plan(plain=False), seed=1)
+    keys = [Key(epoch, index, posed) for epoch in (0, 1) for index in range(4) for posed in (False, True)]
+    forwards = dict(zip(keys, items(dataset, keys), strict=True))
+    backwards = dict(zip(keys[::-1], items(ViewDataset(Drawn(), make_plan(plain=False), 1), keys[::-1]), strict=True))
+    for key in keys:
+        assert same(forwards[key], backwards[key])
+        other_seed = ViewDataset(Drawn(), make_plan(plain=False), seed=2)[key]
+        other_epoch = dataset[replace(key, epoch=7)]
+        for other in (other_seed, other_epoch):
+            assert other.index == forwards[key].index
+            assert not torch.equal(other.rows, forwards[key].rows)
+            assert key.posed or not torch.equal(other.boxes, forwards[key].boxes)
+    rows = [tuple(row.tolist()) for item in forwards.values() for row in item.rows]
+    assert len(set(rows)) > 0.9 * len(rows)  # neither views nor images nor epochs share their draw
+
+
+def test_crop_shows_the_box_that_is_recorded():
+    """PIL's resize of that box; its filter reaches over the edge of the box, so the cut alone is compared inside."""
+    source = Drawn(40)
+    dataset = ViewDataset(source, make_plan(size=8), seed=0)
+    flips = []
+    for index in range(40):
+        item, image = dataset[Key(0, index, False)], source.load(index)
+        assert len(item.pixels) == len(item.boxes) == len(item.rows) == 2
+        for pixels, shares in zip(item.pixels, item.boxes, strict=True):
+            box, flipped = unshared(shares, image)
+            flips.append(flipped)
+            assert pixels.dtype == torch.uint8
+            assert torch.equal(pixels, resized(image, 8, flipped, box))
+            apart, mirrored = (
+                (pixels.int() - resized(image.crop(box), 8, way).int())[:, 2:-2, 2:-2].abs().max()
+                for way in (flipped, not flipped)
+            )
+            assert apart <= 1  # rounding
+            assert mirrored > 8
+    assert 20 < sum(flips) < 60
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_flips_follow_their_probability(flip):
+    dataset = ViewDataset(Drawn(), make_plan(flip=flip), seed=0)
+    boxes = torch.cat([dataset[Key(0, index, False)].boxes for index in range(12)])
+    assert (boxes[:, 4] == flip).all()
+
+
+def test_both_views_are_drawn_from_their_own_settings():
+    only_second = ViewsConfig(first=PLAIN, second=replace(PLAIN, solarise=1)).plan(16, POSED)
+    dataset = ViewDataset(Drawn(), only_second, seed=0)
+    for posed in (False, True):
+        first, second = dataset[Key(0, 3, posed)].rows
+        assert not torch.equal(first, second)
+        assert first[-1] == 0
+        assert second[-1] == 1
+
+
+def test_posed_item_is_the_whole_image():
+    source = Drawn()
+    dataset = ViewDataset(source, make_plan(flip=1.0), seed=0)
+    for index in range(12):
+        item, image = dataset[Key(0, index, True)], source.load(index)
+        assert len(item.pixels) == 1
+        assert torch.equal(item.pixels[0], resized(image, 16))
+        assert item.boxes.tolist() == [[0, 0, 1, 1, 0]]
+        assert len(item.rows) == 2
+
+
+def test_shared_crop_cuts_once_as_the_release_does():
+    source = Drawn()
+    dataset = ViewDataset(source, make_plan(replace(POSED, shared_crop=True)), seed=0)
+    whole, flips = 0, set()
+    for index in range(12):
+        item, image = dataset[Key(0, index, True)], source.load(index)
+        box, flipped = unshared(item.boxes[0], image)
+        assert len(item.pixels) == 1
+        assert torch.equal(item.pixels[0], resized(image, 16, flipped, box))
+        whole += box == (0, 0, image.width, image.height)
+        flips.add(flipped)
+    assert whole < 3
+    assert flips == {False, True}
+
+
+def test_interpolation_is_as_asked():
+    image, key = Drawn().load(0), Key(0, 0, True)
+    item = ViewDataset(Drawn(), make_plan(interpolation="bicubic"), seed=0)[key]
+    expected = np.array(image.resize((16, 16), Image.Resampling.BICUBIC))
+    assert np.array_equal(item.pixels[0].permute(1, 2, 0).numpy(), expected)
+    assert not torch.equal(item.pixels[0], ViewDataset(Drawn(), make_plan(), seed=0)[key].pixels[0])
+
+
+# --- unreadable images
+
+
+@pytest.mark.parametrize("posed", [False, True])
+def test_next_readable_image_takes_the_place_of_an_unreadable_one(posed):
+    dataset = ViewDataset(Drawn(8, bad={3, 4, 7}), make_plan(), seed=0)
+    batch = collate(items(dataset, [Key(0, index, posed) for index in (1, 3, 7, 5)]))
+    assert batch.indices.tolist() == [1, 5, 0, 5]  # after the last comes the first
+    assert batch.unreadable == (3, 4, 7)
+    pixels = batch.squares if posed else batch.crops[0]
+    if posed:
+        assert torch.equal(pixels[1], pixels[3])
+        assert torch.equal(pixels[2], resized(Drawn().load(0), 16))
+    else:  # the draw is that of the place, not of the image that fills it
+        assert not torch.equal(pixels[1], pixels[3])
+
+
+def test_readable_images_do_not_notice_an_unreadable_one():
+    key = Key(0, 5, False)
+    assert same(ViewDataset(Drawn(8, bad={3}), make_plan(), 0)[key], ViewDataset(Drawn(8), make_plan(), 0)[key])
+
+
+def test_unreadable_from_end_to_end_is_an_error():
+    dataset = ViewDataset(Drawn(300, bad=range(100, 200)), make_plan(), seed=0)
+    with pytest.raises(UserError, match="100 images in a row could not be read, from number 100"):
+        dataset[Key(0, 100, False)]
+    item = dataset[Key(0, 101, False)]  # 99 in a row
+    assert item.index == 200
+    assert len(item.unreadable) == 99
+    with pytest.raises(UserError, match="3 images in a row"):
+        ViewDataset(Drawn(3, bad=range(3)), make_plan(), seed=0)[Key(0, 1, False)]
+
+
+# --- batches and what the device makes of them
+
+
+def make_batch(plan, cropped, posed, seed=0):
+    """Image p is posed if p < posed, as in training."""
+    dataset = ViewDataset(Drawn(), plan, seed)
+    return collate(items(dataset, [Key(0, p, p < posed) for p in range(posed + cropped)]))
+
+
+def test_batch_holds_cropped_images_first():
+    plan = make_plan()
+    dataset = ViewDataset(Drawn(), plan, 0)
+    posed, cropped = Key(0, 2, True), Key(0, 5, False)
+    batch = collate(items(dataset, [posed, cropped, replace(posed, index=1), replace(cropped, index=4)]))
+    assert batch.indices.tolist() == [5, 4, 2, 1]
+    assert [x.shape for x in batch.crops] == [(2, 3, 16, 16)] * 2
+    assert [x.shape for x in batch.crop_boxes] == [(2, 5)] * 2
+    assert batch.squares.shape == (2, 3, 16, 16)
+    assert torch.equal(batch.squares[1], resized(Drawn().load(1), 16))
+    for view in range(2):
+        assert torch.equal(batch.crops[view][1], dataset[Key(0, 4, False)].pixels[view])
+        assert torch.equal(batch.crop_rows[view][0], dataset[Key(0, 5, False)].rows[view])
+        assert torch.equal(batch.crop_boxes[view][0], dataset[Key(0, 5, False)].boxes[view])
+        assert torch.equal(batch.square_rows[view][0], dataset[Key(0, 2, True)].rows[view])
+
+
+def test_batch_of_one_sort():
+    plan = make_plan()
+    posed, cropped = make_batch(plan, 0, 3), make_batch(plan, 3, 0)
+    assert posed.crops == posed.crop_boxes == posed.crop_rows == []
+    assert posed.squares.shape == (3, 3, 16, 16)
+    assert len(posed.square_rows) == 2
+    assert cropped.squares is None
+    assert cropped.square_rows == []
+    assert posed.indices.tolist() == cropped.indices.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("cropped", "posed"), [(3, 4), (0, 4), (3, 0)])
+def test_views_have_the_shapes_of_the_plan(cropped, posed):
+    plan = make_plan(replace(POSED, count=posed), plain=False)
+    poses = sample_poses(plan.posed, 0, 0, 0, 1)
+    views = realise(make_batch(plan, cropped, posed), plan, poses, CPU)
+    assert [x.shape for x in views.crops] == [(cropped, 3, 16, 16)] * 2
+    assert [x.shape for x in views.posed] == [(posed, 3, 4 * pose.grid[0], 4 * pose.grid[1]) for pose in poses]
+    assert [len(pose) for pose in views.poses] == [posed, posed]
+    assert views.image_ids.tolist() == list(range(posed))
+    assert all(x.dtype == torch.float32 and x.isfinite().all() for x in (*views.crops, *views.posed))
+
+
+def test_views_without_posing():
+    plan = make_plan(posed=None)
+    views = realise(make_batch(plan, 3, 2), plan, [], CPU)  # without posed views, posed keys are cropped ones
+    assert [x.shape for x in views.crops] == [(5, 3, 16, 16)] * 2
+    assert (views.posed, views.poses, views.image_ids.tolist()) == ([], [], [])
+
+
+def test_crops_are_normalised():
+    plan = make_plan()
+    batch = make_batch(plan, 3, 4)
+    views = realise(batch, plan, sample_poses(plan.posed, 0, 0, 0, 1), CPU)
+    for crops, pixels in zip(views.crops, batch.crops, strict=True):
+        for channel, (mean, std) in enumerate(zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)):
+            expected = (pixels[:, channel].double() / 255 - mean) / std
+            assert torch.allclose(crops[:, channel].double(), expected, atol=1e-5)
+
+
+def test_posed_views_are_the_posed_squares():
+    plan = make_plan()
+    batch = make_batch(plan, 3, 4)
+    poses = sample_poses(plan.posed, 0, 5, 0, 1)
+    views = realise(batch, plan, poses, CPU)
+    squares = normalise(batch.squares.float() / 255, plan.mean, plan.std)
+    for view, pose in zip(views.posed, poses, strict=True):
+        assert torch.allclose(view, pose.act(squares, 4), atol=1e-5)
+    assert views.poses == poses
+
+
+@pytest.mark.parametrize("cropped", [0, 3])
+def test_both_posed_views_show_the_whole_upright_image(cropped):
+    """T8 of the release: its posed views were both cut from one random crop. Undo the pose: the whole image is back."""
+    plan = make_plan(STILL, flip=1.0)
+    batch = make_batch(plan, cropped, 4)
+    views = realise(batch, plan, sample_poses(plan.posed, 0, 0, 0, 1), CPU)
+    whole = torch.stack([resized(Drawn().load(index), 16) for index in views.image_ids.tolist()])
+    expected = normalise(whole.float() / 255, plan.mean, plan.std)
+    for view, pose in zip(views.posed, views.poses, strict=True):
+        assert torch.allclose((~pose).act(view, 4), expected, atol=1e-5)
+    assert views.poses[0] != views.poses[1]
+
+
+def test_each_posed_view_has_its_own_photometric_draw():
+    plan: ViewPlan = ViewsConfig(first=PLAIN, second=replace(PLAIN, solarise=1, solarise_threshold=0)).plan(16, STILL)
+    batch = make_batch(plan, 2, 4)
+    upright = [Pose.identity(4, (4, 4))] * 2
+    views = realise(batch, plan, upright, CPU)
+    image = batch.squares.float() / 255
+    assert torch.allclose(views.posed[0], normalise(image, plan.mean, plan.std), atol=1e-5)
+    assert torch.allclose(views.posed[1], normalise(1 - image, plan.mean, plan.std), atol=1e-5)
+
+
+def test_image_ids_are_those_of_the_posed_images():
+    plan = make_plan(replace(POSED, count=2))
+    dataset = ViewDataset(Drawn(12, bad={9}), plan, 0)
+    keys = [Key(0, 9, True), Key(0, 2, True), Key(0, 11, False), Key(0, 4, False)]
+    views = realise(collate(items(dataset, keys)), plan, sample_poses(plan.posed, 0, 0, 0, 1), CPU)
+    assert views.image_ids.tolist() == [10, 2]
+
+
+def test_batch_is_left_as_it_was():
+    plan = make_plan(plain=False)
+    batch, fresh = make_batch(plan, 3, 4), make_batch(plan, 3, 4)
+    poses = sample_poses(plan.posed, 0, 0, 0, 1)
+    first, again = (realise(batch, plan, poses, CPU) for _ in range(2))
+    assert torch.equal(batch.squares, fresh.squares)
+    assert all(torch.equal(a, b) for a, b in zip(batch.crops, fresh.crops, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first.posed, again.posed, strict=True))
+
+
+# --- poses
+
+
+@pytest.mark.parametrize("complement", [False, True])
+@pytest.mark.parametrize("count", [7, 2])
+def test_ranks_share_one_draw_of_poses(count, complement):
+    posed = replace(POSED, count=count, complement=complement)
+    whole = sample_poses(posed, 3, 11, 0, 1)
+    assert [len(pose) for pose in whole] == [count, count]
+    for ranks in (1, 2, 3):
+        shares = [sample_poses(posed, 3, 11, rank, ranks) for rank in range(ranks)]
+        for view, pose in enumerate(whole):
+            turns, flip = torch.full((count,), -1), torch.zeros(count, dtype=torch.bool)
+            for rank in range(ranks):
+                turns[rank::ranks], flip[rank::ranks] = shares[rank][view].turns, shares[rank][view].flip
+                assert shares[rank][view].grid == pose.grid
+            assert torch.equal(turns, pose.turns)
+            assert torch.equal(flip, pose.flip)
+
+
+def test_poses_are_a_function_of_seed_and_step():
+    posed = replace(POSED, count=20)
+    assert sample_poses(posed, 3, 11, 0, 1) == sample_poses(posed, 3, 11, 0, 1)
+    assert sample_poses(posed, 3, 11, 0, 1) != sample_poses(posed, 3, 12, 0, 1)
+    assert sample_poses(posed, 3, 11, 0, 1) != sample_poses(posed, 4, 11, 0, 1)
+    grids = {pose.grid for step in range(50) for pose in sample_poses(posed, 0, step, 0, 1)}
+    assert len(grids) > 3
