@@ -67,6 +67,7 @@ def test_timm_features_work_and_agree():
         normed = backbone.tap_norms[str(layer)](maps[layer].movedim(1, -1)).movedim(-1, 1)
         assert torch.allclose(normed, backbone(x).maps[layer], atol=1e-6)
     assert torch.equal(maps[1], backbone.token_maps(x, [1])[1])
+    assert torch.equal(maps[1], backbone.token_maps(x, [3, 1])[1])
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -78,7 +79,7 @@ def test_the_packed_pass_equals_separate_passes(fused):
     batches = [torch.randn(n, 3, h, w) for n, h, w in sizes]
     packed = backbone.forward_packed(batches)
     loss = sum(f.cls.pow(2).sum() + sum(m.pow(3).sum() for m in f.maps.values()) for f in packed)
-    gradients = torch.autograd.grad(loss, [p for p in backbone.parameters()])
+    gradients = torch.autograd.grad(loss, list(backbone.parameters()))
     alone = [backbone(x) for x in batches if len(x)]
     for found, expected in zip([f for f in packed if len(f.cls)], alone, strict=True):
         assert torch.allclose(found.cls, expected.cls, atol=1e-5)

@@ -527,7 +527,9 @@ def test_scaled_grids_are_others_than_the_upright_one(grid):
     assert len(set(sizes)) == 4
     assert all(side >= 1 and side != grid for size in sizes for side in size)
     assert any(h != w for h, w in sizes)
-    assert all(size == (grid, grid) for kind in ("quarter turns", "flip") for _, _, size in kinds[kind])
+    assert kinds["quarter turns"] == [(turns, False, (grid, grid)) for turns in (1, 2, 3)]
+    assert kinds["flip"] == [(0, True, (grid, grid))]
+    assert all(not turns and not flip for turns, flip, _ in kinds["scale"])
 
 
 # --- pictures

@@ -38,10 +38,7 @@ def test_mocov3_loss_and_gradients():
 def test_patch_ntxent_and_gradients(name):
     g = load(name)
     z0, z1 = g["z0"].requires_grad_(), g["z1"].requires_grad_()
-    if "image_ids" in g:
-        ids = g["image_ids"]
-    else:
-        ids = torch.arange(int(g["images"])).repeat_interleave(int(g["patches"]))
+    ids = g["image_ids"] if "image_ids" in g else torch.arange(int(g["images"])).repeat_interleave(int(g["patches"]))
     loss = patch_ntxent(z0, z1, ids, float(g["temperature"]))
     loss.backward()
     assert relative(loss.detach(), g["canonical"]) < 1e-5

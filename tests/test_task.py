@@ -1,4 +1,4 @@
-"""SER and the task: whom the gradient reaches, what the loss does, the faults of the release (spec T1, T5, T6, T8...)."""
+"""SER and the task: whom the gradient reaches, what the loss does, the faults of the release (T1, T5 and so on)."""
 
 import math
 

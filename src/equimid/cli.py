@@ -21,15 +21,7 @@ app = tyro.extras.SubcommandApp()
 
 def main() -> None:
     """Entry point: exit status 0, 2 for a user's mistake (one line, no traceback), 128 + signal when stopped."""
-    from rich.console import Console
-    from rich.logging import RichHandler
-
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_path=False, show_level=False, log_time_format="%X")],
-    )
-    logging.getLogger("lightning").setLevel(logging.WARNING)
+    _set_up_logging()
     arguments = [a for a in sys.argv[1:] if not _is_setting(a)]
     _settings[:] = [a for a in sys.argv[1:] if _is_setting(a)]
     try:
@@ -45,6 +37,21 @@ def main() -> None:
 
 _DESCRIPTION = """Pretrain vision transformers that are equivariant in the middle and invariant at the end."""
 _settings: list[str] = []
+
+
+def _set_up_logging() -> None:
+    """Above a progress bar on a terminal, unwrapped lines anywhere else."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    console = Console(stderr=True)
+    handler: logging.Handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%X")
+    logger = logging.getLogger("equimid")
+    logger.setLevel(logging.INFO)
+    logger.handlers[:] = [handler]
 
 
 def _is_setting(argument: str) -> bool:
@@ -72,12 +79,15 @@ def pretrain(
         out: the run's folder; by default runs/RECIPE-DATA
     """
     from equimid.config import override
+    from equimid.engine import is_main_process
     from equimid.recipes import recipe as recipe_by_name
     from equimid.run import pretrain
 
     config = override(recipe_by_name(recipe), [*_settings, f"data.source={data}"])
     folder = out or Path("runs") / f"{recipe}-{Path(data).stem or 'data'}"
     outcome = pretrain(config, folder)
+    if not is_main_process():
+        return
     if outcome.stopped_by is not None:
         name = signal.Signals(outcome.stopped_by).name
         _say(

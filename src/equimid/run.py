@@ -50,9 +50,10 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
     with _locked(folder):
         task = Task(config.backbone, config.method, config.ser, config.seed)
         plan = plan_views(config.views, config.backbone, config.ser, config.train.micro_batch, task.patch_size)
+        fabric = make_fabric(config.runtime)
+        config.train.check_ranks(fabric.world_size)
         if is_main_process():
             _prepare(config, folder, task.patch_size)
-        fabric = make_fabric(config.runtime)
         fabric.launch()
         # the main process has checked the images before the others start: they read its list
         source = _source(config, folder, task.patch_size)

@@ -62,7 +62,7 @@ def assert_same_on_ranks(
 
     Args:
         compute: importable by name, as new processes run it; takes its own share of the global batch.
-        rtol: of the largest value of each tensor, or of 1e-8 where that is smaller (gradients that are 0 but for rounding).
+        rtol: of the largest value of each tensor, or of 1e-8 where that is smaller (what is 0 but for rounding).
 
     Raises:
         AssertionError: with the name of the tensor that differs most.

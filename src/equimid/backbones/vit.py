@@ -72,8 +72,9 @@ class LateCLSViT(VisionTransformer):
 
     def token_maps(self, images: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
         """Un-normalised token maps {layer: (B, D, h, w)} after any blocks, for measurement."""
-        maps = self.forward_intermediates(images, indices=[layer - 1 for layer in layers], intermediates_only=True)
-        return dict(zip(layers, maps, strict=True))
+        ascending = sorted(set(layers))  # timm's order, whatever is asked
+        maps = self.forward_intermediates(images, indices=[layer - 1 for layer in ascending], intermediates_only=True)
+        return dict(zip(ascending, maps, strict=True))
 
 
 class Backbone(LateCLSViT):

@@ -49,6 +49,18 @@ class TrainConfig:
             )
         return images // self.batch_size
 
+    def check_ranks(self, ranks: int) -> None:
+        """Every rank must get as many images of a micro-batch.
+
+        Raises:
+            UserError: it does not divide.
+        """
+        if self.micro_batch % ranks:
+            raise UserError(
+                f"train.batch_size is {self.batch_size}, in {self.accumulate} micro-batch(es) it does not divide over "
+                f"{ranks} processes; make it a multiple of {ranks * self.accumulate}"
+            )
+
     def total_steps(self, images: int) -> int:
         """Steps of the whole run."""
         return self.steps or self.epochs * self.steps_per_epoch(images)

@@ -1,15 +1,17 @@
 """Which device, how many processes, what precision: one Fabric from a RuntimeConfig."""
 
+import logging
 import os
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
 
 from equimid.engine.config import RuntimeConfig
 from equimid.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 __all__ = ["is_main_process", "make_fabric"]
 
@@ -19,12 +21,17 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
 
 
-def make_fabric(runtime: RuntimeConfig) -> Fabric:
+def make_fabric(runtime: RuntimeConfig) -> "Fabric":
     """A Fabric, not launched yet. More than one process means DDP, strict about parameters without gradient.
 
     Raises:
         UserError: the accelerator is not there.
     """
+    # here, since it takes seconds to import and most commands do not train
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies import DDPStrategy
+
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     if runtime.accelerator == "cuda" and not torch.cuda.is_available():
         raise UserError("runtime.accelerator is cuda, but torch finds no CUDA device; use runtime.accelerator=cpu")
     if runtime.accelerator == "mps" and not torch.backends.mps.is_available():

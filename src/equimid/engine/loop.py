@@ -3,13 +3,13 @@
 import logging
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -26,6 +26,9 @@ from equimid.randomness import counted_torch_seed
 from equimid.task import Losses, Task
 from equimid.views import Batch, ViewDataset, collate, realise, sample_poses
 
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
 __all__ = ["Outcome", "train"]
 
 logger = logging.getLogger("equimid")
@@ -41,7 +44,7 @@ class Outcome:
 
 
 def train(
-    fabric: Fabric,
+    fabric: "Fabric",
     task: Task,
     dataset: ViewDataset,
     *,
@@ -58,7 +61,7 @@ def train(
         run: stored in every checkpoint; a checkpoint with another `run` is refused.
 
     Raises:
-        UserError: the batch does not divide over the ranks, a loss is not finite, the disk is full, the data changed.
+        UserError: a loss is not finite, the disk is full, the data changed.
     """
     trainer = _Trainer(fabric, task, dataset, train, optim, runtime, seed, folder, run)
     with StopRequest() as request:
@@ -68,7 +71,7 @@ def train(
 class _Trainer:
     def __init__(
         self,
-        fabric: Fabric,
+        fabric: "Fabric",
         task: Task,
         dataset: ViewDataset,
         train: TrainConfig,
@@ -83,19 +86,16 @@ class _Trainer:
         self.folder, self.run = folder, run
         self.steps_per_epoch = train.steps_per_epoch(len(dataset))
         self.total = train.total_steps(len(dataset))
-        if train.micro_batch % fabric.world_size:
-            raise UserError(
-                f"a batch of {train.batch_size} in {train.accumulate} part(s) does not divide over "
-                f"{fabric.world_size} processes; make train.batch_size a multiple of "
-                f"{fabric.world_size * train.accumulate}"
-            )
         if runtime.threads:
             torch.set_num_threads(runtime.threads)
         # the optimizer holds the parameters that it was built with: the task goes to the device first
         task.to(fabric.device)
         optimizer = build_optimizer(task, optim)
         self.start = self._resume(optimizer)
-        self.module, self.optimizer = fabric.setup(task, optimizer)
+        with warnings.catch_warnings():
+            # torch 2.15 renames broadcast_buffers; the new name is not in the oldest torch that we take
+            warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
+            self.module, self.optimizer = fabric.setup(task, optimizer)
         self.speaks = fabric.global_rank == 0
         self.health = HealthCheck({"ser": 0.0} | task.weights, patience=max(50, self.total // 10))
         self.saved = self.start

@@ -173,7 +173,8 @@ def sample_crop(
 def _cut(
     image: Image.Image, box: tuple[float, float, float, float], size: int, interpolation: str, flipped: bool
 ) -> Tensor:
-    cut = image.resize((size, size), _FILTERS[interpolation], box=box)
+    # not resize(box=...): its filter would look past the edges of the cut
+    cut = image.crop(box).resize((size, size), _FILTERS[interpolation])
     if flipped:
         cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return torch.from_numpy(np.array(cut)).permute(2, 0, 1).contiguous()

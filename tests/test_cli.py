@@ -1,0 +1,249 @@
+"""The command line as a user meets it: every mistake is one line on stderr and exit status 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from equimid.cli import main
+from equimid.config import Config, differences, flatten, load_config, override, save_config
+from equimid.errors import UserError
+from equimid.recipes import RECIPES, recipe
+from equimid.records import read_records
+
+QUICK = [
+    "--recipe", "ser-tiny", "backbone.embed_dim=24", "backbone.depth=3", "backbone.num_heads=2",
+    "backbone.image_size=16", "backbone.patch_size=4", "method.hidden=16", "method.dim=8", "ser.hidden=8",
+    "train.batch_size=32", "train.steps=3", "runtime.workers=0", "runtime.tensorboard=false",
+    "evaluation.linear_epochs=2", "evaluation.equivariance_images=8",
+]  # fmt: skip
+
+
+def equimid(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "equimid.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        cwd=cwd,
+    )
+
+
+def draw_images(folder, count, size=(24, 20)):
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        pixels = rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:03}.jpg", quality=90)
+
+
+def test_a_folder_with_three_odd_files_among_two_hundred(tmp_path):
+    """A truncated JPEG and a text file named .png are listed and left out; a 16-bit grey PNG is used."""
+    photos = tmp_path / "photos"
+    draw_images(photos / "deep" / "er", 200)
+    whole = (photos / "deep" / "er" / "000.jpg").read_bytes()
+    (photos / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "notes.png").write_text("not an image")
+    Image.fromarray((np.arange(400).reshape(20, 20) * 150).astype(np.uint16)).save(photos / "grey16.png")
+    out = tmp_path / "run"
+    done = equimid("pretrain", photos, "--out", out, *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "201 images, 2 left out" in done.stderr.replace("\n", " ")
+    listed = (out / "unreadable.csv").read_text()
+    assert "truncated.jpg" in listed
+    assert "notes.png" in listed
+    assert "grey16" not in listed
+    for name in ("config.yaml", "metrics.csv", "records.jsonl", "report.html", "backbone/model.safetensors"):
+        assert (out / name).stat().st_size > 0, name
+    kinds = {r.evaluation for r in read_records(out / "records.jsonl")}
+    assert kinds == {"equivariance", "feature_maps"}, "without labels there are no probes"
+    again = equimid("report", out)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_labelled_folder_is_probed_and_compared(tmp_path):
+    data = tmp_path / "data"
+    for split in ("train", "test"):
+        for i, name in enumerate(("dark", "light")):
+            draw_images(data / split / name, 40)
+            for file in (data / split / name).iterdir():
+                Image.open(file).point(lambda v, i=i: v // 4 + 150 * i).save(file)
+    out = tmp_path / "run"
+    done = equimid("pretrain", data, "--out", out, *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "80 images" in done.stderr
+    top1 = {(r.evaluation, r.subject): r.value for r in read_records(out / "records.jsonl") if r.metric == "top1"}
+    assert set(top1) == {(e, s) for e in ("knn", "linear") for s in ("backbone", "random", "pixels")}
+    assert top1["knn", "pixels"] == 100
+    other = equimid("evaluate", out, "--data", "digits")
+    assert other.returncode == 0, other.stderr
+    assert {r.data for r in read_records(out / "records.jsonl")} == {str(data), "digits"}
+    page = tmp_path / "two.html"
+    both = equimid("report", out, out, "--out", page)
+    assert both.returncode == 0, both.stderr
+    assert page.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["pretrain", "nowhere/photos"], ["nowhere/photos", "does not exist"]),
+        (["pretrain", "empty"], ["no image", "empty"]),
+        (["pretrain", "broken"], ["no readable image", "0.png"]),
+        (["pretrain", "small"], ["2 x 2 px", "patch of 4 px"]),
+        (["pretrain", "few"], ["only 3 images", "train.batch_size=3"]),
+        (["pretrain", "digit"], ["did you mean 'digits'"]),
+        (["pretrain", "digits", "--recipe", "ser-tny"], ["unknown recipe", "ser-tiny"]),
+        (["pretrain", "digits", "ser.wieght=1"], ["unknown setting 'ser.wieght'", "'ser.weight'"]),
+        (["pretrain", "digits", "ser.weight=heavy"], ["ser.weight", "'heavy'", "number"]),
+        (["pretrain", "digits", "ser.weight=-1"], ["ser.weight is -1"]),
+        (["pretrain", "digits", "ser.layers=7"], ["layer 7 is outside the network", "1 to 3"]),
+        (["pretrain", "digits", "ser.layers=0,2"], ["layer 0 is outside the network"]),
+        (["pretrain", "digits", "backbone.image_size=18"], ["not a multiple of the 4 px patch", "try 16"]),
+        (["pretrain", "digits", "train.batch_size=1"], ["at least two posed images"]),
+        (
+            ["pretrain", "digits", "train.batch_size=5", "runtime.devices=2"],
+            ["does not divide over 2", "multiple of 2"],
+        ),
+        (["pretrain", "digits", "runtime.accelerator=cuda"], ["no CUDA device"]),
+        (["pretrain", "digits", "--out", "file.txt"], ["file.txt is a file"]),
+        (["evaluate", "empty"], ["not a run's folder"]),
+        (["report", "empty"], ["empty"]),
+        (["report", "empty", "ser.weight=3"], ["takes no settings"]),
+        (["recipes", "ser-big"], ["unknown recipe", "There are"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_mistakes(tmp_path, monkeypatch, capsys, arguments, words):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "0.png").write_text("x")
+    (tmp_path / "file.txt").write_text("x")
+    draw_images(tmp_path / "small", 3, size=(2, 2))
+    draw_images(tmp_path / "few", 3)
+    extra = []
+    if arguments[0] == "pretrain":
+        given = {a.split("=")[0] for a in arguments}
+        extra = [a for a in QUICK if a.split("=")[0] not in given and a not in ("--recipe", "ser-tiny")]
+        extra += [] if "--recipe" in arguments else ["--recipe", "ser-tiny"]
+        extra += [] if "--out" in arguments else ["--out", "run"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["equimid", *arguments, *extra])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    told = capsys.readouterr().err.strip()
+    assert exit_.value.code == 2
+    assert told.startswith("equimid: ")
+    assert "\n" not in told
+    for word in words:
+        assert str(word) in told
+
+
+def test_usage_errors_of_the_parser_exit_with_2(tmp_path):
+    for arguments in (["pretrain"], ["pretrian", "digits"], ["pretrain", "digits", "--receipe", "x"]):
+        done = equimid(*arguments, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert not (tmp_path / "runs").exists()
+
+
+def test_help_and_recipes_are_readable():
+    top = equimid("--help")
+    assert top.returncode == 0
+    for word in ("pretrain", "evaluate", "report", "demo", "recipes"):
+        assert word in top.stdout
+    assert "key=value" in equimid("pretrain", "--help").stdout
+    listed = equimid("recipes").stdout
+    assert all(name in listed for name in RECIPES)
+    assert "ser.weight=1.0" in equimid("recipes", "ser-small").stdout.split()
+
+
+# ---- configuration -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_survives_its_yaml_file(name, tmp_path):
+    config = recipe(name)
+    assert config.recipe == name
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+def test_overrides_are_typed():
+    config = override(
+        recipe("ser-tiny"),
+        ["ser.layers=1,3", "optim.lr=1e-3", "views.crop_scale=[0.2, 1]", "runtime.devices=auto", "backbone.depth=null",
+         "data.source=3", "ser.complement=true"],
+    )  # fmt: skip
+    assert config.ser.layers == (1, 3)
+    assert config.optim.lr == 1e-3
+    assert config.views.crop_scale == (0.2, 1.0)
+    assert config.backbone.depth is None
+    assert config.data.source == "3"
+    assert config.ser.complement is True
+    assert override(config, ["ser.layers=2"]).ser.layers == (2,)
+    assert override(config, ["ser=null"]).ser is None
+    assert override(recipe("mocov3-tiny"), ["ser.weight=0.5"]).ser.weight == 0.5
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("ser.weight", "write key=value"),
+        ("ser.weight=[1]", "ser.weight"),
+        ("ser.layers=a", "layers"),
+        ("ser.source=photo", "resize"),
+        ("train.epochs=2.5", "train.epochs"),
+        ("weight=1", "ser.weight"),
+        ("ser=3", "ser"),
+        ("views.first.hue=0.7", "hue"),
+    ],
+)
+def test_wrong_assignments(assignment, message):
+    with pytest.raises(UserError, match=message) as caught:
+        override(recipe("ser-tiny"), [assignment])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_file_with_an_unknown_key_is_refused(tmp_path):
+    file = tmp_path / "config.yaml"
+    save_config(Config(), file)
+    file.write_text(file.read_text() + "colour: red\n")
+    with pytest.raises(UserError, match="unknown setting 'colour'"):
+        load_config(file)
+    file.write_text("- 1")
+    with pytest.raises(UserError, match="does not hold settings"):
+        load_config(file)
+
+
+def test_differences_ignore_what_does_not_change_the_training():
+    one = recipe("ser-tiny")
+    other = override(one, ["runtime.workers=7", "evaluation.knn_k=5", "ser.weight=2", "data.tolerated_unreadable=0.3"])
+    assert differences(one, other) == {"ser.weight": (1.0, 2.0)}
+    assert any(key.startswith("ser") for key in differences(one, override(one, ["ser=null"])))
+    assert len(flatten(one)) > 50
+
+
+def test_the_demo_recipes_differ_only_in_the_method():
+    """T6: the comparison is not confounded."""
+    ser, control, base = (recipe(f"{name}-tiny") for name in ("ser", "control", "mocov3"))
+    assert set(differences(ser, control)) == {"recipe", "ser.weight"}
+    assert {key.split(".")[0] for key in differences(ser, base)} == {"recipe", "ser", "backbone"}
+    assert [key for key in differences(ser, base) if key.startswith("backbone")] == ["backbone.cls_layer"]
+
+
+def test_the_run_folder_holds_its_settings_resolved(tmp_path):
+    out = tmp_path / "run"
+    done = equimid("pretrain", "digits", "--out", out, *QUICK, "ser.weight=0.25")
+    assert done.returncode == 0, done.stderr
+    config = load_config(out / "config.yaml")
+    assert config.ser.weight == 0.25
+    assert config.data.source == "digits"
+    described = json.loads((out / "backbone" / "config.json").read_text())
+    assert described["architecture"] == "equimid_vit"
+    assert described["model_args"]["cls_layer"] == 2
+    assert Path(out / "report.html").read_text().count("<html") == 1
