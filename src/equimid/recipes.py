@@ -76,7 +76,7 @@ def ser_tiny() -> Config:
         views=replace(config.views, crop_scale=(0.3, 1.0), flip=0.0, interpolation="bicubic", first=mild, second=mild),
         ser=replace(config.ser, layers=(2,), share=0.25, area=(0.5, 1.6), hidden=128) if config.ser else None,
         optim=replace(config.optim, lr=2e-3, warmup_epochs=3),
-        train=replace(config.train, batch_size=128, epochs=30),
+        train=replace(config.train, batch_size=128, epochs=24),
         evaluation=replace(config.evaluation, crop=1.0),
     )
 
