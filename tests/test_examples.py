@@ -23,7 +23,9 @@ def test_the_readme_lists_every_source_file_once_and_only_what_exists():
     text = (ROOT / "README.md").read_text()
     listed = re.findall(r"^\| `([^`]+\.(?:py|j2))` \|", text, flags=re.MULTILINE)
     root = ROOT / "src" / "equimid"
-    found = {str(p.relative_to(root)) for p in root.rglob("*") if p.suffix in (".py", ".j2") and p.name != "__init__.py"}
+    found = {
+        str(p.relative_to(root)) for p in root.rglob("*") if p.suffix in (".py", ".j2") and p.name != "__init__.py"
+    }
     assert set(listed) == found
     assert len(listed) == len(found)
 

@@ -49,7 +49,7 @@ def fake_run(
         "runtime": {"precision": "bf16"},
     }  # fmt: skip
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    (path / "data.json").write_text('{"listed": 1797, "unreadable": 3}')
+    (path / "data.json").write_text('{"schema": 1, "usable": 1794, "listed": 1797, "unreadable": []}')
     if steps:
         _fake_metrics(path / "metrics.csv", steps, ser, draw)
     if records:
@@ -316,3 +316,7 @@ def test_no_run_and_no_file_are_errors(tmp_path: Path) -> None:
         write_report([], tmp_path / "report.html")
     with pytest.raises(UserError, match="is a folder"):
         write_report([fake_run(tmp_path / "run", records=False)], tmp_path)
+
+
+def test_images_used_and_left_out_are_told(tmp_path: Path) -> None:
+    assert "1,794, 3 left out" in report(tmp_path, fake_run(tmp_path / "run", records=False)).source

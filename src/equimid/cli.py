@@ -31,7 +31,7 @@ def main() -> None:
         _say(f"equimid: {str(error).strip().splitlines()[-1].removeprefix('equimid.errors.UserError: ')}")
         sys.exit(2)
     except KeyboardInterrupt:
-        _say("equimid: stopped")
+        _say("equimid: stopped; run the same command again to go on")
         sys.exit(130)
 
 

@@ -28,7 +28,7 @@ from equimid.evaluation import (
     pixels,
 )
 from equimid.export import load_backbone, save_backbone
-from equimid.records import Record, write_records
+from equimid.records import Record, read_records, write_records
 from equimid.report import write_report
 from equimid.task import Task, plan_views
 from equimid.views import ViewDataset
@@ -73,7 +73,7 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
                 task.student, folder / "backbone", config.backbone.name, timm_arguments(config.backbone),
                 _preprocessing(config),
             )  # fmt: skip
-            if finish and outcome.stopped_by is None:
+            if finish and outcome.stopped_by is None and not _is_measured(folder, config.data.source):
                 _measure(config, folder, config.data.source, fabric.device)
     return outcome
 
@@ -200,6 +200,15 @@ def _measure(config: Config, folder: Path, data: str, device: torch.device) -> P
     records += draw_feature_maps(backbone, images, layers, folder, scope, device=device)
     write_records(folder / "records.jsonl", records)
     return write_report([folder], folder / "report.html")
+
+
+def _is_measured(folder: Path, data: str) -> bool:
+    """Whether the folder holds the records and the page of its last checkpoint on `data`."""
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    records = folder / "records.jsonl"
+    if checkpoint is None or not records.exists() or not (folder / "report.html").exists():
+        return False
+    return any((r.checkpoint, r.data) == (checkpoint.identity, data) for r in read_records(records))
 
 
 def _probe(tables: list[FeatureTable], config: Config, scope: Scope) -> list[Record]:

@@ -75,7 +75,7 @@ def read_run(path: Path, name: str, index: int) -> Run:
         index=index,
         text=text,
         config=config,
-        counts={k: v for k, v in counted.items() if type(v) is int},
+        counts={name: counted[name] for name in ("usable", "listed") if type(counted.get(name)) is int},
         curves=_read_metrics(metrics) if metrics.is_file() else {},
         records=read_records(records) if records.is_file() else [],
     )

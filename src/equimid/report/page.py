@@ -36,7 +36,6 @@ SETTINGS = {
     "SER share of the batch": "ser.share",
     "batch size": "train.batch_size",
     "epochs": "train.epochs",
-    "steps": "train.steps",
     "seed": "seed",
 }
 
@@ -115,7 +114,9 @@ def _setting(run: Run, key: str) -> str:
 
 
 def _images(counts: Mapping[str, int]) -> str:
-    return "; ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in counts.items()) or "–"
+    if "usable" not in counts or "listed" not in counts:
+        return "–"
+    return f"{counts['usable']:,}, {counts['listed'] - counts['usable']:,} left out"
 
 
 def _last(run: Run, column: str) -> str:
