@@ -1,13 +1,17 @@
 """The command line: equimid pretrain, evaluate, report, demo, recipes."""
 
+import contextlib
+import io
 import logging
 import re
 import signal
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+from tyro.conf import Positional, arg
 
 from equimid.errors import UserError
 
@@ -16,16 +20,121 @@ __all__ = ["main"]
 # key=value settings; everything else is tyro's
 _SETTING = re.compile(r"^[a-z_]+(\.[a-z_0-9]+)*=")
 
-app = tyro.extras.SubcommandApp()
+
+@dataclass
+class Pretrain:
+    """Pretrain on DATA, measure, and leave a run's folder with a report and a backbone.
+
+    Settings follow as key=value, such as ser.weight=0.3 train.epochs=50; `equimid recipes NAME` lists them all.
+    The same command on the same folder goes on where it stopped.
+    """
+
+    data: Annotated[Positional[str], arg(metavar="DATA")]
+    """a folder of images, a text file of paths, or a name such as digits or cifar10"""
+    recipe: Annotated[str, arg(metavar="NAME")] = "ser-small"
+    """what to run; see `equimid recipes`"""
+    out: Annotated[Path | None, arg(metavar="RUN")] = None
+    """the run's folder; by default runs/NAME-DATA"""
+
+    def run(self, settings: list[str]) -> None:
+        from equimid.config import override
+        from equimid.engine import is_main_process
+        from equimid.recipes import recipe
+        from equimid.run import pretrain
+
+        config = override(recipe(self.recipe), [*settings, f"data.source={self.data}"])
+        folder = self.out or Path("runs") / f"{self.recipe}-{Path(self.data).stem or 'data'}"
+        outcome = pretrain(config, folder)
+        if not is_main_process():
+            return
+        if outcome.stopped_by is not None:
+            name = signal.Signals(outcome.stopped_by).name
+            _say(
+                f"equimid: {name} after step {outcome.steps} of {outcome.total}; the checkpoint is written. "
+                "Run the same command again to go on"
+            )
+            sys.exit(128 + outcome.stopped_by)
+        _say(f"report:   {folder / 'report.html'}\nbackbone: {folder / 'backbone'}")
+
+
+@dataclass
+class Evaluate:
+    """Measure the backbone of RUN: kNN and linear probe where there are labels, equivariance always."""
+
+    run_: Annotated[Positional[Path], arg(metavar="RUN", name="run")]
+    """a run's folder"""
+    data: Annotated[str | None, arg(metavar="DATA")] = None
+    """labelled images (class folders, or train/ and test/ with class folders); by default the run's own"""
+
+    def run(self, settings: list[str]) -> None:
+        from equimid.run import evaluate
+
+        _refuse(settings)
+        _say(f"report: {evaluate(self.run_, self.data)}")
+
+
+@dataclass
+class Report:
+    """Write one page that shows RUNS side by side."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")]
+    """one or more runs' folders"""
+    out: Annotated[Path | None, arg(metavar="PAGE")] = None
+    """the page; by default report.html in the run's folder, or in the current one for several runs"""
+
+    def run(self, settings: list[str]) -> None:
+        from equimid.report import write_report
+
+        _refuse(settings)
+        if not self.runs:
+            raise UserError("report needs at least one run's folder: equimid report RUN")
+        page = self.out or (self.runs[0] / "report.html" if len(self.runs) == 1 else Path("report.html"))
+        _say(f"report: {write_report(list(self.runs), page)}")
+
+
+@dataclass
+class Demo:
+    """Three runs on the digits that scikit-learn bundles, compared on one page; minutes on two cores."""
+
+    out: Annotated[Path, arg(metavar="FOLDER")] = Path("demo")
+    """where the runs and the page go"""
+
+    def run(self, settings: list[str]) -> None:
+        from equimid.demo import run_demo
+
+        page = run_demo(self.out, settings)
+        _say(f"the page that compares them: {page.resolve()}")
+
+
+@dataclass
+class Recipes:
+    """List the recipes, or all settings of one."""
+
+    name: Annotated[Positional[str | None], arg(metavar="[NAME]")] = None
+    """a recipe"""
+
+    def run(self, settings: list[str]) -> None:
+        from equimid.config import flatten
+        from equimid.recipes import RECIPES, recipe
+
+        _refuse(settings)
+        if self.name is None:
+            lines = [f"{key:18} {(function.__doc__ or '').strip()}" for key, function in RECIPES.items()]
+        else:
+            lines = [f"{key}={value}" for key, value in flatten(recipe(self.name)).items()]
+        sys.stdout.write("\n".join(lines) + "\n")
+
+
+Command = Pretrain | Evaluate | Report | Demo | Recipes
 
 
 def main() -> None:
     """Entry point: exit status 0, 2 for a user's mistake (one line, no traceback), 128 + signal when stopped."""
     _set_up_logging()
     arguments = [a for a in sys.argv[1:] if not _is_setting(a)]
-    _settings[:] = [a for a in sys.argv[1:] if _is_setting(a)]
+    settings = [a for a in sys.argv[1:] if _is_setting(a)]
     try:
-        app.cli(prog="equimid", args=arguments or ["--help"], description=_DESCRIPTION)
+        _parse(arguments or ["--help"]).run(settings)
     except UserError as error:
         # from a loader worker it comes with the worker's traceback before it
         _say(f"equimid: {str(error).strip().splitlines()[-1].removeprefix('equimid.errors.UserError: ')}")
@@ -35,8 +144,24 @@ def main() -> None:
         sys.exit(130)
 
 
-_DESCRIPTION = """Pretrain vision transformers that are equivariant in the middle and invariant at the end."""
-_settings: list[str] = []
+def _parse(arguments: list[str]) -> Command:
+    """The command; a mistake becomes one line instead of tyro's box."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            command: Command = tyro.cli(
+                Command,
+                prog="equimid",
+                args=arguments,
+                description="Pretrain vision transformers that are equivariant in the middle and invariant at the end.",
+            )
+            return command
+    except SystemExit as exit_:
+        if exit_.code in (0, None):
+            raise
+        told = [line.strip("╭╮╰╯│─ ") for line in box.getvalue().splitlines()[1:]]
+        text = " ".join(line for line in told if line).split("For full helptext")[0].strip()
+        raise UserError(f"{text}; see equimid --help") from None
 
 
 def _set_up_logging() -> None:
@@ -58,111 +183,13 @@ def _is_setting(argument: str) -> bool:
     return bool(_SETTING.match(argument)) and not Path(argument).exists()
 
 
+def _refuse(settings: list[str]) -> None:
+    if settings:
+        raise UserError(f"{settings[0]!r}: this command takes no settings; they belong to pretrain and demo")
+
+
 def _say(text: str) -> None:
     sys.stderr.write(text + "\n")
-
-
-@app.command
-def pretrain(
-    data: Annotated[str, tyro.conf.Positional],
-    recipe: str = "ser-small",
-    out: Path | None = None,
-) -> None:
-    """Pretrain on DATA, measure, and leave a run's folder with a report and a backbone.
-
-    Settings follow as key=value, such as ser.weight=0.3 train.epochs=50; `equimid recipes NAME` lists them all.
-    The same command on the same folder goes on where it stopped.
-
-    Args:
-        data: a folder of images, a text file of paths, or a name such as digits or cifar10
-        recipe: what to run; see `equimid recipes`
-        out: the run's folder; by default runs/RECIPE-DATA
-    """
-    from equimid.config import override
-    from equimid.engine import is_main_process
-    from equimid.recipes import recipe as recipe_by_name
-    from equimid.run import pretrain
-
-    config = override(recipe_by_name(recipe), [*_settings, f"data.source={data}"])
-    folder = out or Path("runs") / f"{recipe}-{Path(data).stem or 'data'}"
-    outcome = pretrain(config, folder)
-    if not is_main_process():
-        return
-    if outcome.stopped_by is not None:
-        name = signal.Signals(outcome.stopped_by).name
-        _say(
-            f"equimid: {name} after step {outcome.steps} of {outcome.total}; the checkpoint is written. "
-            "Run the same command again to go on"
-        )
-        sys.exit(128 + outcome.stopped_by)
-    _say(f"report:   {folder / 'report.html'}\nbackbone: {folder / 'backbone'}")
-
-
-@app.command
-def evaluate(run: Annotated[Path, tyro.conf.Positional], data: str | None = None) -> None:
-    """Measure the backbone of RUN: kNN and linear probe where there are labels, equivariance always.
-
-    Args:
-        run: a run's folder
-        data: labelled images (class folders, or train/ and test/ with class folders); by default the run's own
-    """
-    from equimid.run import evaluate
-
-    _no_settings()
-    _say(f"report: {evaluate(run, data)}")
-
-
-@app.command
-def report(runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | None = None) -> None:
-    """Write one page that shows RUNS side by side.
-
-    Args:
-        runs: one or more runs' folders
-        out: the page; by default report.html in the run's folder, or in the current one for several runs
-    """
-    from equimid.report import write_report
-
-    _no_settings()
-    if not runs:
-        raise UserError("name at least one run's folder")
-    page = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
-    _say(f"report: {write_report(list(runs), page)}")
-
-
-@app.command
-def demo(out: Path = Path("demo")) -> None:
-    """Three runs on the digits that scikit-learn bundles, compared on one page; minutes on two cores.
-
-    Args:
-        out: where the runs and the page go
-    """
-    from equimid.demo import run_demo
-
-    page = run_demo(out, _settings)
-    _say(f"the page that compares them: {page.resolve()}")
-
-
-@app.command
-def recipes(name: Annotated[str | None, tyro.conf.Positional] = None) -> None:
-    """List the recipes, or all settings of one.
-
-    Args:
-        name: a recipe
-    """
-    from equimid.config import flatten
-    from equimid.recipes import RECIPES, recipe
-
-    _no_settings()
-    if name is None:
-        lines = [f"{key:18} {(function.__doc__ or '').strip()}" for key, function in RECIPES.items()]
-    else:
-        lines = [f"{key}={value}" for key, value in flatten(recipe(name)).items()]
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-def _no_settings() -> None:
-    if _settings:
-        raise UserError(f"{_settings[0]!r}: this command takes no settings; they belong to pretrain and demo")
 
 
 if __name__ == "__main__":
