@@ -128,7 +128,7 @@ def test_a_finished_run_is_not_trained_again(uninterrupted):
 def test_another_setting_on_the_same_folder_is_refused_by_name(uninterrupted):
     done = run(uninterrupted, "ser.weight=0.5")
     assert done.returncode == 2
-    assert "ser.weight was 1.0 and is now 0.5" in done.stderr
+    assert "ser.weight was 3.0 and is now 0.5" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 

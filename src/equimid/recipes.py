@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import replace
 
+from equimid.addons import SERConfig
 from equimid.config import Config
 from equimid.errors import UserError
 from equimid.views import Photometric
@@ -46,7 +47,7 @@ def ser_small() -> Config:
         recipe="ser-small",
         backbone=replace(config.backbone, name="vit_tiny_patch16_224", image_size=96),
         method=replace(config.method, hidden=1024, dim=128),
-        ser=replace(config.ser, share=0.125, hidden=256) if config.ser else None,
+        ser=SERConfig(share=0.125, hidden=256),
         optim=replace(config.optim, lr=6e-4),
         train=replace(config.train, batch_size=128),
         runtime=replace(config.runtime, workers=2),
@@ -74,7 +75,7 @@ def ser_tiny() -> Config:
             config.backbone, image_size=32, patch_size=8, embed_dim=128, depth=6, num_heads=4, cls_layer=2
         ),
         views=replace(config.views, crop_scale=(0.3, 1.0), flip=0.0, interpolation="bicubic", first=mild, second=mild),
-        ser=replace(config.ser, layers=(2,), share=0.25, area=(0.5, 1.6), hidden=128) if config.ser else None,
+        ser=SERConfig(weight=3.0, layers=(2,), share=0.25, area=(0.5, 1.6), hidden=128),
         optim=replace(config.optim, lr=2e-3, warmup_epochs=3),
         train=replace(config.train, batch_size=128, epochs=24),
         evaluation=replace(config.evaluation, crop=1.0),
