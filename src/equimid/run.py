@@ -15,7 +15,7 @@ from rich.progress import Progress
 from equimid.backbones import Backbone, build_backbone, timm_arguments
 from equimid.config import Config, differences, load_config, save_config
 from equimid.data import Source, check_images, ledger_for, open_source
-from equimid.engine import Outcome, is_main_process, latest_checkpoint, make_fabric, train
+from equimid.engine import Outcome, Trainer, is_main_process, latest_checkpoint, make_fabric
 from equimid.errors import UserError
 from equimid.evaluation import (
     FeatureTable,
@@ -57,7 +57,7 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
         fabric.launch()
         # the main process has checked the images before the others start: they read its list
         source = _source(config, folder, task.patch_size)
-        outcome = train(
+        trainer = Trainer(
             fabric,
             task,
             ViewDataset(source, plan, config.seed),
@@ -68,6 +68,7 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
             folder=folder,
             run={"images": len(source), "data": source.fingerprint()},
         )
+        outcome = trainer.fit()
         if fabric.global_rank == 0:
             save_backbone(
                 task.student, folder / "backbone", config.backbone.name, timm_arguments(config.backbone),

@@ -3,16 +3,16 @@
 from equimid.engine.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from equimid.engine.config import RuntimeConfig, TrainConfig
 from equimid.engine.launch import is_main_process, make_fabric
-from equimid.engine.loop import Outcome, train
+from equimid.engine.loop import Outcome, Trainer
 
 __all__ = [
     "Checkpoint",
     "Outcome",
     "RuntimeConfig",
     "TrainConfig",
+    "Trainer",
     "is_main_process",
     "latest_checkpoint",
     "make_fabric",
     "save_checkpoint",
-    "train",
 ]

@@ -29,7 +29,7 @@ from equimid.views import Batch, ViewDataset, collate, realise, sample_poses
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-__all__ = ["Outcome", "train"]
+__all__ = ["Outcome", "Trainer"]
 
 logger = logging.getLogger("equimid")
 
@@ -43,37 +43,22 @@ class Outcome:
     stopped_by: int | None
 
 
-def train(
-    fabric: "Fabric",
-    task: Task,
-    dataset: ViewDataset,
-    *,
-    train: TrainConfig,
-    optim: OptimConfig,
-    runtime: RuntimeConfig,
-    seed: int,
-    folder: Path,
-    run: dict[str, Any],
-) -> Outcome:
-    """Train `task` from its last checkpoint in `folder`, or from the start.
+class Trainer:
+    """Trains `task` from its last checkpoint in `folder`, or from the start.
 
     Args:
         run: stored in every checkpoint; a checkpoint with another `run` is refused.
 
     Raises:
-        UserError: a loss is not finite, the disk is full, the data changed.
+        UserError: here and in `fit`: the data changed, a loss is not finite, the disk is full.
     """
-    trainer = _Trainer(fabric, task, dataset, train, optim, runtime, seed, folder, run)
-    with StopRequest() as request:
-        return trainer.fit(request)
 
-
-class _Trainer:
     def __init__(
         self,
         fabric: "Fabric",
         task: Task,
         dataset: ViewDataset,
+        *,
         train: TrainConfig,
         optim: OptimConfig,
         runtime: RuntimeConfig,
@@ -101,7 +86,12 @@ class _Trainer:
         self.saved = self.start
         self.unreadable: set[int] = set()
 
-    def fit(self, request: StopRequest) -> Outcome:
+    def fit(self) -> Outcome:
+        """All remaining steps; a signal finishes the step, writes a checkpoint and ends it earlier."""
+        with StopRequest() as request:
+            return self._fit(request)
+
+    def _fit(self, request: StopRequest) -> Outcome:
         metrics = Metrics(self.folder, self.start, self.runtime.tensorboard) if self.speaks else None
         batches = iter(self._loader()) if self.start < self.total else iter(())
         step, began = self.start, time.monotonic()
