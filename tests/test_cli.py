@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from equimid.cli import main
+from equimid.cli import _is_setting, main
 from equimid.config import Config, differences, flatten, load_config, override, save_config
+from equimid.engine import is_main_process, latest_checkpoint
 from equimid.errors import UserError
 from equimid.recipes import RECIPES, recipe
 from equimid.records import read_records
@@ -104,7 +105,11 @@ def test_a_labelled_folder_is_probed_and_compared(tmp_path):
         (["pretrain", "digits", "ser.layers=7"], ["layer 7 is outside the network", "1 to 3"]),
         (["pretrain", "digits", "ser.layers=0,2"], ["layer 0 is outside the network"]),
         (["pretrain", "digits", "backbone.image_size=18"], ["not a multiple of the 4 px patch", "try 16"]),
-        (["pretrain", "digits", "train.batch_size=1"], ["at least two posed images"]),
+        (["pretrain", "digits", "train.batch_size=1"], ["at least two are needed"]),
+        (["pretrain", "digits", "ser=null", "train.accumulate=32"], ["one image in each"]),
+        (["pretrain", "digits", "recipe=mocov3-tiny"], ["--recipe mocov3-tiny"]),
+        (["pretrain", "digits", "data.source=few"], ["named twice"]),
+        (["pretrain", "digits", "--out", "/dev/null/x"], ["cannot write into /dev/null/x"]),
         (
             ["pretrain", "digits", "train.batch_size=5", "runtime.devices=2"],
             ["does not divide over 2", "multiple of 2"],
@@ -160,6 +165,75 @@ def test_help_and_recipes_are_readable():
     listed = equimid("recipes").stdout
     assert all(name in listed for name in RECIPES)
     assert "ser.weight=1.0" in equimid("recipes", "ser-small").stdout.split()
+
+
+def test_a_folder_per_image_has_no_probes_but_everything_else(tmp_path):
+    """Photographs sorted by date: many folders of one image are no classes to learn."""
+    for i in range(34):
+        draw_images(tmp_path / "dates" / f"day{i:02}", 1)
+    out = tmp_path / "run"
+    done = equimid("pretrain", tmp_path / "dates", "--out", out, *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "cannot be split" in done.stderr
+    assert {r.evaluation for r in read_records(out / "records.jsonl")} == {"equivariance", "feature_maps"}
+
+
+def test_a_finished_run_again(tmp_path):
+    """Another spelling of the folder goes on; other evaluation settings are measured; changed data are refused."""
+    photos, out = tmp_path / "photos", tmp_path / "run"
+    draw_images(photos, 34)
+    run = ["--out", out, *QUICK]
+    assert equimid("pretrain", photos, *run).returncode == 0
+    first = (out / "records.jsonl").read_text()
+    again = equimid("pretrain", f"{photos}/", *run, "evaluation.equivariance_images=6")
+    assert again.returncode == 0, again.stderr
+    assert first != (out / "records.jsonl").read_text()
+    assert {r.n for r in read_records(out / "records.jsonl") if r.evaluation == "equivariance"} == {6}
+    (photos / "000.jpg").unlink()
+    listed = (out / "data.json").read_text()
+    refused = equimid("pretrain", photos, *run)
+    assert refused.returncode == 2
+    assert "34 images then, 33 now" in refused.stderr
+    assert (out / "data.json").read_text() == listed, "the list of the run's images was overwritten"
+
+
+def test_records_name_the_checkpoint_that_was_measured(tmp_path):
+    """Not the newest checkpoint of the folder, where the backbone is of an older one."""
+    out = tmp_path / "run"
+    assert equimid("pretrain", "digits", "--out", out, *QUICK).returncode == 0
+    stored = json.loads((out / "backbone" / "config.json").read_text())["checkpoint"]
+    assert stored == latest_checkpoint(out / "checkpoints").identity
+    text = (out / "backbone" / "config.json").read_text().replace(stored, "of an older one")
+    (out / "backbone" / "config.json").write_text(text)
+    done = equimid("evaluate", out)
+    assert done.returncode == 0, done.stderr
+    measured = {r.checkpoint for r in read_records(out / "records.jsonl") if r.subject == "backbone"}
+    assert measured == {"of an older one"}
+
+
+def test_a_long_setting_is_a_setting():
+    assert _is_setting("evaluation.linear_rates=" + "0.001," * 100 + "1")
+    assert not _is_setting("photos")
+
+
+@pytest.mark.parametrize(
+    ("environment", "main_process"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "2", "LOCAL_RANK": "0"}, False),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
+        ({"SLURM_PROCID": "1"}, False),
+        ({"SLURM_PROCID": "0", "LOCAL_RANK": "1"}, False),
+    ],
+)
+def test_which_process_speaks(monkeypatch, environment, main_process):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_main_process() is main_process
 
 
 # ---- configuration -------------------------------------------------------------------------------------------------

@@ -211,6 +211,20 @@ def test_an_equivariant_map_has_a_lower_loss_than_one_read_with_the_wrong_pose()
     assert float(right) < 0.2 * float(wrong)
 
 
+def test_with_several_layers_the_watched_base_gradient_is_the_base_objective_alone():
+    norms = []
+    for weight in (0.0, 100.0):
+        task = make_task(SERConfig(weight=weight, layers=(1, 3), hidden=16))
+        task(make_views()).total.backward()
+        norms.append(float(task.watch.norms["stream"]))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_an_unknown_form_is_refused():
+    with pytest.raises(ValueError, match="canonicl"):
+        ser_loss(torch.nn.Identity(), [], [], [], torch.arange(0), 0.3, form="canonicl")
+
+
 def test_late_cls_alone_and_layer_12_can_be_built():
     """T6 and T7: the controls are runnable, also SER at the last layer."""
     assert make_task().student.cls_after == 3

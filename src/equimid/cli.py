@@ -1,8 +1,10 @@
 """The command line: equimid pretrain, evaluate, report, demo, recipes."""
 
 import contextlib
+import errno
 import io
 import logging
+import os
 import re
 import signal
 import sys
@@ -42,7 +44,9 @@ class Pretrain:
         from equimid.recipes import recipe
         from equimid.run import pretrain
 
-        config = override(recipe(self.recipe), [*settings, f"data.source={self.data}"])
+        if any(setting.startswith("data.source=") for setting in settings):
+            raise UserError(f"the images are named twice: {self.data} and data.source; leave data.source out")
+        config = override(recipe(self.recipe), [*settings, f"data.source={_spelled(self.data)}"])
         folder = self.out or Path("runs") / f"{self.recipe}-{Path(self.data).stem or 'data'}"
         outcome = pretrain(config, folder)
         if not is_main_process():
@@ -70,7 +74,7 @@ class Evaluate:
         from equimid.run import evaluate
 
         _refuse(settings)
-        _say(f"report: {evaluate(self.run_, self.data)}")
+        _say(f"report: {evaluate(self.run_, self.data and _spelled(self.data))}")
 
 
 @dataclass
@@ -101,9 +105,11 @@ class Demo:
 
     def run(self, settings: list[str]) -> None:
         from equimid.demo import run_demo
+        from equimid.engine import is_main_process
 
         page = run_demo(self.out, settings)
-        _say(f"the page that compares them: {page.resolve()}")
+        if is_main_process():
+            _say(f"the page that compares them: {page.resolve()}")
 
 
 @dataclass
@@ -137,7 +143,12 @@ def main() -> None:
         _parse(arguments or ["--help"]).run(settings)
     except UserError as error:
         # from a loader worker it comes with the worker's traceback before it
-        _say(f"equimid: {str(error).strip().splitlines()[-1].removeprefix('equimid.errors.UserError: ')}")
+        _say("equimid: " + " ".join(str(error).split("equimid.errors.UserError: ")[-1].split()))
+        sys.exit(2)
+    except OSError as error:
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        _say(f"equimid: {error.filename or 'writing'}: {error.strerror}; mend that and run the same command again")
         sys.exit(2)
     except KeyboardInterrupt:
         _say("equimid: stopped; run the same command again to go on")
@@ -180,7 +191,12 @@ def _set_up_logging() -> None:
 
 
 def _is_setting(argument: str) -> bool:
-    return bool(_SETTING.match(argument)) and not Path(argument).exists()
+    return bool(_SETTING.match(argument)) and not os.path.exists(argument)
+
+
+def _spelled(data: str) -> str:
+    """One name for a folder with and without the slash that a shell completes: records go by it."""
+    return data.rstrip(os.sep) or data
 
 
 def _refuse(settings: list[str]) -> None:

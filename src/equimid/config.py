@@ -5,6 +5,7 @@ Settings are named by dotted keys (`ser.weight`). Unknown keys and values of a w
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +49,8 @@ class Config:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
-# What may differ when a run goes on: it does not change what is trained.
-_FREE = ("runtime", "evaluation", "data.tolerated_unreadable")
+# What may differ when a run goes on. The data are compared by their content, so a folder may have moved.
+_FREE = ("runtime.", "evaluation.", "data.")
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -68,6 +69,8 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
         key, equals, text = assignment.partition("=")
         if not equals:
             raise UserError(f"{assignment!r} is not a setting; write key=value, such as ser.weight=0.3")
+        if key == "recipe":
+            raise UserError(f"{assignment!r} only names the recipe; choose one with --recipe {text}")
         kind = _kind(key)
         *parents, last = key.split(".")
         place = content
@@ -80,8 +83,10 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
 
 
 def save_config(config: Config, file: Path) -> None:
-    """Write it as YAML, resolved."""
-    file.write_text(yaml.safe_dump(_plain(config), sort_keys=False))
+    """Write it as YAML, resolved; beside its place and renamed."""
+    beside = file.with_name(f".{file.name}.tmp")
+    beside.write_text(yaml.safe_dump(_plain(config), sort_keys=False))
+    os.replace(beside, file)
 
 
 def load_config(file: Path) -> Config:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from equimid.config import override
+from equimid.engine import is_main_process
 from equimid.recipes import recipe
 from equimid.report import write_report
 from equimid.run import pretrain
@@ -26,4 +27,5 @@ def run_demo(out: Path, settings: Sequence[str] = ()) -> Path:
         if outcome.stopped_by is not None:
             raise KeyboardInterrupt
         folders.append(folder)
-    return write_report(folders, out / "report.html")
+    page = out / "report.html"
+    return write_report(folders, page) if is_main_process() else page

@@ -14,7 +14,8 @@ from rich.progress import Progress
 
 from equimid.backbones import Backbone, build_backbone, timm_arguments
 from equimid.config import Config, differences, load_config, save_config
-from equimid.data import Source, check_images, ledger_for, open_source
+from equimid.data import Ledger, Source, check_images, ledger_for, open_source
+from equimid.distributed import barrier
 from equimid.engine import Outcome, Trainer, is_main_process, latest_checkpoint, make_fabric
 from equimid.errors import UserError
 from equimid.evaluation import (
@@ -52,9 +53,9 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
         plan = plan_views(config.views, config.backbone, config.ser, config.train.micro_batch, task.patch_size)
         fabric = make_fabric(config.runtime)
         config.train.check_ranks(fabric.world_size)
-        if is_main_process():
-            _prepare(config, folder, task.patch_size)
+        remeasure = _prepare(config, folder, task.patch_size) if is_main_process() else False
         fabric.launch()
+        barrier()
         # the main process has checked the images before the others start: they read its list
         source = _source(config, folder, task.patch_size)
         trainer = Trainer(
@@ -70,11 +71,9 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
         )
         outcome = trainer.fit()
         if fabric.global_rank == 0:
-            save_backbone(
-                task.student, folder / "backbone", config.backbone.name, timm_arguments(config.backbone),
-                _preprocessing(config),
-            )  # fmt: skip
-            if finish and outcome.stopped_by is None and not _is_measured(folder, config.data.source):
+            _export(task.student, config, folder)
+            finished = finish and outcome.stopped_by is None
+            if finished and (remeasure or not _is_measured(folder, config.data.source)):
                 _measure(config, folder, config.data.source, fabric.device)
     return outcome
 
@@ -90,7 +89,8 @@ def evaluate(folder: Path, data: str | None = None) -> Path:
     """
     config = load_config(folder / "config.yaml")
     with _locked(folder):
-        fabric = make_fabric(replace(config.runtime, devices=1))
+        # where it was trained does not bind where it is measured
+        fabric = make_fabric(replace(config.runtime, devices=1, accelerator="auto"))
         return _measure(config, folder, data or config.data.source, fabric.device)
 
 
@@ -101,32 +101,52 @@ def _locked(folder: Path) -> Iterator[None]:
         return
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; --out must name a folder")
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
-        with lock:
-            yield
+        lock.acquire()
     except Timeout:
         raise UserError(
             f"{folder} is in use by another equimid process; wait for it, or choose another --out"
         ) from None
-    except PermissionError as error:
+    except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}; choose another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _prepare(config: Config, folder: Path, patch_size: int) -> None:
-    """Main process, before the ranks start: settings agree with the folder, images are checked and suffice."""
+def _prepare(config: Config, folder: Path, patch_size: int) -> bool:
+    """Main process, before the ranks start: settings and data agree with the folder, images are checked and suffice.
+
+    Returns:
+        Whether the run was measured with other evaluation settings before.
+    """
     file = folder / "config.yaml"
-    if file.exists():
-        differing = differences(load_config(file), config)
-        if differing:
-            told = "; ".join(f"{key} was {old} and is now {new}" for key, (old, new) in differing.items())
-            raise UserError(
-                f"{folder} holds a run with other settings ({told}); choose another --out or those settings"
-            )
+    before = load_config(file) if file.exists() else config
+    differing = differences(before, config)
+    if differing:
+        told = "; ".join(f"{key} was {old} and is now {new}" for key, (old, new) in differing.items())
+        raise UserError(f"{folder} holds a run with other settings ({told}); choose another --out or those settings")
+    _refuse_other_data(config, folder)
     source = _source(config, folder, patch_size, told=True)
     config.train.steps_per_epoch(len(source))
     save_config(config, file)
+    return before.evaluation != config.evaluation
+
+
+def _refuse_other_data(config: Config, folder: Path) -> None:
+    """Before the folder's list of images is written anew: a run goes on with the images it began with."""
+    ledger = Ledger.load(folder)
+    if ledger is None or latest_checkpoint(folder / "checkpoints") is None:
+        return
+    listed = open_source(config.data.source)
+    if listed.fingerprint() != ledger.fingerprint:
+        raise UserError(
+            f"{folder} cannot go on: it was trained on other data ({ledger.listed} images then, {len(listed)} now in "
+            f"{config.data.source}, or files changed); bring the files back, or choose another --out"
+        )
 
 
 def _source(config: Config, folder: Path, patch_size: int, told: bool = False) -> Source:
@@ -158,13 +178,24 @@ def _preprocessing(config: Config) -> dict[str, Any]:
     }
 
 
+def _export(student: Backbone, config: Config, folder: Path) -> None:
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    save_backbone(
+        student,
+        folder / "backbone",
+        config.backbone.name,
+        timm_arguments(config.backbone),
+        _preprocessing(config),
+        checkpoint.identity if checkpoint else "",
+    )
+
+
 def _measure(config: Config, folder: Path, data: str, device: torch.device) -> Path:
     """Everything that can be measured of the folder's backbone on `data`; then the report."""
     backbone = load_backbone(folder)
     random = build_backbone(config.backbone, config.ser.layers if config.ser else (), config.seed)
     random.pretrained_cfg = backbone.pretrained_cfg
-    checkpoint = latest_checkpoint(folder / "checkpoints")
-    scope = Scope("backbone", data, config.seed, checkpoint.identity if checkpoint else "")
+    scope = Scope("backbone", data, config.seed, backbone.checkpoint)
     subjects: list[tuple[Scope, Backbone]] = [
         (scope, backbone),
         (replace(scope, subject="random", checkpoint=""), random),
@@ -182,7 +213,7 @@ def _measure(config: Config, folder: Path, data: str, device: torch.device) -> P
         records += _probe(tables, config, replace(scope, subject="pixels", checkpoint=""))
         images = labelled[1]
     else:
-        logger.info("%s has no labels: no kNN and no linear probe", data)
+        logger.info("%s has no labels to probe with: no kNN and no linear probe", data)
         images = _readable(open_source(data))
     if len(images) >= 2:
         for about, network in subjects:
@@ -214,18 +245,23 @@ def _is_measured(folder: Path, data: str) -> bool:
 
 def _probe(tables: list[FeatureTable], config: Config, scope: Scope) -> list[Record]:
     fit, test = tables
-    return [
-        *measure_knn(fit, test, config.evaluation, scope),
-        *measure_linear(fit, test, config.evaluation, scope),
-    ]
+    records = measure_knn(fit, test, config.evaluation, scope)
+    try:
+        return records + measure_linear(fit, test, config.evaluation, scope)
+    except UserError as error:
+        logger.warning("no linear probe: %s", error)
+        return records
 
 
 def _labelled_splits(data: str) -> list[Source]:
     """Training and test images, or nothing where there are no labels."""
-    if open_source(data, "train").labels is None:
+    open_source(data)  # what cannot be opened at all is an error
+    try:
+        splits = [open_source(data, split) for split in ("train", "test")]
+    except UserError as error:
+        logger.warning("no training and test images in %s: %s", data, error)
         return []
-    splits = [_readable(open_source(data, split)) for split in ("train", "test")]
-    return splits if all(s.labels is not None for s in splits) else []
+    return [_readable(s) for s in splits] if all(s.labels is not None for s in splits) else []
 
 
 def _readable(source: Source) -> Source:

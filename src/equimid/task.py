@@ -30,8 +30,8 @@ class Losses(NamedTuple):
 
 @dataclass
 class GradientWatch:
-    """Norms of the gradients that reach the first tapped layer, read as they pass: from the blocks above it (the
-    base objective) and from its tap (the add-on, weighted). A term without a gradient leaves no entry."""
+    """Norms of the gradients that reach the last tapped layer, read as they pass: from the blocks above it (the
+    base objective alone) and from its tap (the add-on, weighted). A term without a gradient leaves no entry."""
 
     norms: dict[str, Tensor] = field(default_factory=dict)
 

@@ -25,6 +25,7 @@ from equimid.views import PosedViews
 __all__ = ["SER", "SERConfig", "ser_loss"]
 
 Maps = Mapping[int, Tensor]
+_FORMS = {"canonical": patch_ntxent, "cross_view": patch_ntxent_cross_view}
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,9 @@ def ser_loss(
     Without momentum maps both sides are the student's, and one direction holds every pair. Returns a scalar; see
     `equimid.losses.patch_ntxent` for its meaning over ranks.
     """
-    patch_loss = patch_ntxent if form == "canonical" else patch_ntxent_cross_view
+    if form not in _FORMS:
+        raise ValueError(f"form is {form!r}; expected one of {', '.join(_FORMS)}")
+    patch_loss = _FORMS[form]
     student = [projector(x) for x in maps]
     if momentum_maps:
         with torch.no_grad():

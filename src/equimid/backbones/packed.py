@@ -33,7 +33,7 @@ def packed_forward(
 
     x, shapes = _join(segments), [s.shape[:2] for s in segments]
     maps: list[dict[int, Tensor]] = [{} for _ in sizes]
-    watched = min(taps, default=0)
+    watched = max(taps, default=0)
     for number, block in enumerate(vit.blocks, start=1):
         if number == cls_after + 1:
             segments = [torch.cat([vit.cls_token.expand(len(s), -1, -1), s], dim=1) for s in _split(x, shapes)]

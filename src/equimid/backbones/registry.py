@@ -7,6 +7,7 @@ from timm.models import load_pretrained, register_model
 from timm.models.vision_transformer import checkpoint_filter_fn
 
 from equimid.backbones.vit import LateCLSViT, build
+from equimid.errors import UserError
 
 __all__ = ["equimid_vit"]
 
@@ -31,13 +32,12 @@ def equimid_vit(
         kwargs: timm's own.
     """
     model = build(LateCLSViT, arch, cls_layer, taps, **kwargs)
-    model.pretrained_cfg = {
-        **model.pretrained_cfg,
-        **_plain(pretrained_cfg),
-        **_plain(pretrained_cfg_overlay),
-    }
+    # timm's own weights of the architecture are none of ours
+    model.pretrained_cfg = {**_plain(pretrained_cfg), **_plain(pretrained_cfg_overlay)}
     model.default_cfg = model.pretrained_cfg
     if pretrained:
+        if not model.pretrained_cfg.get("file"):
+            raise UserError('equimid_vit has no weights of its own; load "local-dir:RUN/backbone", or give a file')
         load_pretrained(model, model.pretrained_cfg, num_classes=0, filter_fn=checkpoint_filter_fn, strict=True)
     if num_classes:
         model.reset_classifier(num_classes)

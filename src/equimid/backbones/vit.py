@@ -61,6 +61,7 @@ class LateCLSViT(VisionTransformer):
 
     cls_after: int
     taps: tuple[int, ...]
+    checkpoint: str = ""
     tap_norms: nn.ModuleDict
 
     def _tap(self, cls_layer: int, taps: Sequence[int]) -> None:
@@ -96,7 +97,7 @@ class Backbone(LateCLSViT):
 
         Args:
             mapped: which of the batches want maps; None = all of them.
-            watch: called with ("stream", tokens) and ("taps", tokens) at the first tap, so that a caller can watch
+            watch: called with ("stream", tokens) and ("taps", tokens) at the last tap, so that a caller can watch
                 the gradient that arrives from later blocks and from the tap; returns the tokens to go on with.
 
         Raises:
@@ -140,18 +141,22 @@ def build(kind: type[V], name: str, cls_layer: int, taps: Sequence[int], **kwarg
     if not timm.is_model(name):
         near = timm.list_models("*" + "*".join(name.split("_")[:2]) + "*")[:3] or timm.list_models("vit_small*")[:3]
         raise UserError(f"timm has no model {name!r}; plain vision transformers are named like {', '.join(near)}")
-    block = partial(LateBlock, cls_layer=cls_layer)
+    arguments = {"no_embed_class": True, "dynamic_img_size": True, "num_classes": 0, **kwargs}
     try:
-        vit = timm.create_model(
-            name, block_fn=block, no_embed_class=True, dynamic_img_size=True, num_classes=0, **kwargs
-        )
+        with torch.device("meta"):
+            blocks = getattr(timm.create_model(name, **arguments), "blocks", [None])
+        if type(blocks[0]) is not Block:
+            raise UserError(f"{name!r} is not built of timm's plain blocks; use vit_*_patch*")
+        vit = timm.create_model(name, block_fn=partial(LateBlock, cls_layer=cls_layer), **arguments)
+    except UserError:
+        raise
     except (TypeError, AssertionError, ValueError) as error:
         raise UserError(f"timm cannot build {name!r} with {kwargs or 'these settings'}: {error}") from error
     plain = type(vit) is VisionTransformer and vit.has_class_token and vit.global_pool == "token"
     if not plain or vit.num_prefix_tokens != 1 or not isinstance(vit.norm_pre, nn.Identity):
         raise UserError(f"{name!r} is not a plain vision transformer with one CLS token; use vit_*_patch*")
     depth = len(vit.blocks)
-    if not 0 <= cls_layer < depth:
+    if not isinstance(cls_layer, int) or not 0 <= cls_layer < depth:
         raise UserError(f"cls_layer is {cls_layer}; {name} has {depth} blocks, so it must lie in 0..{depth - 1}")
     for layer in taps:
         if not 1 <= layer <= depth:

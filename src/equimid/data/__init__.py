@@ -12,6 +12,7 @@ from equimid.data.ledger import Ledger, check_images, ledger_for
 from equimid.data.opening import KNOWN_NAMES, open_source
 from equimid.data.sources import ArraySource, FileSource, Source, TorchvisionSource
 from equimid.data.splits import holdout
+from equimid.data.workers import leave_signals_to_the_main_process
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -24,6 +25,7 @@ __all__ = [
     "TorchvisionSource",
     "check_images",
     "holdout",
+    "leave_signals_to_the_main_process",
     "ledger_for",
     "open_image",
     "open_source",

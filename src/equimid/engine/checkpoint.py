@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from equimid.errors import UserError
 
-__all__ = ["Checkpoint", "latest_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "discard_checkpoint", "latest_checkpoint", "save_checkpoint"]
 
 logger = logging.getLogger("equimid")
 
@@ -93,6 +93,11 @@ def save_checkpoint(
     return final
 
 
+def discard_checkpoint(folder: Path, step: int) -> None:
+    """Remove the checkpoint of `step`: its weights turned out to be of no use."""
+    shutil.rmtree(folder / f"step-{step:08d}", ignore_errors=True)
+
+
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest checkpoint whose files are whole; None where none was ever written. Damaged ones are named.
 
@@ -125,15 +130,17 @@ def _write(beside: Path, step: int, task: nn.Module, optimizer: torch.optim.Opti
         "param_groups": state["param_groups"],
         "run": run,
     }
-    (beside / "state.json").write_text(json.dumps(entry, indent=1))
+    (beside / "state.json").write_text(json.dumps({**entry, "checksum": _checksum_of(entry)}, indent=1))
     _sync(beside / "state.json")
 
 
 def _verified(folder: Path) -> Checkpoint:
     try:
         entry = json.loads((folder / "state.json").read_text())
+        if entry.pop("checksum") != _checksum_of(entry) or entry["step"] != _number(folder):
+            raise ValueError("its checksum does not match")
         checkpoint = Checkpoint(folder, entry["step"], entry["run"], entry["checksums"], entry["param_groups"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _DamagedError(f"{folder / 'state.json'} is damaged ({error})") from error
     for name in _TENSOR_FILES:
         try:
@@ -157,6 +164,10 @@ def _number(folder: Path) -> int:
 def _checksum(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _checksum_of(entry: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -31,6 +31,12 @@ class TrainConfig:
                 f"train.batch_size is {self.batch_size}, which train.accumulate {self.accumulate} does not divide"
             )
 
+        if self.micro_batch < 2:
+            raise UserError(
+                f"train.batch_size {self.batch_size} in {self.accumulate} micro-batch(es) leaves one image in each; "
+                "images are contrasted with each other, so at least two are needed"
+            )
+
     @property
     def micro_batch(self) -> int:
         """Images of a micro-batch over all ranks."""

@@ -18,7 +18,9 @@ __all__ = ["is_main_process", "make_fabric"]
 
 def is_main_process() -> bool:
     """Whether this process speaks and writes for all ranks; also right before the ranks are started."""
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    if "RANK" in os.environ:  # torchrun
+        return int(os.environ["RANK"]) == 0
+    return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def make_fabric(runtime: RuntimeConfig) -> "Fabric":
@@ -40,6 +42,8 @@ def make_fabric(runtime: RuntimeConfig) -> "Fabric":
     devices: Any = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or runtime.devices  # torchrun has decided already
     if devices == "auto":
         devices = torch.cuda.device_count() if on_cuda else 1
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
     world = int(os.environ.get("WORLD_SIZE", devices))
     bf16 = runtime.precision == "bf16" or (
         runtime.precision == "auto" and on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from equimid.data import leave_signals_to_the_main_process
 from equimid.distributed import any_rank, barrier, mean_detached, sum_detached
-from equimid.engine.checkpoint import latest_checkpoint, save_checkpoint
+from equimid.engine.checkpoint import discard_checkpoint, latest_checkpoint, save_checkpoint
 from equimid.engine.config import RuntimeConfig, TrainConfig
 from equimid.engine.health import HealthCheck, effective_rank, feature_std
 from equimid.engine.metrics import Metrics, ProgressLine
 from equimid.engine.order import MicroBatches
-from equimid.engine.signals import StopRequest, leave_signals_to_the_main_process
+from equimid.engine.signals import StopRequest
 from equimid.errors import UserError
 from equimid.optim import OptimConfig, build_optimizer
 from equimid.randomness import counted_torch_seed
@@ -71,8 +72,6 @@ class Trainer:
         self.folder, self.run = folder, run
         self.steps_per_epoch = train.steps_per_epoch(len(dataset))
         self.total = train.total_steps(len(dataset))
-        if runtime.threads:
-            torch.set_num_threads(runtime.threads)
         # the optimizer holds the parameters that it was built with: the task goes to the device first
         task.to(fabric.device)
         optimizer = build_optimizer(task, optim)
@@ -83,7 +82,7 @@ class Trainer:
             self.module, self.optimizer = fabric.setup(task, optimizer)
         self.speaks = fabric.global_rank == 0
         self.health = HealthCheck({"ser": 0.0} | task.weights, patience=max(50, self.total // 10))
-        self.saved = self.start
+        self.saved = self.before = self.start
         self.unreadable: set[int] = set()
 
     def fit(self) -> Outcome:
@@ -162,13 +161,20 @@ class Trainer:
             which = (
                 ", ".join(f"{name} is {value}" for name, value in bad.items()) or "a loss of another rank is not finite"
             )
-            kept = (
-                f"the checkpoint of step {self.saved} is the last good one" if self.saved else "nothing was saved yet"
-            )
+            kept = self._last_good(step)
             raise UserError(
                 f"training stopped at step {step + 1} because a loss is not finite ({which}); {kept}. "
                 "Try a lower optim.lr, a longer optim.warmup_epochs, or optim.clip=1 in a new run folder"
             )
+
+    def _last_good(self, step: int) -> str:
+        """Say which checkpoint is good; one whose weights gave no finite loss is removed."""
+        good = self.saved
+        if good == step and good > self.start:
+            good = self.before
+            if self.speaks:
+                discard_checkpoint(self.folder / "checkpoints", step)
+        return f"the checkpoint of step {good} is the last good one" if good else "no good checkpoint was saved yet"
 
     def _row(self, step: int, losses: Losses, seconds: float, step_seconds: float) -> dict[str, float | int] | None:
         if not (step < 10 or (step + 1) % self.runtime.log_every == 0 or step + 1 == self.total):
@@ -194,16 +200,16 @@ class Trainer:
         return row | {"feature/std": std, "feature/effective_rank": effective_rank(losses.cls)}
 
     def _gradients_at_the_tap(self) -> dict[str, float]:
-        """Norms over all ranks of what reached the first tapped layer: of the base loss and of the add-on."""
+        """Norms over all ranks of what reached the last tapped layer: of the base loss and of the add-on."""
         if not self.task.student.taps:
             return {}
         names = {"base": "stream"} | dict.fromkeys(self.task.addons, "taps")
         zero = torch.zeros((), device=self.fabric.device)
         squares = [sum_detached(self.task.watch.norms.get(key, zero) ** 2) for key in names.values()]
-        # a rank's loss is W times its share, so the squares add up and the norm divides by W
-        return {
-            name: math.sqrt(float(square)) / self.fabric.world_size for name, square in zip(names, squares, strict=True)
-        }
+        # a rank's loss is W times its share, so the squares add up and the norm divides by W; the last of several
+        # micro-batches was seen, with its part of the loss
+        scale = self.train.accumulate / self.fabric.world_size
+        return {name: math.sqrt(float(square)) * scale for name, square in zip(names, squares, strict=True)}
 
     def _loader(self) -> DataLoader[Any]:
         keys = MicroBatches(
@@ -232,9 +238,11 @@ class Trainer:
         if checkpoint is None:
             return 0
         if checkpoint.run != self.run:
-            differs = {k: (checkpoint.run.get(k), v) for k, v in self.run.items() if checkpoint.run.get(k) != v}
-            told = "; ".join(f"{name} was {old} and is now {new}" for name, (old, new) in differs.items())
-            raise UserError(f"{self.folder} cannot go on, its data changed: {told}. Choose a new --out folder")
+            counts = f"{checkpoint.run.get('images')} images then, {self.run.get('images')} now"
+            raise UserError(
+                f"{self.folder} cannot go on: it was trained on other data ({counts}); bring the files back, or choose "
+                "a new --out folder"
+            )
         checkpoint.restore(self.task, optimizer)
         if self.fabric.global_rank == 0:
             logger.info("going on after step %d of %d", checkpoint.step, self.total)
@@ -243,6 +251,8 @@ class Trainer:
     def _save(self, step: int) -> None:
         """Rank 0 writes; if the disk refuses, every rank stops."""
         refused: UserError | None = None
+        if not all(bool(p.isfinite().all()) for p in self.task.parameters()):
+            raise UserError(f"training stopped after step {step}: weights are not finite; {self._last_good(-1)}")
         if self.speaks:
             try:
                 folder = self.folder / "checkpoints"
@@ -251,7 +261,7 @@ class Trainer:
                 refused = error
         if any_rank(refused is not None, self.fabric.device):
             raise refused or UserError("rank 0 could not write a checkpoint")
-        self.saved = step
+        self.before, self.saved = self.saved, step
         barrier()
 
 

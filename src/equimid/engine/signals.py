@@ -3,7 +3,7 @@
 import signal
 from types import FrameType, TracebackType
 
-__all__ = ["StopRequest", "leave_signals_to_the_main_process"]
+__all__ = ["StopRequest"]
 
 
 class StopRequest:
@@ -26,9 +26,3 @@ class StopRequest:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
-
-
-def leave_signals_to_the_main_process(worker: int) -> None:
-    """For loader workers: Ctrl-C reaches the whole process group, and they must live until the step is done."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from equimid.backbones import Backbone, Features
-from equimid.data import Source
+from equimid.data import Source, leave_signals_to_the_main_process
 from equimid.errors import UnreadableImage, UserError
 
 __all__ = ["FeatureTable", "Preprocessing", "embed", "image_batches", "pixels"]
@@ -84,7 +84,12 @@ def image_batches(
 ) -> Iterator[Tensor]:
     """Batches (b, 3, S, S) in order."""
     chosen = np.arange(len(source)) if indices is None else indices
-    yield from DataLoader(_Images(source, chosen.tolist(), preprocessing), batch_size=batch_size, num_workers=workers)
+    yield from DataLoader(
+        _Images(source, chosen.tolist(), preprocessing),
+        batch_size=batch_size,
+        num_workers=workers,
+        worker_init_fn=leave_signals_to_the_main_process,
+    )
 
 
 @torch.inference_mode()

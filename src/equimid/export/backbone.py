@@ -16,7 +16,12 @@ __all__ = ["load_backbone", "save_backbone"]
 
 
 def save_backbone(
-    backbone: Backbone, folder: Path, arch: str, arguments: dict[str, Any], preprocessing: dict[str, Any]
+    backbone: Backbone,
+    folder: Path,
+    arch: str,
+    arguments: dict[str, Any],
+    preprocessing: dict[str, Any],
+    checkpoint: str = "",
 ) -> None:
     """Write the folder beside its place and rename it.
 
@@ -24,12 +29,14 @@ def save_backbone(
         arch: timm's name of the architecture.
         arguments: what `create_backbone` got beside the name, cls_layer and taps.
         preprocessing: timm's keys of how images must look: input_size, mean, std, interpolation, crop_pct.
+        checkpoint: identity of the checkpoint that the weights are from, for records.
     """
     config = {
         "architecture": "equimid_vit",
         "num_classes": 0,
         "num_features": backbone.embed_dim,
         "global_pool": "token",
+        "checkpoint": checkpoint,
         "model_args": {
             "arch": arch,
             "cls_layer": backbone.cls_after,
@@ -57,7 +64,8 @@ def save_backbone(
 def load_backbone(folder: str | Path) -> Backbone:
     """The backbone of a folder that a run wrote (RUN/backbone, or RUN itself), in eval mode; strict.
 
-    The preprocessing that it was trained for is in `backbone.pretrained_cfg` (timm's keys).
+    The preprocessing that it was trained for is in `backbone.pretrained_cfg` (timm's keys), the identity of its
+    checkpoint in `backbone.checkpoint`.
 
     Raises:
         UserError: the folder is missing or not of this layout, or the weights do not match it exactly.
@@ -76,6 +84,7 @@ def load_backbone(folder: str | Path) -> Backbone:
         raise UserError(f"{folder / 'config.json'} does not describe an equimid backbone ({error!r})") from None
     backbone = create_backbone(name, cls_layer, taps, **arguments)
     backbone.pretrained_cfg = {**backbone.pretrained_cfg, **config["pretrained_cfg"]}
+    backbone.checkpoint = config.get("checkpoint", "")
     try:
         backbone.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, SafetensorError) as error:

@@ -79,7 +79,7 @@ def _check(z0: Tensor, z1: Tensor, image_ids: Tensor, temperature: float) -> Non
 def _global_mean(losses: Tensor) -> Tensor:
     """This rank's share of the mean over the rows of all ranks, times W."""
     rows = sum_detached(torch.tensor(float(len(losses)), device=losses.device, dtype=losses.dtype))
-    return losses.sum() * (world_size() / rows)
+    return losses.sum() * (world_size() / rows.clamp(min=1))
 
 
 # ---- log-sum-exp over the keys of other images, in blocks ------------------------------------------------------

@@ -21,12 +21,20 @@ class Views:
     posed:     per posed view, (b2, 3, h, w); empty without posed views
     poses:     per posed view, b2 poses
     image_ids: (b2,) of the posed images, unique over ranks
+    batch:     as it left the workers, with crop boxes and photometric parameters; None for views made by hand
 
     No dataclass: engines rebuild the ones that they are handed, tensor by tensor.
     """
 
-    def __init__(self, crops: list[Tensor], posed: list[Tensor], poses: list[Pose], image_ids: Tensor) -> None:
-        self.crops, self.posed, self.poses, self.image_ids = crops, posed, poses, image_ids
+    def __init__(
+        self,
+        crops: list[Tensor],
+        posed: list[Tensor],
+        poses: list[Pose],
+        image_ids: Tensor,
+        batch: Batch | None = None,
+    ) -> None:
+        self.crops, self.posed, self.poses, self.image_ids, self.batch = crops, posed, poses, image_ids, batch
 
 
 def sample_poses(posed: PosedViews, seed: int, step: int, rank: int, ranks: int) -> list[Pose]:
@@ -67,7 +75,7 @@ def realise(batch: Batch, plan: ViewPlan, poses: Sequence[Pose], device: torch.d
         for view, pixels, rows in zip(plan.crops, batch.crops, batch.crop_rows, strict=True)
     ] if batch.crops else [empty for _ in plan.crops]  # fmt: skip
     if plan.posed is None:
-        return Views(crops, [], [], torch.zeros(0, dtype=torch.int64, device=device))
+        return Views(crops, [], [], torch.zeros(0, dtype=torch.int64, device=device), batch)
     on_device = [pose.to(device) for pose in poses]
     if batch.squares is None:
         upright = [torch.zeros(0, 3, plan.posed.size, plan.posed.size, device=device)] * len(poses)
@@ -77,4 +85,4 @@ def realise(batch: Batch, plan: ViewPlan, poses: Sequence[Pose], device: torch.d
         upright = [finish(batch.squares, rows, view.photometric) for rows, view in views]
         ids = batch.indices[-len(batch.squares) :]
     posed = [pose.act(x, plan.posed.patch_size) for pose, x in zip(on_device, upright, strict=True)]
-    return Views(crops, posed, on_device, ids.to(device))
+    return Views(crops, posed, on_device, ids.to(device), batch)
