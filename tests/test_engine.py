@@ -12,14 +12,22 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from equimid.addons import SERConfig
+from equimid.backbones import BackboneConfig
+from equimid.engine import Trainer, make_fabric
 from equimid.engine.checkpoint import latest_checkpoint, save_checkpoint
 from equimid.engine.config import RuntimeConfig, TrainConfig
 from equimid.engine.health import HealthCheck, effective_rank, feature_std
 from equimid.engine.metrics import Metrics
 from equimid.engine.order import MicroBatches
-from equimid.errors import UserError
+from equimid.errors import UnreadableImage, UserError
+from equimid.methods import MoCoV3Config
+from equimid.optim import OptimConfig
+from equimid.task import Task, plan_views
+from equimid.views import ViewDataset, ViewsConfig
 
 # a network so small that a step takes milliseconds
 SMALL = [
@@ -159,6 +167,43 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     if kept:
         weights = load_file(kept.folder / "model.safetensors")
         assert max(float(value.abs().max()) for value in weights.values()) < 1e6, "weights that gave no finite loss"
+
+
+class _Drawn:
+    """Images drawn from their number; one of them has gone bad."""
+
+    def __len__(self):
+        return 8
+
+    def load(self, index):
+        if index == 3:
+            raise UnreadableImage("truncated")
+        return Image.new("RGB", (16, 16), (30 * index, 255 - 30 * index, 90))
+
+    def describe(self, index):
+        return f"drawn {index}"
+
+
+def test_what_goes_bad_in_training_is_replaced_and_listed(tmp_path):
+    """With two micro-batches a step."""
+    backbone = BackboneConfig(
+        name="vit_tiny_patch16_224", image_size=16, patch_size=4, embed_dim=16, depth=3, num_heads=2, cls_layer=2
+    )
+    ser = SERConfig(layers=(2,), hidden=8)
+    train, views = TrainConfig(batch_size=8, epochs=2, accumulate=2), ViewsConfig()
+    runtime = RuntimeConfig(accelerator="cpu", workers=0, tensorboard=False)
+    trainer = Trainer(
+        make_fabric(runtime),
+        Task(backbone, MoCoV3Config(hidden=12, dim=6), ser, seed=0),
+        ViewDataset(_Drawn(), plan_views(views, backbone, ser, train.micro_batch, 4), seed=0),
+        train=train, optim=OptimConfig(), runtime=runtime, seed=0, folder=tmp_path, run={},
+    )  # fmt: skip
+    outcome = trainer.fit()
+    assert (outcome.steps, outcome.total, outcome.stopped_by) == (2, 2, None)
+    assert (tmp_path / "unreadable.csv").read_text().splitlines() == ["drawn 3,found in training"]
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert len(rows) == 3
+    assert float(dict(zip(rows[0].split(","), rows[1].split(","), strict=True))["gradient/ser"]) > 0
 
 
 # ---- checkpoints -------------------------------------------------------------------------------------------------
@@ -308,11 +353,13 @@ def test_accumulated_batches_hold_the_same_images():
 def test_metrics_drop_what_came_after_the_checkpoint(tmp_path):
     metrics = Metrics(tmp_path, 0, tensorboard=False)
     for step in range(1, 6):
-        metrics.write({"step": step, "loss/total": 0.5})
+        metrics.write({"step": step, "seconds": 2.0 * step})
     with metrics.file.open("a") as stream:
         stream.write("6,0.")  # killed while it wrote
-    Metrics(tmp_path, 3, tensorboard=False).write({"step": 4, "loss/total": 0.25})
-    assert metrics.file.read_text().split() == ["step,loss/total", "1,0.5", "2,0.5", "3,0.5", "4,0.25"]
+    resumed = Metrics(tmp_path, 3, tensorboard=False)
+    assert resumed.seconds == 6, "time goes on where the kept rows end"
+    resumed.write({"step": 4, "seconds": 7.5})
+    assert metrics.file.read_text().split() == ["step,seconds", "1,2", "2,4", "3,6", "4,7.5"]
 
 
 def test_feature_statistics():

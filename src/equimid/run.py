@@ -1,36 +1,22 @@
-"""A run and its folder: pretrain, export, evaluate, report; and again where it stopped."""
+"""A run and its folder: pretrain, export, measure; and again where it stopped."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import Progress
 
-from equimid.backbones import Backbone, build_backbone, timm_arguments
+from equimid.backbones import Backbone, timm_arguments
 from equimid.config import Config, differences, load_config, save_config
-from equimid.data import Ledger, Source, check_images, ledger_for, open_source
+from equimid.data import Ledger, Source, ledger_for, open_source
 from equimid.distributed import barrier
 from equimid.engine import Outcome, Trainer, is_main_process, latest_checkpoint, make_fabric
 from equimid.errors import UserError
-from equimid.evaluation import (
-    FeatureTable,
-    Scope,
-    draw_feature_maps,
-    embed,
-    measure_equivariance,
-    measure_knn,
-    measure_linear,
-    pixels,
-)
-from equimid.export import load_backbone, save_backbone
-from equimid.records import Record, read_records, write_records
-from equimid.report import write_report
+from equimid.export import save_backbone
+from equimid.measure import is_measured, measure_run, progress_bar
 from equimid.task import Task, plan_views
 from equimid.views import ViewDataset
 
@@ -73,8 +59,8 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
         if fabric.global_rank == 0:
             _export(task.student, config, folder)
             finished = finish and outcome.stopped_by is None
-            if finished and (remeasure or not _is_measured(folder, config.data.source)):
-                _measure(config, folder, config.data.source, fabric.device)
+            if finished and (remeasure or not is_measured(folder, config.data.source)):
+                measure_run(config, folder, config.data.source, fabric.device)
     return outcome
 
 
@@ -91,7 +77,7 @@ def evaluate(folder: Path, data: str | None = None) -> Path:
     with _locked(folder):
         # where it was trained does not bind where it is measured
         fabric = make_fabric(replace(config.runtime, devices=1, accelerator="auto"))
-        return _measure(config, folder, data or config.data.source, fabric.device)
+        return measure_run(config, folder, data or config.data.source, fabric.device)
 
 
 @contextmanager
@@ -152,7 +138,7 @@ def _refuse_other_data(config: Config, folder: Path) -> None:
 def _source(config: Config, folder: Path, patch_size: int, told: bool = False) -> Source:
     """The images that can be used; the check is saved in the folder and made once."""
     listed = open_source(config.data.source)
-    with _progress("checking images") as progress:
+    with progress_bar("checking images") as progress:
         ledger = ledger_for(
             listed,
             folder,
@@ -188,93 +174,3 @@ def _export(student: Backbone, config: Config, folder: Path) -> None:
         _preprocessing(config),
         checkpoint.identity if checkpoint else "",
     )
-
-
-def _measure(config: Config, folder: Path, data: str, device: torch.device) -> Path:
-    """Everything that can be measured of the folder's backbone on `data`; then the report."""
-    backbone = load_backbone(folder)
-    random = build_backbone(config.backbone, config.ser.layers if config.ser else (), config.seed)
-    random.pretrained_cfg = backbone.pretrained_cfg
-    scope = Scope("backbone", data, config.seed, backbone.checkpoint)
-    subjects: list[tuple[Scope, Backbone]] = [
-        (scope, backbone),
-        (replace(scope, subject="random", checkpoint=""), random),
-    ]
-    workers = config.runtime.workers
-    records: list[Record] = []
-    labelled = _labelled_splits(data)
-    if labelled:
-        for about, network in subjects:
-            with _progress(f"features, {about.subject}") as progress:
-                tables = [embed(network, s, device=device, workers=workers, progress=progress) for s in labelled]
-            records += _probe(tables, config, about)
-        with _progress("features, pixels") as progress:
-            tables = [pixels(s, workers=workers, progress=progress) for s in labelled]
-        records += _probe(tables, config, replace(scope, subject="pixels", checkpoint=""))
-        images = labelled[1]
-    else:
-        logger.info("%s has no labels to probe with: no kNN and no linear probe", data)
-        images = _readable(open_source(data))
-    if len(images) >= 2:
-        for about, network in subjects:
-            with _progress(f"equivariance, {about.subject}") as progress:
-                records += measure_equivariance(
-                    network,
-                    images,
-                    config.evaluation,
-                    about,
-                    device=device,
-                    workers=workers,
-                    progress=progress,
-                )
-    depth = len(backbone.blocks)
-    layers = sorted({1, *(config.ser.layers if config.ser else (max(1, depth // 4),)), depth // 2, depth} - {0})
-    records += draw_feature_maps(backbone, images, layers, folder, scope, device=device)
-    write_records(folder / "records.jsonl", records)
-    return write_report([folder], folder / "report.html")
-
-
-def _is_measured(folder: Path, data: str) -> bool:
-    """Whether the folder holds the records and the page of its last checkpoint on `data`."""
-    checkpoint = latest_checkpoint(folder / "checkpoints")
-    records = folder / "records.jsonl"
-    if checkpoint is None or not records.exists() or not (folder / "report.html").exists():
-        return False
-    return any((r.checkpoint, r.data) == (checkpoint.identity, data) for r in read_records(records))
-
-
-def _probe(tables: list[FeatureTable], config: Config, scope: Scope) -> list[Record]:
-    fit, test = tables
-    records = measure_knn(fit, test, config.evaluation, scope)
-    try:
-        return records + measure_linear(fit, test, config.evaluation, scope)
-    except UserError as error:
-        logger.warning("no linear probe: %s", error)
-        return records
-
-
-def _labelled_splits(data: str) -> list[Source]:
-    """Training and test images, or nothing where there are no labels."""
-    open_source(data)  # what cannot be opened at all is an error
-    try:
-        splits = [open_source(data, split) for split in ("train", "test")]
-    except UserError as error:
-        logger.warning("no training and test images in %s: %s", data, error)
-        return []
-    return [_readable(s) for s in splits] if all(s.labels is not None for s in splits) else []
-
-
-def _readable(source: Source) -> Source:
-    return check_images(source, smallest_side=1, tolerated=1.0).apply(source)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    if not (is_main_process() and console.is_terminal):
-        yield None
-        return
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

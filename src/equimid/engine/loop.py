@@ -1,5 +1,6 @@
 """The training loop. Every step is a function of (weights, step): a run that was killed ends with the same bits."""
 
+import csv
 import logging
 import math
 import time
@@ -93,7 +94,7 @@ class Trainer:
     def _fit(self, request: StopRequest) -> Outcome:
         metrics = Metrics(self.folder, self.start, self.runtime.tensorboard) if self.speaks else None
         batches = iter(self._loader()) if self.start < self.total else iter(())
-        step, began = self.start, time.monotonic()
+        step, began = self.start, time.monotonic() - (metrics.seconds if metrics else 0.0)
         try:
             with ProgressLine(self.total, self.start, shown=self.speaks) as progress:
                 while step < self.total:
@@ -117,8 +118,9 @@ class Trainer:
         finally:
             if metrics is not None:
                 metrics.close()
-        if self.speaks and self.unreadable:
-            logger.warning("%d images could not be read any more and were replaced", len(self.unreadable))
+        if self.unreadable:
+            file = self.folder / "unreadable.csv"
+            logger.warning("%d images could not be read in training and were replaced: %s", len(self.unreadable), file)
         return Outcome(step, self.total, request.signal if step < self.total else None)
 
     def _step(self, step: int, batches: Iterator[Batch]) -> Losses:
@@ -130,7 +132,7 @@ class Trainer:
         parts = []
         for micro in range(self.train.accumulate):
             batch = next(batches)
-            self.unreadable.update(batch.unreadable)
+            self._list_unreadable(batch.unreadable)
             views = realise(batch, self.plan, self._poses(step, micro), self.fabric.device)
             last = micro == self.train.accumulate - 1
             with (
@@ -153,6 +155,15 @@ class Trainer:
             return []
         counter = step * self.train.accumulate + micro
         return sample_poses(self.plan.posed, self.seed, counter, self.fabric.global_rank, self.fabric.world_size)
+
+    def _list_unreadable(self, indices: tuple[int, ...]) -> None:
+        """Add what went bad after the images were checked to the run's list."""
+        new = [index for index in dict.fromkeys(indices) if index not in self.unreadable]
+        if not new:
+            return
+        self.unreadable.update(new)
+        with (self.folder / "unreadable.csv").open("a", newline="") as stream:
+            csv.writer(stream).writerows([self.dataset.source.describe(index), "found in training"] for index in new)
 
     def _refuse_infinite(self, step: int, losses: Losses) -> None:
         values = {name: float(value) for name, value in losses.named.items()}

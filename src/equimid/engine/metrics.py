@@ -19,11 +19,15 @@ Row = Mapping[str, float | int]
 
 
 class Metrics:
-    """metrics.csv, and TensorBoard files under `tensorboard/`. A resumed run drops the rows after its checkpoint."""
+    """metrics.csv, and TensorBoard files under `tensorboard/`. A resumed run drops the rows after its checkpoint.
+
+    seconds: that the rows before took
+    """
 
     def __init__(self, folder: Path, resumed_step: int, tensorboard: bool) -> None:
         self.file = folder / "metrics.csv"
         self.columns: list[str] = []
+        self.seconds = 0.0
         if self.file.exists():
             self._truncate(resumed_step)
         self.board: Any = _tensorboard(folder / "tensorboard", resumed_step) if tensorboard else None
@@ -52,6 +56,8 @@ class Metrics:
             return
         self.columns, body = rows[0], rows[1:]
         whole = [row for row in body if len(row) == len(self.columns) and row[0].isdigit() and int(row[0]) <= step]
+        if whole and "seconds" in self.columns:
+            self.seconds = float(whole[-1][self.columns.index("seconds")])
         beside = self.file.with_suffix(".csv.tmp")
         with beside.open("w", newline="") as stream:
             csv.writer(stream).writerows([self.columns, *whole])
