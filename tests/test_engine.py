@@ -65,7 +65,7 @@ def uninterrupted(tmp_path_factory):
 
 def wait_for(folder, step, process):
     """Until metrics.csv holds the step."""
-    for _ in range(2000):
+    for _ in range(6000):
         file = folder / "metrics.csv"
         if file.exists() and any(line.startswith(f"{step},") for line in file.read_text().splitlines()):
             return
