@@ -228,3 +228,32 @@ def test_loading_is_strict(exported, tmp_path):
     (folder / "config.json").write_text("{}")
     with pytest.raises(UserError, match="does not describe"):
         load_backbone(folder)
+
+
+def test_the_packed_pass_has_every_part_of_timms_block():
+    """qk norm, layer scale and position dropout: identities in most networks, and easily lost."""
+    from equimid.backbones import create_backbone
+
+    backbone = create_backbone(
+        "vit_tiny_patch16_224",
+        2,
+        (3,),
+        img_size=32,
+        patch_size=8,
+        embed_dim=24,
+        depth=4,
+        num_heads=3,
+        qk_norm=True,
+        init_values=0.3,
+    ).eval()
+    with torch.no_grad():
+        for name, p in backbone.named_parameters():
+            if "q_norm" in name or "k_norm" in name:
+                p.add_(torch.randn(p.shape))
+    batches = [torch.randn(2, 3, 32, 32), torch.randn(1, 3, 24, 48)]
+    for found, x in zip(backbone.forward_packed(batches), batches, strict=True):
+        assert torch.allclose(found.cls, backbone(x).cls, atol=1e-5)
+    dropping = create_backbone(
+        "vit_tiny_patch16_224", 2, (), img_size=32, patch_size=8, embed_dim=24, depth=4, num_heads=3, pos_drop_rate=0.5
+    ).train()
+    assert not torch.equal(*(dropping(batches[0]).cls for _ in range(2)))

@@ -13,7 +13,7 @@ from equimid.distributed import (
     gather_with_gradient,
     sum_with_gradient,
 )
-from equimid.losses import mocov3_loss, patch_ntxent
+from equimid.losses import mocov3_loss, patch_ntxent, patch_ntxent_cross_view
 from equimid.methods import MoCoV3Config
 from equimid.poses import sample_pose_pair
 from equimid.randomness import counted_generator
@@ -92,6 +92,11 @@ def losses(rank, ranks):
         found[f"{name}, gradient"] = torch.zeros(18, 5, dtype=torch.float64).index_put_(
             (rows.nonzero()[:, 0],), gradient
         )
+    cross = patch_ntxent_cross_view(z0, z1, ids[rows], 0.3)
+    found["cross view"] = cross.detach()
+    for side, gradient in enumerate(torch.autograd.grad(cross, (z0, z1))):
+        everyone = torch.zeros(18, 5, dtype=torch.float64)
+        found[f"cross view, gradient {side}"] = everyone.index_put_((rows.nonzero()[:, 0],), gradient)
     mine = torch.arange(12)[rank::ranks] if ranks != 2 else torch.arange(12)[:5] if rank == 0 else torch.arange(12)[5:]
     q1, q2, k1, k2 = (values(12, 6, seed=s)[mine] for s in range(4))
     q1.requires_grad_()
@@ -155,3 +160,10 @@ def failing(rank, ranks):
 def test_a_failing_rank_is_reported():
     with pytest.raises(AssertionError, match="broken on purpose"):
         on_ranks(failing, 2)
+
+
+def test_batch_norm_of_half_precision_is_computed_in_float32():
+    x = (100 + torch.randn(64, 5, generator=torch.Generator().manual_seed(0))).bfloat16()
+    ours = CrossRankBatchNorm1d(5)(x)
+    assert ours.dtype == torch.bfloat16
+    assert torch.allclose(ours.float(), nn.BatchNorm1d(5)(x.float()), atol=0.02)

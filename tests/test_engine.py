@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 from equimid.addons import SERConfig
 from equimid.backbones import BackboneConfig
@@ -25,9 +26,10 @@ from equimid.engine.metrics import Metrics
 from equimid.engine.order import MicroBatches
 from equimid.errors import UnreadableImage, UserError
 from equimid.methods import MoCoV3Config
-from equimid.optim import OptimConfig
+from equimid.optim import OptimConfig, build_optimizer
+from equimid.randomness import counted_torch_seed
 from equimid.task import Task, plan_views
-from equimid.views import ViewDataset, ViewsConfig
+from equimid.views import ViewDataset, ViewsConfig, collate, realise, sample_poses
 
 # a network so small that a step takes milliseconds
 SMALL = [
@@ -120,11 +122,16 @@ def test_two_processes_train_what_one_trains(uninterrupted, tmp_path):
     done = run(folder, "runtime.devices=2", "runtime.workers=0", "runtime.accelerator=cpu")
     assert done.returncode == 0, done.stderr
     rows = [(f / "metrics.csv").read_text().splitlines() for f in (uninterrupted, folder)]
-    header = rows[0][0].split(",")
-    first, other = (dict(zip(header, map(float, r[1].split(",")), strict=True)) for r in rows)
-    for name in ("loss/total", "loss/mocov3", "loss/ser", "gradient/base", "gradient/ser", "lr"):
-        assert other[name] == pytest.approx(first[name], rel=1e-4), name
-    assert len(rows[1]) == len(rows[0])
+    header, *one = [line.split(",") for line in rows[0]]
+    _, *two = [line.split(",") for line in rows[1]]
+    assert len(one) == len(two) > 10
+    for a, b in zip(one, two, strict=True):
+        first, other = (dict(zip(header, map(float, row), strict=True)) for row in (a, b))
+        # rounding grows over the steps, in gradients more than in losses
+        for name in ("loss/total", "loss/mocov3", "loss/ser", "feature/std", "lr"):
+            assert other[name] == pytest.approx(first[name], rel=2e-3), (name, first["step"])
+        for name in ("gradient/base", "gradient/ser"):
+            assert other[name] == pytest.approx(first[name], rel=2e-2), (name, first["step"])
 
 
 def test_a_finished_run_is_not_trained_again(uninterrupted):
@@ -163,10 +170,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
     assert "Traceback" not in done.stderr
     kept = latest_checkpoint(folder / "checkpoints")
     said = re.search(r"the checkpoint of step (\d+) is the last good one", done.stderr)
-    assert (kept.step if kept else None) == (int(said[1]) if said else None)
-    if kept:
-        weights = load_file(kept.folder / "model.safetensors")
-        assert max(float(value.abs().max()) for value in weights.values()) < 1e6, "weights that gave no finite loss"
+    assert kept.step == int(said[1])
+    weights = load_file(kept.folder / "model.safetensors")
+    assert max(float(value.abs().max()) for value in weights.values()) < 1e6, "weights that gave no finite loss"
 
 
 class _Drawn:
@@ -398,3 +404,51 @@ def test_health_warns_once_of_a_dead_term_and_of_collapse(caplog):
 def test_bad_settings(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_the_loop_is_its_definition(tmp_path, monkeypatch, clip):
+    """Against a loop written out: two micro-batches, drop path, clipping, a rate that changes."""
+    norms, update = [], torch.optim.AdamW.step
+
+    def noted(self, *args, **kwargs):  # AdamW itself hardly feels the scale of a gradient
+        norms.append(float(nn.utils.get_total_norm([p.grad for p in self.param_groups[0]["params"]])))
+        return update(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    from equimid.backbones import BackboneConfig
+
+    backbone = BackboneConfig(
+        name="vit_tiny_patch16_224", image_size=16, patch_size=4, embed_dim=16, depth=3, num_heads=2, cls_layer=2,
+        drop_path=0.3,
+    )  # fmt: skip
+    ser, seed, steps = SERConfig(layers=(2,), hidden=8), 3, 4
+    train, optim = TrainConfig(batch_size=8, steps=steps, accumulate=2), OptimConfig(lr=0.1, warmup_epochs=2, clip=clip)
+    runtime = RuntimeConfig(accelerator="cpu", workers=0, tensorboard=False)
+    dataset = ViewDataset(_Drawn(), plan_views(ViewsConfig(), backbone, ser, train.micro_batch, 4), seed=seed)
+    tasks = [Task(backbone, MoCoV3Config(hidden=12, dim=6), ser, seed) for _ in range(2)]
+    Trainer(
+        make_fabric(runtime), tasks[0], dataset, train=train, optim=optim, runtime=runtime, seed=seed,
+        folder=tmp_path, run={},
+    ).fit()  # fmt: skip
+    task, optimizer = tasks[1].train(), build_optimizer(tasks[1], optim)
+    keys = iter(MicroBatches(8, seed, micro_batch=4, accumulate=2, first_step=0, last_step=steps,
+                             posed=dataset.plan.posed.count, rank=0, ranks=1))  # fmt: skip
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = optim.lr_at(step, steps, 1, 8)
+        task.follow(step, steps)
+        optimizer.zero_grad()
+        for micro in range(2):
+            batch = collate([dataset[key] for key in next(keys)])
+            views = realise(
+                batch, dataset.plan, sample_poses(dataset.plan.posed, seed, 2 * step + micro, 0, 1), torch.device("cpu")
+            )
+            with counted_torch_seed(seed, "dropout", step, micro, 0):
+                (task(views).total / 2).backward()
+        if clip:
+            nn.utils.clip_grad_norm_(task.parameters(), clip)
+        optimizer.step()
+    assert norms[:steps] == pytest.approx(norms[steps:], rel=1e-4)
+    for name, expected in task.state_dict().items():
+        assert torch.allclose(tasks[0].state_dict()[name].double(), expected.double(), rtol=1e-4, atol=1e-6), name

@@ -658,3 +658,17 @@ def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before
     write_records(path, [record(value=30.0)])  # what the failed one left does no harm
     assert [r.value for r in read_records(path)] == [30.0]
+
+
+def test_a_number_added_to_a_token_changes_nothing():
+    """Tokens are normalised before they are compared."""
+    plain, raised = measured(Stub(), drawn(8)), measured(Stub(lambda maps: maps + 100), drawn(8))
+    for key, record in plain.items():
+        assert raised[key].value == pytest.approx(record.value, abs=1e-3), key
+
+
+def test_the_mean_token_is_that_of_all_batches():
+    def common(maps):
+        return shifted(maps) + 30 * torch.linspace(-1, 1, maps.shape[1])[:, None, None]
+
+    assert measured(Stub(common), drawn(40))["centred_cosine", "mismatched", "flip", 1].value < 0.5

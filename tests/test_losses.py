@@ -166,3 +166,22 @@ def test_mocov3_keys_get_no_gradient():
 def test_bad_input(call):
     with pytest.raises(ValueError, match="found"):
         call(torch.from_numpy(np.ones((4, 3), dtype=np.float32)))
+
+
+def test_mocov3_loss_ignores_autocast():
+    q1, q2, k1, k2 = torch.randn(4, 16, 8, generator=torch.Generator().manual_seed(0))
+    plain = mocov3_loss(q1, q2, k1, k2, 0.2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(mocov3_loss(q1, q2, k1, k2, 0.2), plain)
+
+
+def test_a_small_temperature_does_not_underflow_in_float32():
+    from test_losses import dense_patch_ntxent, random_case
+
+    z0, z1, ids = random_case([4, 4, 4], dtype=torch.float32)
+    with torch.no_grad():  # every negative is far away, and the positives are too
+        z0[:4] = z1[:4] = torch.eye(8)[0]
+        z0[4:8] = z1[4:8] = torch.eye(8)[1]
+        z0[8:] = torch.eye(8)[2]
+        z1[8:] = -torch.eye(8)[2]
+    assert torch.allclose(patch_ntxent(z0, z1, ids, 0.01), dense_patch_ntxent(z0, z1, ids, 0.01), rtol=1e-4)

@@ -207,3 +207,18 @@ def test_sampling_is_a_function_of_its_counters():
     assert draw[0][0] == draw[1][0]
     assert draw[0][1] == draw[1][1]
     assert draw[0][0] != draw[2][0]
+
+
+def test_complement_draws_a_quarter_turn_for_each_view():
+    relative = set()
+    for step in range(40):
+        first, second = sample_pose_pair(2, (4, 4), counted_generator(0, "test", step), complement=True)
+        relative |= set(((second.turns - first.turns) % 4).tolist())
+    assert relative == {0, 1, 2, 3}
+
+
+def test_views_have_their_own_grid_and_aspect_is_log_uniform():
+    pairs = [sample_pose_pair(1, (140, 140), counted_generator(0, "test", step)) for step in range(1000)]
+    assert sum(p.grid != q.grid for p, q in pairs) > 900
+    ratios = np.log([p.grid[0] / p.grid[1] for p, _ in pairs])
+    assert abs(ratios.mean()) < 0.02

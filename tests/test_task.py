@@ -1,15 +1,20 @@
 """SER and the task: whom the gradient reaches, what the loss does, the faults of the release (T1, T5 and so on)."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from equimid.addons import SER, SERConfig, ser_loss
 from equimid.backbones import BackboneConfig
+from equimid.distributed import CrossRankBatchNorm1d
 from equimid.errors import UserError
-from equimid.losses import patch_ntxent
+from equimid.heads import mlp_head
+from equimid.losses import patch_ntxent, patch_ntxent_cross_view
 from equimid.methods import MoCoV3Config
 from equimid.poses import Pose, sample_pose_pair, transport
 from equimid.randomness import counted_generator
@@ -280,3 +285,57 @@ def test_ser_costs_at_most_1_008_times_the_base_at_the_papers_share():
         task = Task(BackboneConfig(cls_layer=3 if config else 0), MoCoV3Config(), config, seed=0).to("meta")
         found[name] = count_macs(task, make_views(2048, 41 if config else 0, 224, 16, "meta"))
     assert 0.99 < found["ser"] / found["base"] < 1.008
+
+
+@pytest.mark.parametrize("form", ["canonical", "cross_view"])
+def test_a_step_is_its_definition(form):
+    config = SERConfig(weight=0.7, temperature=0.2, layers=(1, 3), form=form, hidden=16)
+    task, views = Task(TINY, replace(HEADS, temperature=0.5), config, seed=0), make_views()
+    with torch.no_grad():  # the networks differ
+        for p in task.student.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+        for p in task.method.projector.parameters():
+            p.mul_(-1.3)
+    losses = task(views)
+    student, momentum = ([net(x) for x in (*views.crops, *views.posed)] for net in (task.student, task.momentum))
+    cls = [[torch.cat([f[v].cls, f[2 + v].cls]) for v in range(2)] for f in (student, momentum)]
+    q = [F.normalize(task.method.predictor(task.method.projector(c)), dim=1) for c in cls[0]]
+    k = [F.normalize(task.method.momentum_projector(c), dim=1) for c in cls[1]]
+    base = sum(2 * 0.5 * F.cross_entropy(q[a] @ k[b].T / 0.5, torch.arange(8)) for a, b in ((0, 1), (1, 0)))
+    patch_loss = {"canonical": patch_ntxent, "cross_view": patch_ntxent_cross_view}[form]
+    parts = []
+    for layer in (1, 3):
+        phi = task.addons["ser"].projectors[str(layer)]
+        for a, b in ((0, 1), (1, 0)):
+            carried = transport(phi(momentum[2 + b].maps[layer]), views.poses[b], views.poses[a])
+            parts.append(patch_loss(_rows(phi(student[2 + a].maps[layer])), _rows(carried), _ids(views.poses[a]), 0.2))
+    assert torch.allclose(losses.named["mocov3"], base, rtol=1e-4)
+    assert torch.allclose(losses.named["ser"], torch.stack(parts).mean(), rtol=1e-4)
+    assert torch.allclose(losses.cls, cls[0][0], atol=1e-5)
+
+
+def test_cross_view_without_momentum_has_both_directions():
+    poses = sample_pose_pair(3, (4, 4), counted_generator(0, "pose"))
+    maps = [torch.randn(3, 8, *pose.grid) for pose in poses]
+    found = [ser_loss(nn.Identity(), maps[::d], [], poses[::d], torch.arange(3), 0.3, "cross_view") for d in (1, -1)]
+    assert torch.allclose(*found)
+
+
+def test_settings_of_ser_reach_the_plan():
+    made = plan_views(ViewsConfig(), TINY, SERConfig(complement=True, source="shared_crop"), 8, 8).posed
+    assert (made.complement, made.shared_crop) == (True, True)
+    made = plan_views(ViewsConfig(), TINY, SERConfig(), 8, 8).posed
+    assert (made.complement, made.shared_crop) == (False, False)
+
+
+def test_momentum_rises_to_one():
+    method = make_task().method
+    assert [method.momentum_at(step, 10) for step in (0, 5, 10)] == pytest.approx([0.99, 0.995, 1.0])
+
+
+def test_heads_are_moco_v3s():
+    head = mlp_head([3, 4, 5, 6])
+    kinds = [nn.Linear, CrossRankBatchNorm1d, nn.ReLU] * 2 + [nn.Linear, CrossRankBatchNorm1d]
+    assert [type(layer) for layer in head] == kinds
+    assert all(layer.bias is None for layer in head if isinstance(layer, nn.Linear))
+    assert [layer.affine for layer in head if isinstance(layer, nn.BatchNorm1d)] == [True, True, False]

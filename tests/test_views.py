@@ -400,3 +400,12 @@ def test_poses_are_a_function_of_seed_and_step():
     assert sample_poses(posed, 3, 11, 0, 1) != sample_poses(posed, 4, 11, 0, 1)
     grids = {pose.grid for step in range(50) for pose in sample_poses(posed, 0, step, 0, 1)}
     assert len(grids) > 3
+
+
+def test_each_crop_has_its_own_photometric_draw():
+    plan = ViewsConfig(first=PLAIN, second=replace(PLAIN, solarise=1, solarise_threshold=0)).plan(16, STILL)
+    batch = make_batch(plan, 4, 4)
+    views = realise(batch, plan, sample_poses(plan.posed, 0, 0, 0, 1), CPU)
+    images = [x.float() / 255 for x in batch.crops]
+    assert torch.allclose(views.crops[0], normalise(images[0], plan.mean, plan.std), atol=1e-5)
+    assert torch.allclose(views.crops[1], normalise(1 - images[1], plan.mean, plan.std), atol=1e-5)

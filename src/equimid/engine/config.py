@@ -74,7 +74,8 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """May differ between the runs of one command: it does not change what is computed (beyond rounding).
+    """Where and how it runs; may differ when a run goes on. Workers and checkpoints change no bit; devices, threads and
+    precision change the rounding (and with `backbone.drop_path`, the number of devices which paths are dropped).
 
     accelerator:      auto, cpu, cuda or mps
     devices:          processes, one a device; auto = all GPUs, or one process on a CPU

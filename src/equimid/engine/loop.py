@@ -1,4 +1,5 @@
-"""The training loop. Every step is a function of (weights, step): a run that was killed ends with the same bits."""
+"""The training loop. A step is a function of the checkpoint's content and its number: a run that was killed ends with
+the same bits, on the same number of devices."""
 
 import csv
 import logging
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from equimid.data import leave_signals_to_the_main_process
-from equimid.distributed import any_rank, barrier, mean_detached, sum_detached
+from equimid.distributed import any_rank, barrier, gather_detached, mean_detached, sum_detached
 from equimid.engine.checkpoint import discard_checkpoint, latest_checkpoint, save_checkpoint
 from equimid.engine.config import RuntimeConfig, TrainConfig
 from equimid.engine.health import HealthCheck, effective_rank, feature_std
@@ -193,10 +194,11 @@ class Trainer:
         named = {name: float(mean_detached(value)) for name, value in losses.named.items()}
         total = float(mean_detached(losses.total))
         gradients = self._gradients_at_the_tap()
+        cls = gather_detached(losses.cls)
         if not self.speaks:
             return None
-        std = feature_std(losses.cls)
-        self.health.look(step, std, gradients, len(losses.cls))
+        std = feature_std(cls)
+        self.health.look(step, std, gradients, len(cls))
         row: dict[str, float | int] = {
             "step": step + 1,
             "epoch": (step + 1) / self.steps_per_epoch,
@@ -208,7 +210,7 @@ class Trainer:
         }
         row |= {f"loss/{name}": value for name, value in named.items()}
         row |= {f"gradient/{name}": value for name, value in gradients.items()}
-        return row | {"feature/std": std, "feature/effective_rank": effective_rank(losses.cls)}
+        return row | {"feature/std": std, "feature/effective_rank": effective_rank(cls)}
 
     def _gradients_at_the_tap(self) -> dict[str, float]:
         """Norms over all ranks of what reached the last tapped layer: of the base loss and of the add-on."""
