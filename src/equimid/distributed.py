@@ -19,6 +19,7 @@ __all__ = [
     "gather_with_gradient",
     "mean_detached",
     "rank",
+    "row_offset",
     "sum_detached",
     "sum_with_gradient",
     "world_size",
@@ -82,6 +83,11 @@ def _row_counts(x: Tensor) -> list[int]:
     return [int(c) for c in counts]
 
 
+def row_offset(x: Tensor) -> int:
+    """Where this rank's rows begin among the gathered rows of all ranks."""
+    return sum(_row_counts(x)[: rank()]) if world_size() > 1 else 0
+
+
 def gather_detached(x: Tensor) -> Tensor:
     """Rows of all ranks in rank order, (b, ...) to (sum of b, ...); row counts may differ; no gradient."""
     if world_size() == 1:
@@ -97,8 +103,7 @@ def gather_detached(x: Tensor) -> Tensor:
 class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        counts = _row_counts(x)
-        start = sum(counts[: rank()])
+        start = row_offset(x)
         ctx.own = slice(start, start + len(x))
         return gather_detached(x)
 

@@ -39,11 +39,14 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
         plan = plan_views(config.views, config.backbone, config.ser, config.train.micro_batch, task.patch_size)
         fabric = make_fabric(config.runtime)
         config.train.check_ranks(fabric.world_size)
-        remeasure = _prepare(config, folder, task.patch_size) if is_main_process() else False
+        prepared = _prepare(config, folder, task.patch_size) if is_main_process() else None
         fabric.launch()
         barrier()
         # the main process has checked the images before the others start: they read its list
-        source = _source(config, folder, task.patch_size)
+        source, remeasure = prepared or (
+            _source(config, folder, open_source(config.data.source), task.patch_size),
+            False,
+        )
         trainer = Trainer(
             fabric,
             task,
@@ -103,11 +106,11 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _prepare(config: Config, folder: Path, patch_size: int) -> bool:
+def _prepare(config: Config, folder: Path, patch_size: int) -> tuple[Source, bool]:
     """Main process, before the ranks start: settings and data agree with the folder, images are checked and suffice.
 
     Returns:
-        Whether the run was measured with other evaluation settings before.
+        The images, and whether the run was measured with other evaluation settings before.
     """
     file = folder / "config.yaml"
     before = load_config(file) if file.exists() else config
@@ -115,19 +118,19 @@ def _prepare(config: Config, folder: Path, patch_size: int) -> bool:
     if differing:
         told = "; ".join(f"{key} was {old} and is now {new}" for key, (old, new) in differing.items())
         raise UserError(f"{folder} holds a run with other settings ({told}); choose another --out or those settings")
-    _refuse_other_data(config, folder)
-    source = _source(config, folder, patch_size, told=True)
+    listed = open_source(config.data.source)
+    _refuse_other_data(config, folder, listed)
+    source = _source(config, folder, listed, patch_size, told=True)
     config.train.steps_per_epoch(len(source))
     save_config(config, file)
-    return before.evaluation != config.evaluation
+    return source, before.evaluation != config.evaluation
 
 
-def _refuse_other_data(config: Config, folder: Path) -> None:
+def _refuse_other_data(config: Config, folder: Path, listed: Source) -> None:
     """Before the folder's list of images is written anew: a run goes on with the images it began with."""
     ledger = Ledger.load(folder)
     if ledger is None or latest_checkpoint(folder / "checkpoints") is None:
         return
-    listed = open_source(config.data.source)
     if listed.fingerprint() != ledger.fingerprint:
         raise UserError(
             f"{folder} cannot go on: it was trained on other data ({ledger.listed} images then, {len(listed)} now in "
@@ -135,9 +138,8 @@ def _refuse_other_data(config: Config, folder: Path) -> None:
         )
 
 
-def _source(config: Config, folder: Path, patch_size: int, told: bool = False) -> Source:
-    """The images that can be used; the check is saved in the folder and made once."""
-    listed = open_source(config.data.source)
+def _source(config: Config, folder: Path, listed: Source, patch_size: int, told: bool = False) -> Source:
+    """Those of the listed images that can be used; the check is saved in the folder and made once."""
     with progress_bar("checking images") as progress:
         ledger = ledger_for(
             listed,

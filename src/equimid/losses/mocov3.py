@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from equimid.distributed import gather_detached, rank, world_size
+from equimid.distributed import gather_detached, row_offset, world_size
 from equimid.losses.precision import no_autocast, unit_rows
 
 __all__ = ["mocov3_loss"]
@@ -42,8 +42,7 @@ def mocov3_loss(q1: Tensor, q2: Tensor, k1: Tensor, k2: Tensor, temperature: flo
 def _contrast(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     q, k = unit_rows(q), unit_rows(k)
     keys = gather_detached(k)
-    counts = gather_detached(torch.tensor([len(q)], device=q.device)) if world_size() > 1 else None
-    first = int(counts[: rank()].sum()) if counts is not None else 0
+    first = row_offset(q)
     targets = torch.arange(first, first + len(q), device=q.device)
     # W b / B is 1 where every rank has as many images
     share = world_size() * len(q) / len(keys)
