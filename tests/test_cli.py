@@ -13,7 +13,7 @@ from equimid.cli import _is_setting, main
 from equimid.config import Config, differences, flatten, load_config, override, save_config
 from equimid.engine import is_main_process, latest_checkpoint
 from equimid.errors import UserError
-from equimid.recipes import RECIPES, recipe
+from equimid.recipes import ROWS, names, recipe
 from equimid.records import read_records
 
 QUICK = [
@@ -61,7 +61,7 @@ def test_a_folder_with_three_odd_files_among_two_hundred(tmp_path):
     for name in ("config.yaml", "metrics.csv", "records.jsonl", "report.html", "backbone/model.safetensors"):
         assert (out / name).stat().st_size > 0, name
     kinds = {r.evaluation for r in read_records(out / "records.jsonl")}
-    assert kinds == {"equivariance", "feature_maps"}, "without labels there are no probes"
+    assert kinds == {"training", "equivariance", "feature_maps"}, "without labels there are no probes"
     again = equimid("report", out)
     assert again.returncode == 0, again.stderr
 
@@ -119,7 +119,7 @@ def test_a_labelled_folder_is_probed_and_compared(tmp_path):
         (["evaluate", "empty"], ["not a run's folder"]),
         (["report", "empty"], ["empty"]),
         (["report", "empty", "ser.weight=3"], ["takes no settings"]),
-        (["recipes", "ser-big"], ["unknown recipe", "There are"]),
+        (["recipes", "ser-big"], ["unknown recipe", "Sizes are"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -163,8 +163,8 @@ def test_help_and_recipes_are_readable():
         assert word in top.stdout
     assert "key=value" in equimid("pretrain", "--help").stdout
     listed = equimid("recipes").stdout
-    assert all(name in listed for name in RECIPES)
-    assert "ser.weight=1.0" in equimid("recipes", "ser-small").stdout.split()
+    assert all(f"  {row} " in listed for row in ROWS)
+    assert "ser.weight=1.0" in equimid("recipes", "show", "ser-small").stdout.split()
 
 
 def test_a_folder_per_image_has_no_probes_but_everything_else(tmp_path):
@@ -175,7 +175,7 @@ def test_a_folder_per_image_has_no_probes_but_everything_else(tmp_path):
     done = equimid("pretrain", tmp_path / "dates", "--out", out, *QUICK)
     assert done.returncode == 0, done.stderr
     assert "cannot be split" in done.stderr
-    assert {r.evaluation for r in read_records(out / "records.jsonl")} == {"equivariance", "feature_maps"}
+    assert {r.evaluation for r in read_records(out / "records.jsonl")} == {"training", "equivariance", "feature_maps"}
 
 
 def test_a_finished_run_again(tmp_path):
@@ -239,7 +239,7 @@ def test_which_process_speaks(monkeypatch, environment, main_process):
 # ---- configuration -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", names())
 def test_every_recipe_survives_its_yaml_file(name, tmp_path):
     config = recipe(name)
     assert config.recipe == name
@@ -253,15 +253,15 @@ def test_overrides_are_typed():
         ["ser.layers=1,3", "optim.lr=1e-3", "views.crop_scale=[0.2, 1]", "runtime.devices=auto", "backbone.depth=null",
          "data.source=3", "ser.complement=true"],
     )  # fmt: skip
-    assert config.ser.layers == (1, 3)
+    assert config.addons["ser"].layers == (1, 3)
     assert config.optim.lr == 1e-3
     assert config.views.crop_scale == (0.2, 1.0)
     assert config.backbone.depth is None
     assert config.data.source == "3"
-    assert config.ser.complement is True
-    assert override(config, ["ser.layers=2"]).ser.layers == (2,)
-    assert override(config, ["ser=null"]).ser is None
-    assert override(recipe("mocov3-tiny"), ["ser.weight=0.5"]).ser.weight == 0.5
+    assert config.addons["ser"].complement is True
+    assert override(config, ["ser.layers=2"]).addons["ser"].layers == (2,)
+    assert "ser" not in override(config, ["ser=null"]).addons
+    assert override(recipe("mocov3-tiny"), ["ser.weight=0.5"]).addons["ser"].weight == 0.5
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ def test_the_run_folder_holds_its_settings_resolved(tmp_path):
     done = equimid("pretrain", "digits", "--out", out, *QUICK, "ser.weight=0.25")
     assert done.returncode == 0, done.stderr
     config = load_config(out / "config.yaml")
-    assert config.ser.weight == 0.25
+    assert config.addons["ser"].weight == 0.25
     assert config.data.source == "digits"
     described = json.loads((out / "backbone" / "config.json").read_text())
     assert described["architecture"] == "equimid_vit"

@@ -17,9 +17,10 @@ from equimid.losses import mocov3_loss, patch_ntxent, patch_ntxent_cross_view
 from equimid.methods import MoCoV3Config
 from equimid.poses import sample_pose_pair
 from equimid.randomness import counted_generator
-from equimid.task import Task
+from equimid.schedules import When
 from equimid.testing import assert_same_on_ranks, on_ranks
 from equimid.views import Views
+from tasks import make_task
 
 
 def values(*shape, seed=0):
@@ -124,8 +125,8 @@ def whole_step(rank, ranks):
         name="vit_tiny_patch16_224", image_size=16, patch_size=4, embed_dim=16, depth=3, num_heads=2, cls_layer=2
     )
     ser = SERConfig(layers=(1, 2), hidden=8)
-    task = Task(backbone, MoCoV3Config(hidden=12, dim=6), ser, seed=0).double()
-    task.follow(1, 10)
+    task = make_task(ser, backbone, MoCoV3Config(hidden=12, dim=6)).double()
+    task.follow(When(1, 10))
     wrapped = (
         DistributedDataParallel(task, find_unused_parameters=False, broadcast_buffers=False) if ranks > 1 else task
     )

@@ -21,13 +21,15 @@ from equimid.engine.checkpoint import latest_checkpoint
 from equimid.engine.config import RuntimeConfig, TrainConfig
 from equimid.engine.health import HealthCheck, effective_rank, feature_std
 from equimid.engine.metrics import Metrics
+from equimid.engine.optimizer import OptimConfig, build_optimizer, set_rates
 from equimid.engine.order import MicroBatches
 from equimid.errors import UnreadableImage, UserError
 from equimid.methods import MoCoV3Config
-from equimid.optim import OptimConfig, build_optimizer
 from equimid.randomness import counted_torch_seed
-from equimid.task import Task, plan_views
+from equimid.schedules import When
+from equimid.task import plan_views
 from equimid.views import ViewDataset, ViewsConfig, collate, realise, sample_poses
+from tasks import TINY, make_task
 
 # a network so small that a step takes milliseconds
 SMALL = [
@@ -198,8 +200,8 @@ def test_what_goes_bad_in_training_is_replaced_and_listed(tmp_path):
     runtime = RuntimeConfig(accelerator="cpu", workers=0, tensorboard=False)
     trainer = Trainer(
         make_fabric(runtime),
-        Task(backbone, MoCoV3Config(hidden=12, dim=6), ser, seed=0),
-        ViewDataset(_Drawn(), plan_views(views, backbone, ser, train.micro_batch, 4), seed=0),
+        make_task(ser, backbone, MoCoV3Config(hidden=12, dim=6), views, train.micro_batch),
+        ViewDataset(_Drawn(), plan_views(views, backbone, {"ser": ser}, train.micro_batch), seed=0),
         train=train, optim=OptimConfig(), runtime=runtime, seed=0, folder=tmp_path, run={},
     )  # fmt: skip
     outcome = trainer.fit()
@@ -214,8 +216,9 @@ def test_what_goes_bad_in_training_is_replaced_and_listed(tmp_path):
 
 
 def keys(first_step=0, rank=0, ranks=1, seed=0, accumulate=1):
+    plan = plan_views(ViewsConfig(), TINY, {"ser": SERConfig(share=0.1)}, 4)
     order = MicroBatches(
-        21, seed, micro_batch=4 // accumulate, accumulate=accumulate, first_step=first_step, last_step=12, posed=2,
+        21, seed, micro_batch=4 // accumulate, accumulate=accumulate, first_step=first_step, last_step=12, plan=plan,
         rank=rank, ranks=ranks,
     )  # fmt: skip
     batches = list(order)
@@ -318,27 +321,25 @@ def test_the_loop_is_its_definition(tmp_path, monkeypatch, clip):
     ser, seed, steps = SERConfig(layers=(2,), hidden=8), 3, 4
     train, optim = TrainConfig(batch_size=8, steps=steps, accumulate=2), OptimConfig(lr=0.1, warmup_epochs=2, clip=clip)
     runtime = RuntimeConfig(accelerator="cpu", workers=0, tensorboard=False)
-    dataset = ViewDataset(_Drawn(), plan_views(ViewsConfig(), backbone, ser, train.micro_batch, 4), seed=seed)
-    tasks = [Task(backbone, MoCoV3Config(hidden=12, dim=6), ser, seed) for _ in range(2)]
+    plan = plan_views(ViewsConfig(), backbone, {"ser": ser}, train.micro_batch)
+    dataset = ViewDataset(_Drawn(), plan, seed=seed)
+    tasks = [make_task(ser, backbone, MoCoV3Config(hidden=12, dim=6), batch=4, seed=seed) for _ in range(2)]
     Trainer(
         make_fabric(runtime), tasks[0], dataset, train=train, optim=optim, runtime=runtime, seed=seed,
         folder=tmp_path, run={},
     ).fit()  # fmt: skip
     task, optimizer = tasks[1].train(), build_optimizer(tasks[1], optim)
     keys = iter(MicroBatches(8, seed, micro_batch=4, accumulate=2, first_step=0, last_step=steps,
-                             posed=dataset.plan.posed.count, rank=0, ranks=1))  # fmt: skip
+                             plan=plan, rank=0, ranks=1))  # fmt: skip
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = optim.lr_at(step, steps, 1, 8)
-        task.follow(step, steps)
+        set_rates(optimizer, optim, When(step, steps, 1), batch_size=8)
+        task.follow(When(step, steps, 1))
         optimizer.zero_grad()
         for micro in range(2):
             batch = collate([dataset[key] for key in next(keys)])
-            views = realise(
-                batch, dataset.plan, sample_poses(dataset.plan.posed, seed, 2 * step + micro, 0, 1), torch.device("cpu")
-            )
+            views = realise(batch, plan, sample_poses(plan, seed, 2 * step + micro, 0, 1), torch.device("cpu"))
             with counted_torch_seed(seed, "dropout", step, micro, 0):
-                (task(views).total / 2).backward()
+                (task(views, When(step, steps, 1)).total / 2).backward()
         if clip:
             nn.utils.clip_grad_norm_(task.parameters(), clip)
         optimizer.step()

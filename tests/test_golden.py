@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from equimid.backbones import create_backbone
-from equimid.losses import mocov3_loss, patch_ntxent, patch_ntxent_cross_view
+from equimid.losses import DINOLoss, barlow_twins_loss, mocov3_loss, patch_ntxent, patch_ntxent_cross_view
+from equimid.methods import DINOConfig
 from equimid.poses import Pose, transport
 from equimid.schedules import cosine, dino_warmup_cosine, warmup_cosine
 
@@ -32,6 +33,35 @@ def test_mocov3_loss_and_gradients():
     assert relative(loss.detach(), g["loss"]) < 1e-5
     assert relative(q1.grad, g["grad_q1"]) < 1e-4
     assert relative(q2.grad, g["grad_q2"]) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["dino_loss_2crops", "dino_loss_6crops"])
+def test_dino_loss_gradients_center_and_teacher_temperature(name):
+    g = load(name)
+    criterion = DINOLoss(int(g["out_dim"]))
+    config = DINOConfig(
+        teacher_temperature_start=float(g["warmup_teacher_temp"]),
+        teacher_temperature=float(g["teacher_temp"]),
+        teacher_warmup_epochs=int(g["warmup_teacher_temp_epochs"]),
+    )
+    for call, epoch in enumerate(g["epochs"].tolist()):
+        student = g[f"student_{call}"].requires_grad_()
+        loss = criterion(student, g[f"teacher_{call}"], config.teacher_temperature_at(epoch))
+        loss.backward()
+        assert relative(loss.detach(), g[f"loss_{call}"]) < 1e-5
+        assert relative(student.grad, g[f"grad_{call}"]) < 1e-4
+        assert criterion.center.shape == g[f"center_after_{call}"].shape
+        assert relative(criterion.center, g[f"center_after_{call}"]) < 1e-5
+
+
+def test_barlow_twins_loss_and_gradients():
+    g = load("barlow_loss")
+    z1, z2 = g["z1"].requires_grad_(), g["z2"].requires_grad_()
+    loss = barlow_twins_loss(z1, z2, float(g["lambd"]))
+    loss.backward()
+    assert relative(loss.detach(), g["loss"]) < 1e-5
+    assert relative(z1.grad, g["grad_z1"]) < 1e-4
+    assert relative(z2.grad, g["grad_z2"]) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["patch_ntxent_tau0.3", "patch_ntxent_tau0.5", "patch_ntxent_uneven"])

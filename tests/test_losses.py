@@ -10,7 +10,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from equimid.losses import mocov3_loss, patch_ntxent, patch_ntxent_cross_view
+from equimid.losses import (
+    DINOLoss,
+    barlow_twins_loss,
+    contrast,
+    mocov3_loss,
+    nt_xent,
+    patch_ntxent,
+    patch_ntxent_cross_view,
+    simsiam_loss,
+    vicreg_loss,
+)
 
 # the function of that name hides its module
 patch_module = importlib.import_module("equimid.losses.patch_ntxent")
@@ -161,6 +171,16 @@ def test_mocov3_keys_get_no_gradient():
         lambda z: patch_ntxent_cross_view(z, z, torch.arange(4), -1.0),
         lambda z: mocov3_loss(z, z, z, z[:-1], 0.2),
         lambda z: mocov3_loss(z, z, z, z, 0.0),
+        lambda z: contrast(z, z[0], 0.2),
+        lambda z: nt_xent(z, z[:-1], 0.2),
+        lambda z: nt_xent(z, z, 0.0),
+        lambda z: barlow_twins_loss(z, z[:-1]),
+        lambda z: vicreg_loss(z, z[:, :-1]),
+        lambda z: simsiam_loss(z, z[:-1]),
+        lambda z: DINOLoss(3)(z[:-1], z, 0.04),
+        lambda z: DINOLoss(3)(z[:2], z, 0.04),
+        lambda z: DINOLoss(5)(z, z, 0.04),
+        lambda z: DINOLoss(3)(z, z, 0.0),
     ],
 )
 def test_bad_input(call):
@@ -168,11 +188,26 @@ def test_bad_input(call):
         call(torch.from_numpy(np.ones((4, 3), dtype=np.float32)))
 
 
-def test_mocov3_loss_ignores_autocast():
-    q1, q2, k1, k2 = torch.randn(4, 16, 8, generator=torch.Generator().manual_seed(0))
-    plain = mocov3_loss(q1, q2, k1, k2, 0.2)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, y: mocov3_loss(x, y, y, x, 0.2),
+        lambda x, y: contrast(x, y, 0.2),
+        lambda x, y: nt_xent(x, y, 0.2),
+        lambda x, y: DINOLoss(8)(x, y, 0.04),
+        barlow_twins_loss,
+        vicreg_loss,
+        simsiam_loss,
+    ],
+)
+def test_losses_ignore_autocast_and_widen_half_precision(loss):
+    x, y = torch.randn(2, 16, 8, generator=torch.Generator().manual_seed(0))
+    plain = loss(x, y)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(mocov3_loss(q1, q2, k1, k2, 0.2), plain)
+        assert torch.equal(loss(x, y), plain)
+        halved = loss(x.bfloat16(), y.bfloat16())
+    assert halved.dtype == torch.float32
+    assert torch.equal(halved, loss(x.bfloat16().float(), y.bfloat16().float()))
 
 
 def test_a_small_temperature_does_not_underflow_in_float32():

@@ -9,40 +9,21 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from equimid.addons import SER, SERConfig, ser_loss
+from equimid.addons import SER, Seen, SERConfig, ser_loss
 from equimid.backbones import BackboneConfig
 from equimid.distributed import CrossRankBatchNorm1d
 from equimid.errors import UserError
+from equimid.features import Features
 from equimid.heads import mlp_head
 from equimid.losses import patch_ntxent, patch_ntxent_cross_view
 from equimid.methods import MoCoV3Config
 from equimid.poses import Pose, sample_pose_pair, transport
 from equimid.randomness import counted_generator
-from equimid.task import Task, plan_views
+from equimid.schedules import When
+from equimid.task import plan_views
 from equimid.testing import assert_trains, on_ranks
 from equimid.views import Views, ViewsConfig
-
-TINY = BackboneConfig(
-    name="vit_tiny_patch16_224", image_size=32, patch_size=8, embed_dim=24, depth=5, num_heads=3, cls_layer=3,
-    freeze_patch_embed=False, positions="learned",
-)  # fmt: skip
-HEADS = MoCoV3Config(hidden=32, dim=16)
-
-
-def make_task(ser=None, backbone=TINY):
-    return Task(backbone, HEADS, ser, seed=0)
-
-
-def make_views(batch=8, posed=4, size=32, patch=8, device="cpu"):
-    rng = torch.Generator().manual_seed(0)
-    poses = sample_pose_pair(posed, (size // patch, size // patch), counted_generator(0, "pose")) if posed else ()
-    upright = torch.randn(posed, 3, size, size, generator=rng)
-    return Views(
-        [torch.randn(batch - posed, 3, size, size, generator=rng).to(device) for _ in range(2)],
-        [pose.act(upright, patch).to(device) for pose in poses],
-        [pose.to(device) for pose in poses],
-        torch.arange(posed, device=device),
-    )
+from tasks import HEADS, TINY, make_task, make_views
 
 
 def reached_by_ser(task, layer):
@@ -60,14 +41,10 @@ def reached_by_ser(task, layer):
 
 def ser_alone(task, views):
     """L_eq with its gradient, as the task computes it."""
-    posed = range(len(views.crops), len(views.crops) + len(views.posed))
-    batches = [*views.crops, *views.posed]
-    student = task.student.forward_packed(batches, mapped=posed)
+    student = task.student.forward_packed([*views.crops, *views.posed])
     with torch.no_grad():
-        momentum = task.momentum.forward_packed(batches, mapped=posed)
-    return task.addons["ser"](
-        [student[i].maps for i in posed], [momentum[i].maps for i in posed], views.poses, views.image_ids
-    )
+        momentum = task.momentum.forward_packed(views.posed)
+    return task.addons["ser"](Seen(student[:2], posed=student[2:], momentum_posed=momentum, views=views))
 
 
 @pytest.mark.parametrize("form", ["canonical", "cross_view"])
@@ -147,7 +124,7 @@ def test_ema_moves_only_the_follower():
             p.add_(1.0)
     before = {n: p.clone() for n, p in student.items()}
     start = {n: p.clone() for n, p in follower.items()}
-    task.follow(step=0, total=10)  # coefficient 0.99
+    task.follow(When(0, 10))  # coefficient 0.99
     assert all(torch.equal(p, before[n]) for n, p in student.items())
     moved = [n for n, p in follower.items() if not torch.equal(p, start[n])]
     leaders = {n: n.replace("momentum.", "student.").replace("momentum_projector", "projector") for n in follower}
@@ -164,7 +141,7 @@ def test_keys_come_from_the_momentum_network_after_its_ema():
         for p in task.student.parameters():
             p.mul_(1.5)
     one = float(task(views).named["mocov3"])
-    task.follow(step=9, total=10)
+    task.follow(When(9, 10))
     assert float(task(views).named["mocov3"]) != one
 
 
@@ -200,7 +177,8 @@ def test_without_momentum_maps_both_sides_are_the_student():
     ser = SER(SERConfig(hidden=16, layers=(1,)), width=24)
     poses = sample_pose_pair(3, (4, 4), counted_generator(0, "pose"))
     maps = [torch.randn(3, 24, *pose.grid, requires_grad=True) for pose in poses]
-    ser([{1: m} for m in maps], [], poses, torch.arange(3)).backward()
+    posed = [Features(m[:, :, 0, 0], {1: m}) for m in maps]
+    ser(Seen([], posed=posed, views=Views([], [], poses, torch.arange(3)))).backward()
     assert all(float(m.grad.abs().min(1).values.max()) > 0 for m in maps)
 
 
@@ -242,10 +220,10 @@ def test_late_cls_alone_and_layer_12_can_be_built():
 def test_at_least_two_images_are_posed_and_a_batch_that_cannot_hold_them_is_refused():
     """T11."""
     for batch, share, count in ((8, 0.01, 2), (50, 0.01, 2), (256, 0.01, 3), (2048, 0.01, 20), (4, 1.0, 4)):
-        plan = plan_views(ViewsConfig(), TINY, SERConfig(share=share), batch, patch_size=8)
+        plan = plan_views(ViewsConfig(), TINY, {"ser": SERConfig(share=share)}, batch)
         assert plan.posed.count == count
     with pytest.raises(UserError, match="at least two posed images"):
-        plan_views(ViewsConfig(), TINY, SERConfig(), 1, patch_size=8)
+        plan_views(ViewsConfig(), TINY, {"ser": SERConfig()}, 1)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +251,7 @@ def count_macs(task, views):
 def test_flops_of_a_step_are_those_of_the_specification():
     """Law 10: MoCo-v3 with ViT-S/16 at 224 px costs 36,724,547,584 MACs per image (and its logits)."""
     batch = 4
-    plain = Task(BackboneConfig(cls_layer=0), MoCoV3Config(), None, seed=0).to("meta")
+    plain = make_task(None, BackboneConfig(cls_layer=0), MoCoV3Config()).to("meta")
     found = count_macs(plain, make_views(batch, 0, 224, 16, "meta")) / batch
     assert math.isclose(found, 36_724_547_584, rel_tol=1e-3)
 
@@ -282,7 +260,7 @@ def test_ser_costs_at_most_1_008_times_the_base_at_the_papers_share():
     """Shows 8, at r = 0.02; a global batch of 2,048 on the meta device."""
     found = {}
     for name, config in (("base", None), ("ser", SERConfig(share=0.02))):
-        task = Task(BackboneConfig(cls_layer=3 if config else 0), MoCoV3Config(), config, seed=0).to("meta")
+        task = make_task(config, BackboneConfig(cls_layer=3 if config else 0), MoCoV3Config()).to("meta")
         found[name] = count_macs(task, make_views(2048, 41 if config else 0, 224, 16, "meta"))
     assert 0.99 < found["ser"] / found["base"] < 1.008
 
@@ -290,7 +268,7 @@ def test_ser_costs_at_most_1_008_times_the_base_at_the_papers_share():
 @pytest.mark.parametrize("form", ["canonical", "cross_view"])
 def test_a_step_is_its_definition(form):
     config = SERConfig(weight=0.7, temperature=0.2, layers=(1, 3), form=form, hidden=16)
-    task, views = Task(TINY, replace(HEADS, temperature=0.5), config, seed=0), make_views()
+    task, views = make_task(config, method=replace(HEADS, temperature=0.5)), make_views()
     with torch.no_grad():  # the networks differ
         for p in task.student.parameters():
             p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
@@ -322,15 +300,15 @@ def test_cross_view_without_momentum_has_both_directions():
 
 
 def test_settings_of_ser_reach_the_plan():
-    made = plan_views(ViewsConfig(), TINY, SERConfig(complement=True, source="shared_crop"), 8, 8).posed
+    made = plan_views(ViewsConfig(), TINY, {"ser": SERConfig(complement=True, source="shared_crop")}, 8).posed
     assert (made.complement, made.shared_crop) == (True, True)
-    made = plan_views(ViewsConfig(), TINY, SERConfig(), 8, 8).posed
+    made = plan_views(ViewsConfig(), TINY, {"ser": SERConfig()}, 8).posed
     assert (made.complement, made.shared_crop) == (False, False)
 
 
 def test_momentum_rises_to_one():
     method = make_task().method
-    assert [method.momentum_at(step, 10) for step in (0, 5, 10)] == pytest.approx([0.99, 0.995, 1.0])
+    assert [method.momentum_at(When(step, 10)) for step in (0, 5, 10)] == pytest.approx([0.99, 0.995, 1.0])
 
 
 def test_heads_are_moco_v3s():

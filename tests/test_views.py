@@ -28,13 +28,13 @@ from equimid.views.worker import sample_crop
 
 CPU = torch.device("cpu")
 PLAIN = Photometric(jitter=0, grey=0, blur=0, solarise=0)
-POSED = PosedViews(count=4, size=16, patch_size=4, area=(0.7, 1.3), aspect=(3 / 4, 4 / 3))
+POSED = PosedViews(count=4, sizes=(16, 16), patch_size=4, area=(0.7, 1.3), aspect=(3 / 4, 4 / 3))
 STILL = replace(POSED, area=(1.0, 1.0), aspect=(1.0, 1.0))  # turns and flips only
 
 
 def make_plan(posed=POSED, plain=True, size=16, **changes):
     config = ViewsConfig(first=PLAIN, second=PLAIN) if plain else ViewsConfig()
-    return replace(config, **changes).plan(size, posed)
+    return replace(replace(config, **changes).plan(size, 4), posed=posed)
 
 
 class Drawn:
@@ -179,7 +179,7 @@ def test_flips_follow_their_probability(flip):
 
 
 def test_both_views_are_drawn_from_their_own_settings():
-    only_second = ViewsConfig(first=PLAIN, second=replace(PLAIN, solarise=1)).plan(16, POSED)
+    only_second = replace(ViewsConfig(first=PLAIN, second=replace(PLAIN, solarise=1)).plan(16, 4), posed=POSED)
     dataset = ViewDataset(Drawn(), only_second, seed=0)
     for posed in (False, True):
         first, second = dataset[Key(0, 3, posed)].rows
@@ -231,7 +231,7 @@ def test_next_readable_image_takes_the_place_of_an_unreadable_one(posed):
     batch = collate(items(dataset, [Key(0, index, posed) for index in (1, 3, 7, 5)]))
     assert batch.indices.tolist() == [1, 5, 0, 5]  # after the last comes the first
     assert batch.unreadable == (3, 4, 7)
-    pixels = batch.squares if posed else batch.crops[0]
+    pixels = (batch.squares if posed else batch.crops)[0]
     if posed:
         assert torch.equal(pixels[1], pixels[3])
         assert torch.equal(pixels[2], resized(Drawn().load(0), 16))
@@ -272,8 +272,8 @@ def test_batch_holds_cropped_images_first():
     assert batch.indices.tolist() == [5, 4, 2, 1]
     assert [x.shape for x in batch.crops] == [(2, 3, 16, 16)] * 2
     assert [x.shape for x in batch.crop_boxes] == [(2, 5)] * 2
-    assert batch.squares.shape == (2, 3, 16, 16)
-    assert torch.equal(batch.squares[1], resized(Drawn().load(1), 16))
+    assert batch.squares[0].shape == (2, 3, 16, 16)
+    assert torch.equal(batch.squares[0][1], resized(Drawn().load(1), 16))
     for view in range(2):
         assert torch.equal(batch.crops[view][1], dataset[Key(0, 4, False)].pixels[view])
         assert torch.equal(batch.crop_rows[view][0], dataset[Key(0, 5, False)].rows[view])
@@ -285,9 +285,9 @@ def test_batch_of_one_sort():
     plan = make_plan()
     posed, cropped = make_batch(plan, 0, 3), make_batch(plan, 3, 0)
     assert posed.crops == posed.crop_boxes == posed.crop_rows == []
-    assert posed.squares.shape == (3, 3, 16, 16)
+    assert posed.squares[0].shape == (3, 3, 16, 16)
     assert len(posed.square_rows) == 2
-    assert cropped.squares is None
+    assert cropped.squares == []
     assert cropped.square_rows == []
     assert posed.indices.tolist() == cropped.indices.tolist() == [0, 1, 2]
 
@@ -295,7 +295,7 @@ def test_batch_of_one_sort():
 @pytest.mark.parametrize(("cropped", "posed"), [(3, 4), (0, 4), (3, 0)])
 def test_views_have_the_shapes_of_the_plan(cropped, posed):
     plan = make_plan(replace(POSED, count=posed), plain=False)
-    poses = sample_poses(plan.posed, 0, 0, 0, 1)
+    poses = sample_poses(plan, 0, 0, 0, 1)
     views = realise(make_batch(plan, cropped, posed), plan, poses, CPU)
     assert [x.shape for x in views.crops] == [(cropped, 3, 16, 16)] * 2
     assert [x.shape for x in views.posed] == [(posed, 3, 4 * pose.grid[0], 4 * pose.grid[1]) for pose in poses]
@@ -314,7 +314,7 @@ def test_views_without_posing():
 def test_crops_are_normalised():
     plan = make_plan()
     batch = make_batch(plan, 3, 4)
-    views = realise(batch, plan, sample_poses(plan.posed, 0, 0, 0, 1), CPU)
+    views = realise(batch, plan, sample_poses(plan, 0, 0, 0, 1), CPU)
     for crops, pixels in zip(views.crops, batch.crops, strict=True):
         for channel, (mean, std) in enumerate(zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)):
             expected = (pixels[:, channel].double() / 255 - mean) / std
@@ -324,9 +324,9 @@ def test_crops_are_normalised():
 def test_posed_views_are_the_posed_squares():
     plan = make_plan()
     batch = make_batch(plan, 3, 4)
-    poses = sample_poses(plan.posed, 0, 5, 0, 1)
+    poses = sample_poses(plan, 0, 5, 0, 1)
     views = realise(batch, plan, poses, CPU)
-    squares = normalise(batch.squares.float() / 255, plan.mean, plan.std)
+    squares = normalise(batch.squares[0].float() / 255, plan.mean, plan.std)
     for view, pose in zip(views.posed, poses, strict=True):
         assert torch.allclose(view, pose.act(squares, 4), atol=1e-5)
     assert views.poses == poses
@@ -337,7 +337,7 @@ def test_both_posed_views_show_the_whole_upright_image(cropped):
     """T8 of the release: its posed views were both cut from one random crop. Undo the pose: the whole image is back."""
     plan = make_plan(STILL, flip=1.0)
     batch = make_batch(plan, cropped, 4)
-    views = realise(batch, plan, sample_poses(plan.posed, 0, 0, 0, 1), CPU)
+    views = realise(batch, plan, sample_poses(plan, 0, 0, 0, 1), CPU)
     whole = torch.stack([resized(Drawn().load(index), 16) for index in views.image_ids.tolist()])
     expected = normalise(whole.float() / 255, plan.mean, plan.std)
     for view, pose in zip(views.posed, views.poses, strict=True):
@@ -346,11 +346,13 @@ def test_both_posed_views_show_the_whole_upright_image(cropped):
 
 
 def test_each_posed_view_has_its_own_photometric_draw():
-    plan: ViewPlan = ViewsConfig(first=PLAIN, second=replace(PLAIN, solarise=1, solarise_threshold=0)).plan(16, STILL)
+    plan: ViewPlan = replace(
+        ViewsConfig(first=PLAIN, second=replace(PLAIN, solarise=1, solarise_threshold=0)).plan(16, 4), posed=STILL
+    )
     batch = make_batch(plan, 2, 4)
     upright = [Pose.identity(4, (4, 4))] * 2
     views = realise(batch, plan, upright, CPU)
-    image = batch.squares.float() / 255
+    image = batch.squares[0].float() / 255
     assert torch.allclose(views.posed[0], normalise(image, plan.mean, plan.std), atol=1e-5)
     assert torch.allclose(views.posed[1], normalise(1 - image, plan.mean, plan.std), atol=1e-5)
 
@@ -359,16 +361,16 @@ def test_image_ids_are_those_of_the_posed_images():
     plan = make_plan(replace(POSED, count=2))
     dataset = ViewDataset(Drawn(12, bad={9}), plan, 0)
     keys = [Key(0, 9, True), Key(0, 2, True), Key(0, 11, False), Key(0, 4, False)]
-    views = realise(collate(items(dataset, keys)), plan, sample_poses(plan.posed, 0, 0, 0, 1), CPU)
+    views = realise(collate(items(dataset, keys)), plan, sample_poses(plan, 0, 0, 0, 1), CPU)
     assert views.image_ids.tolist() == [10, 2]
 
 
 def test_batch_is_left_as_it_was():
     plan = make_plan(plain=False)
     batch, fresh = make_batch(plan, 3, 4), make_batch(plan, 3, 4)
-    poses = sample_poses(plan.posed, 0, 0, 0, 1)
+    poses = sample_poses(plan, 0, 0, 0, 1)
     first, again = (realise(batch, plan, poses, CPU) for _ in range(2))
-    assert torch.equal(batch.squares, fresh.squares)
+    assert torch.equal(batch.squares[0], fresh.squares[0])
     assert all(torch.equal(a, b) for a, b in zip(batch.crops, fresh.crops, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(first.posed, again.posed, strict=True))
 
@@ -379,11 +381,11 @@ def test_batch_is_left_as_it_was():
 @pytest.mark.parametrize("complement", [False, True])
 @pytest.mark.parametrize("count", [7, 2])
 def test_ranks_share_one_draw_of_poses(count, complement):
-    posed = replace(POSED, count=count, complement=complement)
-    whole = sample_poses(posed, 3, 11, 0, 1)
+    plan = make_plan(replace(POSED, count=count, complement=complement))
+    whole = sample_poses(plan, 3, 11, 0, 1)
     assert [len(pose) for pose in whole] == [count, count]
     for ranks in (1, 2, 3):
-        shares = [sample_poses(posed, 3, 11, rank, ranks) for rank in range(ranks)]
+        shares = [sample_poses(plan, 3, 11, rank, ranks) for rank in range(ranks)]
         for view, pose in enumerate(whole):
             turns, flip = torch.full((count,), -1), torch.zeros(count, dtype=torch.bool)
             for rank in range(ranks):
@@ -394,18 +396,20 @@ def test_ranks_share_one_draw_of_poses(count, complement):
 
 
 def test_poses_are_a_function_of_seed_and_step():
-    posed = replace(POSED, count=20)
-    assert sample_poses(posed, 3, 11, 0, 1) == sample_poses(posed, 3, 11, 0, 1)
-    assert sample_poses(posed, 3, 11, 0, 1) != sample_poses(posed, 3, 12, 0, 1)
-    assert sample_poses(posed, 3, 11, 0, 1) != sample_poses(posed, 4, 11, 0, 1)
-    grids = {pose.grid for step in range(50) for pose in sample_poses(posed, 0, step, 0, 1)}
+    plan = make_plan(replace(POSED, count=20))
+    assert sample_poses(plan, 3, 11, 0, 1) == sample_poses(plan, 3, 11, 0, 1)
+    assert sample_poses(plan, 3, 11, 0, 1) != sample_poses(plan, 3, 12, 0, 1)
+    assert sample_poses(plan, 3, 11, 0, 1) != sample_poses(plan, 4, 11, 0, 1)
+    grids = {pose.grid for step in range(50) for pose in sample_poses(plan, 0, step, 0, 1)}
     assert len(grids) > 3
 
 
 def test_each_crop_has_its_own_photometric_draw():
-    plan = ViewsConfig(first=PLAIN, second=replace(PLAIN, solarise=1, solarise_threshold=0)).plan(16, STILL)
+    plan = replace(
+        ViewsConfig(first=PLAIN, second=replace(PLAIN, solarise=1, solarise_threshold=0)).plan(16, 4), posed=STILL
+    )
     batch = make_batch(plan, 4, 4)
-    views = realise(batch, plan, sample_poses(plan.posed, 0, 0, 0, 1), CPU)
+    views = realise(batch, plan, sample_poses(plan, 0, 0, 0, 1), CPU)
     images = [x.float() / 255 for x in batch.crops]
     assert torch.allclose(views.crops[0], normalise(images[0], plan.mean, plan.std), atol=1e-5)
     assert torch.allclose(views.crops[1], normalise(1 - images[1], plan.mean, plan.std), atol=1e-5)

@@ -1,6 +1,7 @@
 """The configuration of a run: nested frozen dataclasses, each beside what it builds; this is their root.
 
-Settings are named by dotted keys (`ser.weight`). Unknown keys and values of a wrong type are errors.
+Settings are named by dotted keys (`ser.weight`); every add-on is a group of its own name. Unknown keys and values of a
+wrong type are errors, and so are parts that do not go together.
 """
 
 import dataclasses
@@ -10,20 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from equimid.addons import SERConfig
+from equimid.addons import ADDONS, AddonConfig
 from equimid.backbones import BackboneConfig
 from equimid.data import DataConfig
-from equimid.engine import RuntimeConfig, TrainConfig
+from equimid.engine import OptimConfig, RuntimeConfig, TrainConfig
 from equimid.errors import UserError
 from equimid.evaluation import EvaluationConfig
-from equimid.methods import MoCoV3Config
-from equimid.optim import OptimConfig
-from equimid.views import ViewsConfig
+from equimid.methods import METHODS, MethodConfig, MoCoV3Config
+from equimid.task import plan_views
+from equimid.views import ViewPlan, ViewsConfig
 
 __all__ = ["Config", "differences", "flatten", "load_config", "override", "save_config"]
 
@@ -33,7 +34,10 @@ class Config:
     """
     recipe: the name of the recipe that it was made from
     seed:   of weights, order, views and poses
-    ser:    null trains the base method alone
+    addons: by name; in settings and files each is a group of its own, `ser=null` leaves it out
+
+    Raises:
+        UserError: method, add-ons, views and batch do not go together.
     """
 
     recipe: str = ""
@@ -41,12 +45,19 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     views: ViewsConfig = field(default_factory=ViewsConfig)
-    method: MoCoV3Config = field(default_factory=MoCoV3Config)
-    ser: SERConfig | None = field(default_factory=SERConfig)
+    method: MethodConfig = field(default_factory=MoCoV3Config)
+    addons: Mapping[str, AddonConfig] = field(default_factory=dict)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        self.train.check_unit(self.plan().unit)
+
+    def plan(self) -> ViewPlan:
+        """All views of a micro-batch."""
+        return plan_views(self.views, self.backbone, self.addons, self.train.micro_batch)
 
 
 # What may differ when a run goes on. The data are compared by their content, so a folder may have moved.
@@ -61,21 +72,28 @@ def flatten(config: Config) -> dict[str, Any]:
 def override(config: Config, assignments: Sequence[str]) -> Config:
     """The configuration with `key=value` assignments applied; values are YAML, lists also `3,6`.
 
+    A setting of an add-on that is not in the recipe adds it; `method.name` changes the method to another's defaults.
+
     Raises:
-        UserError: not an assignment, an unknown key (the nearest one is named), or a value of a wrong type.
+        UserError: not an assignment, an unknown key (the nearest one is named), a value of a wrong type, or parts that
+            do not go together.
     """
     content = _plain(config)
-    for assignment in assignments:
+    # the method first: it decides which settings it has
+    for assignment in sorted(assignments, key=lambda a: not a.startswith("method.name=")):
         key, equals, text = assignment.partition("=")
         if not equals:
             raise UserError(f"{assignment!r} is not a setting; write key=value, such as ser.weight=0.3")
         if key == "recipe":
             raise UserError(f"{assignment!r} only names the recipe; choose one with --recipe {text}")
-        kind = _kind(key)
+        if key == "method.name" and text != content["method"]["name"]:
+            content["method"] = _plain(METHODS[text]())
+            continue
+        kind = _kind(key, content)
         *parents, last = key.split(".")
         place = content
         for parent in parents:
-            if place[parent] is None:
+            if place.get(parent) is None:
                 place[parent] = {}
             place = place[parent]
         place[last] = _value(text, kind)
@@ -104,7 +122,7 @@ def load_config(file: Path) -> Config:
     if not isinstance(content, dict):
         raise UserError(f"{file} does not hold settings")
     for key, _ in _leaves(content):
-        _kind(key, str(file))
+        _kind(key, content, str(file))
     return _build(content, str(file))
 
 
@@ -116,12 +134,19 @@ def differences(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def _plain(config: Any) -> dict[str, Any]:
+    """Nested plain values; every known add-on is a group, or None where it is left out."""
+
     def listed(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: listed(inner) for key, inner in value.items()}
         return [listed(inner) for inner in value] if isinstance(value, tuple | list) else value
 
-    plain: dict[str, Any] = listed(dataclasses.asdict(config))
+    plain: dict[str, Any] = {}
+    for key, value in dataclasses.asdict(config).items():
+        if isinstance(config, Config) and key == "addons":
+            plain |= {name: listed(value.get(name)) for name in [*ADDONS, *value]}
+        else:
+            plain[key] = listed(value)
     return plain
 
 
@@ -136,6 +161,8 @@ def _kinds(part: type, prefix: str = "") -> dict[str, Any]:
     """{dotted key: type} of every setting, groups included."""
     kinds: dict[str, Any] = {}
     for name, kind in get_type_hints(part).items():
+        if get_origin(kind) is ClassVar:
+            continue
         kinds[prefix + name] = kind
         for option in [kind, *get_args(kind)]:
             if dataclasses.is_dataclass(option) and isinstance(option, type):
@@ -143,14 +170,29 @@ def _kinds(part: type, prefix: str = "") -> dict[str, Any]:
     return kinds
 
 
-def _kind(key: str, where: str = "") -> Any:
-    kinds = _kinds(Config)
+def _parts(content: Mapping[str, Any]) -> dict[str, Any]:
+    """{group or setting: type} of the root, with the settings of the content's method and of every known add-on."""
+    method = content.get("method")
+    name = str(method.get("name", MoCoV3Config.name)) if isinstance(method, dict) else MoCoV3Config.name
+    parts = {name: kind for name, kind in get_type_hints(Config).items() if name != "addons"}
+    return parts | {"method": METHODS[name]} | {name: ADDONS[name] | None for name in ADDONS}
+
+
+def _kind(key: str, content: Mapping[str, Any], where: str = "") -> Any:
+    kinds: dict[str, Any] = {}
+    for name, kind in _parts(content).items():
+        kinds[name] = kind
+        for option in [kind, *get_args(kind)]:
+            if dataclasses.is_dataclass(option) and isinstance(option, type):
+                kinds |= _kinds(option, f"{name}.")
     if key in kinds:
         return kinds[key]
-    near = difflib.get_close_matches(key, kinds, n=1, cutoff=0.5) or [
-        known for known in kinds if known.split(".")[-1] == key.split(".")[-1]
-    ]
-    hint = f"did you mean {near[0]!r}?" if near else "'equimid recipes NAME' lists all settings"
+    # what this run has comes before what it could have
+    known = sorted(kinds, key=lambda known: content.get(known.split(".")[0]) is None)
+    same = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near = same + close if "." not in key else close + same
+    hint = f"did you mean {near[0]!r}?" if near else "'equimid recipes show NAME' lists all settings"
     raise UserError(f"{where + ': ' if where else ''}unknown setting {key!r}; {hint}")
 
 
@@ -169,11 +211,20 @@ def _value(text: str, kind: Any) -> Any:
 
 
 def _build(content: dict[str, Any], where: str) -> Config:
+    parts: dict[str, Any] = {}
+    for name, kind in _parts(content).items():
+        if name in content:
+            parts[name] = _validated(kind, content[name], where, name)
+    addons = {name: value for name in ADDONS if (value := parts.pop(name, None)) is not None}
+    return Config(**parts, addons=addons)
+
+
+def _validated(kind: Any, value: Any, where: str, name: str) -> Any:
     try:
-        return TypeAdapter(Config).validate_python(content)
+        return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         if first["type"] == "value_error":
             raise UserError(first["msg"].removeprefix("Value error, ")) from None
-        key = ".".join(str(part) for part in first["loc"] if not str(part).endswith("Config"))
+        key = ".".join([name, *(str(part) for part in first["loc"] if not str(part).endswith("Config"))])
         raise UserError(f"{where}: {key} is {first['input']!r}; {first['msg'][:1].lower()}{first['msg'][1:]}") from None

@@ -18,8 +18,10 @@ __all__ = [
     "gather_detached",
     "gather_with_gradient",
     "mean_detached",
+    "mean_over_ranks",
     "rank",
     "row_offset",
+    "standardise_over_ranks",
     "sum_detached",
     "sum_with_gradient",
     "world_size",
@@ -77,6 +79,12 @@ def sum_with_gradient(x: Tensor) -> Tensor:
     return cast(Tensor, _SumWithGradient.apply(x)) if world_size() > 1 else x
 
 
+def mean_over_ranks(losses: Tensor) -> Tensor:
+    """This rank's share of the mean over the rows of all ranks, times W; a rank may have no rows."""
+    rows = sum_detached(torch.tensor(float(len(losses)), device=losses.device, dtype=losses.dtype))
+    return losses.sum() * (world_size() / rows.clamp(min=1))
+
+
 def _row_counts(x: Tensor) -> list[int]:
     counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]
     dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
@@ -117,21 +125,31 @@ def gather_with_gradient(x: Tensor) -> Tensor:
     return cast(Tensor, _GatherWithGradient.apply(x)) if world_size() > 1 else x
 
 
+def standardise_over_ranks(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Columns with mean 0 and variance 1 over the rows of all ranks, with the exact gradient.
+
+    Returns:
+        (b, D) standardised rows, (D,) mean, (D,) biased variance, and the number of rows of all ranks; in float32 or
+        wider. Row counts may differ between ranks.
+    """
+    wide = x if x.dtype == torch.float64 else x.float()
+    count = sum_detached(torch.tensor(float(len(x)), device=x.device, dtype=wide.dtype))
+    mean = sum_with_gradient(wide.sum(0)) / count
+    centred = wide - mean
+    variance = sum_with_gradient((centred * centred).sum(0)) / count
+    return centred * torch.rsqrt(variance + eps), mean, variance, count
+
+
 class CrossRankBatchNorm1d(nn.BatchNorm1d):
     """Batch norm over the rows of all ranks, on any device (torch's SyncBatchNorm refuses the CPU).
 
-    Statistics are sums of (x, x^2, 1) over ranks with exact gradients, in float32 or wider; row counts may differ.
+    Statistics have exact gradients, in float32 or wider; row counts may differ between ranks.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        wide = x if x.dtype == torch.float64 else x.float()
-        count = sum_detached(torch.tensor(float(len(x)), device=x.device, dtype=wide.dtype))
-        mean = sum_with_gradient(wide.sum(0)) / count
-        centred = wide - mean
-        variance = sum_with_gradient((centred * centred).sum(0)) / count
-        y = centred * torch.rsqrt(variance + self.eps)
+        y, mean, variance, count = standardise_over_ranks(x, self.eps)
         if self.affine:
             y = y * self.weight + self.bias
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:

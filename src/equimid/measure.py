@@ -37,7 +37,8 @@ logger = logging.getLogger("equimid")
 def measure_run(config: Config, folder: Path, data: str, device: torch.device) -> Path:
     """Everything that can be measured of the folder's backbone on `data`; then the report."""
     backbone = load_backbone(folder)
-    random = build_backbone(config.backbone, config.ser.layers if config.ser else (), config.seed)
+    taps = sorted({layer for addon in config.addons.values() for layer in addon.taps})
+    random = build_backbone(config.backbone, taps, config.seed)
     random.pretrained_cfg = backbone.pretrained_cfg
     scope = Scope("backbone", data, config.seed, backbone.checkpoint)
     subjects: list[tuple[Scope, Backbone]] = [
@@ -45,7 +46,7 @@ def measure_run(config: Config, folder: Path, data: str, device: torch.device) -
         (replace(scope, subject="random", checkpoint=""), random),
     ]
     workers = config.runtime.workers
-    records: list[Record] = []
+    records = [_view_setting(config, scope)]
     labelled = _labelled_splits(data)
     if labelled:
         for about, network in subjects:
@@ -72,7 +73,7 @@ def measure_run(config: Config, folder: Path, data: str, device: torch.device) -
                     progress=progress,
                 )
     depth = len(backbone.blocks)
-    layers = sorted({1, *(config.ser.layers if config.ser else (max(1, depth // 4),)), depth // 2, depth} - {0})
+    layers = sorted({1, *(taps or (max(1, depth // 4),)), depth // 2, depth} - {0})
     records += draw_feature_maps(backbone, images, layers, folder, scope, device=device)
     write_records(folder / "records.jsonl", records)
     return write_report([folder], folder / "report.html")
@@ -85,6 +86,16 @@ def is_measured(folder: Path, data: str) -> bool:
     if checkpoint is None or not records.exists() or not (folder / "report.html").exists():
         return False
     return any((r.checkpoint, r.data) == (checkpoint.identity, data) for r in read_records(records))
+
+
+def _view_setting(config: Config, scope: Scope) -> Record:
+    """How many views of an image it was trained on: runs with other numbers of views are no fair comparison."""
+    plan = config.plan()
+    count = len(plan.crops) + sum(extra.turns for extra in plan.extra.values())
+    return Record(
+        "training", "views", count, config.train.batch_size, scope.subject, scope.data, scope.seed, scope.checkpoint,
+        details={"setting": plan.label},
+    )  # fmt: skip
 
 
 def _probe(tables: list[FeatureTable], config: Config, scope: Scope) -> list[Record]:

@@ -17,7 +17,7 @@ from equimid.engine import Outcome, Trainer, is_main_process, latest_checkpoint,
 from equimid.errors import UserError
 from equimid.export import save_backbone
 from equimid.measure import is_measured, measure_run, progress_bar
-from equimid.task import Task, plan_views
+from equimid.task import Task
 from equimid.views import ViewDataset
 
 __all__ = ["evaluate", "pretrain"]
@@ -35,10 +35,10 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
         UserError: bad settings or data, a folder of another run, a folder in use, a full disk.
     """
     with _locked(folder):
-        task = Task(config.backbone, config.method, config.ser, config.seed)
-        plan = plan_views(config.views, config.backbone, config.ser, config.train.micro_batch, task.patch_size)
+        plan = config.plan()
+        task = Task(config.backbone, config.method, config.addons, plan, config.seed)
         fabric = make_fabric(config.runtime)
-        config.train.check_ranks(fabric.world_size)
+        config.train.check_ranks(fabric.world_size, plan.unit)
         prepared = _prepare(config, folder, task.patch_size) if is_main_process() else None
         fabric.launch()
         barrier()

@@ -1,8 +1,22 @@
 """Schedules: pure functions of the step. `step` counts from 0; `total` and `warmup` are in steps too."""
 
 import math
+from typing import NamedTuple
 
-__all__ = ["cosine", "dino_warmup_cosine", "warmup_cosine"]
+__all__ = ["When", "cosine", "dino_warmup_cosine", "warmup_cosine"]
+
+
+class When(NamedTuple):
+    """A step of a run: `step` counts from 0 to `total` - 1."""
+
+    step: int = 0
+    total: int = 1
+    steps_per_epoch: int = 1
+
+    @property
+    def epoch(self) -> int:
+        """Counted from 0."""
+        return self.step // self.steps_per_epoch
 
 
 def cosine(step: float, total: float, start: float, end: float) -> float:

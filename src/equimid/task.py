@@ -1,20 +1,26 @@
 """The task: student, momentum network, one method, weighted add-ons; one packed pass; named losses."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from equimid.addons import SER, SERConfig
-from equimid.backbones import Backbone, BackboneConfig, Features, build_backbone
+from equimid.addons import Addon, AddonConfig, Seen, Setting
+from equimid.backbones import Backbone, BackboneConfig, build_backbone, without_drop_path
+from equimid.ema import ema_update_, momentum_copy
 from equimid.errors import UserError
-from equimid.methods import MoCoV3Config, build_method
-from equimid.optim import ema_update_, momentum_copy
+from equimid.features import Features
+from equimid.methods import MethodConfig
 from equimid.randomness import counted_torch_seed
+from equimid.schedules import When
 from equimid.views import ViewPlan, Views, ViewsConfig
 
 __all__ = ["GradientWatch", "Losses", "Task", "plan_views"]
+
+Addons = Mapping[str, AddonConfig]
+_START = When()
 
 
 class Losses(NamedTuple):
@@ -30,8 +36,9 @@ class Losses(NamedTuple):
 
 @dataclass
 class GradientWatch:
-    """Norms of the gradients that reach the last tapped layer, read as they pass: from the blocks above it (the
-    base objective alone) and from its tap (the add-on, weighted). A term without a gradient leaves no entry."""
+    """Norms of the gradients that reach the last tapped layer, read as they pass: from the blocks above it ("stream",
+    what reads the final embedding) and from its tap ("taps", what reads that layer, weighted). A term without a
+    gradient leaves no entry."""
 
     norms: dict[str, Tensor] = field(default_factory=dict)
 
@@ -46,16 +53,20 @@ class GradientWatch:
         self.norms[name] = torch.linalg.vector_norm(gradient.float())
 
 
-def plan_views(
-    views: ViewsConfig, backbone: BackboneConfig, ser: SERConfig | None, batch_size: int, patch_size: int
-) -> ViewPlan:
+def plan_views(views: ViewsConfig, backbone: BackboneConfig, addons: Addons, batch_size: int) -> ViewPlan:
     """What the method and the add-ons need of every (micro-)batch, united.
 
     Raises:
-        UserError: the batch cannot hold the posed images.
+        UserError: they do not go together, or the batch cannot hold them.
     """
-    posed = ser.posed_views(batch_size, backbone.image_size, patch_size) if ser else None
-    return views.plan(backbone.image_size, posed)
+    setting = Setting(batch_size, backbone.image_size, backbone.patch, backbone.cls_layer)
+    plan = views.plan(backbone.image_size, backbone.patch)
+    # those that pose images first: what they leave is cropped
+    for addon in sorted(addons.values(), key=lambda addon: not addon.reads_posed):
+        plan = addon.extend(plan, setting)
+    if plan.posed and plan.posed.count % plan.unit:
+        plan = replace(plan, posed=replace(plan.posed, count=plan.posed.count + 1))
+    return plan
 
 
 class Task(nn.Module):
@@ -65,14 +76,25 @@ class Task(nn.Module):
         UserError: a layer lies outside the network; see `create_backbone`.
     """
 
-    def __init__(self, backbone: BackboneConfig, method: MoCoV3Config, ser: SERConfig | None, seed: int) -> None:
+    def __init__(
+        self, backbone: BackboneConfig, method: MethodConfig, addons: Addons, plan: ViewPlan, seed: int
+    ) -> None:
         super().__init__()
-        self.student = build_backbone(backbone, taps=ser.layers if ser else (), seed=seed)
+        self.configs = dict(addons)
+        taps = sorted({layer for addon in addons.values() for layer in addon.taps})
+        self.student = build_backbone(backbone, taps, seed=seed)
+        for layer in taps:
+            read = any(layer in addon.taps and addon.trains for addon in addons.values())
+            self.student.tap_norms[str(layer)].requires_grad_(read)
         with counted_torch_seed(seed, "heads"):
-            self.method = build_method(method, self.student.embed_dim)
-            self.addons = nn.ModuleDict({"ser": SER(ser, self.student.embed_dim)} if ser else {})
-        self.weights = {"ser": ser.weight} if ser else {}
-        self.momentum: nn.Module | None = momentum_copy(self.student) if self.method.uses_momentum else None
+            self.method = method.build(self.student.embed_dim)
+        self.addons = nn.ModuleDict()
+        for name, addon in addons.items():
+            with counted_torch_seed(seed, "addon " + name):
+                self.addons[name] = addon.build(self.student.embed_dim, plan)
+        self.momentum: nn.Module | None = None
+        if self.method.uses_momentum:
+            self.momentum = without_drop_path(momentum_copy(self.student))
         self.watch = GradientWatch()
 
     @property
@@ -80,50 +102,75 @@ class Task(nn.Module):
         """Side of a patch in pixels."""
         return int(self.student.patch_embed.patch_size[0])
 
-    def follow(self, step: int, total: int) -> None:
+    @property
+    def watched(self) -> dict[str, str]:
+        """{what reads it, such as "base" or "ser": the key in `watch`} at the last tapped layer."""
+        last = max(self.student.taps, default=0)
+        if not last:
+            return {}
+        above = [name for name, addon in self.configs.items() if last not in addon.taps]
+        here = [name for name in self.configs if name not in above]
+        return {"+".join(["base", *above]): "stream", "+".join(here): "taps"}
+
+    def follow(self, when: When) -> None:
         """Move the momentum network towards the student: the one EMA of a step."""
         if self.momentum is None:
             return
-        coefficient = self.method.momentum_at(step, total)
+        coefficient = self.method.momentum_at(when)
         pairs: list[tuple[nn.Module, nn.Module]] = [(self.momentum, self.student), *self.method.momentum_heads()]
         for follower, leader in pairs:
             ema_update_(follower, leader, coefficient)
 
-    def forward(self, views: Views) -> Losses:
+    def forward(self, views: Views, when: When = _START) -> Losses:
         """Losses of this rank's views; over ranks their mean is the loss of the global batch."""
         self.watch.norms.clear()
-        batches = [*views.crops, *views.posed]
-        posed = range(len(views.crops), len(batches))
-        student = self.student.forward_packed(batches, mapped=posed, watch=self.watch)
+        seen, cls = self._student(views)
         with torch.no_grad():
-            momentum = _momentum_features(self.momentum, batches, posed)
-        named = {self.method.name: self.method(_cls_per_view(student, views), _cls_per_view(momentum, views))}
-        if "ser" in self.addons:
-            named["ser"] = self.addons["ser"](
-                [student[i].maps for i in posed],
-                [momentum[i].maps for i in posed] if momentum else [],
-                views.poses,
-                views.image_ids,
-            )
-        total = named[self.method.name] + sum(weight * named[name] for name, weight in self.weights.items())
-        cls = _cls_per_view(student, views)[0].detach()
-        return Losses(total, {name: loss.detach() for name, loss in named.items()}, cls)
+            crops, posed = self._momentum(views)
+        seen = replace(seen, momentum_posed=posed, momentum_crops=crops)
+        momentum_cls = _joined(crops, posed[: len(crops)])
+        named = {self.method.name: self.method(cls, momentum_cls, when)}
+        for name, addon in self.addons.items():
+            assert isinstance(addon, Addon)
+            named[name] = addon(seen)
+        total = named[self.method.name] + sum(self.configs[name].weight * named[name] for name in self.addons)
+        return Losses(total, {name: loss.detach() for name, loss in named.items()}, cls[0].detach())
+
+    def _student(self, views: Views) -> tuple[Seen, list[Tensor]]:
+        """What the add-ons see, and the method's batch of every view: its crops, then its posed images."""
+        extra = [images for turns in views.extra.values() for images in turns]
+        features = iter(self._features(self.student, views.crops, views.posed, extra))
+        crops, posed = _take(features, len(views.crops)), _take(features, len(views.posed))
+        others = {name: _take(features, len(turns)) for name, turns in views.extra.items()}
+        return Seen(crops, others, posed, views=views), _joined(crops, posed)
+
+    def _momentum(self, views: Views) -> tuple[list[Features], list[Features]]:
+        """Of the two full views, and of the posed ones."""
+        if self.momentum is None:
+            return [], []
+        features = iter(self._features(self.momentum, views.crops[:2], views.posed, []))
+        return _take(features, len(views.crops[:2])), _take(features, len(views.posed))
+
+    def _features(
+        self, network: nn.Module, crops: list[Tensor], posed: list[Tensor], extra: list[Tensor]
+    ) -> list[Features]:
+        """One packed pass, with maps of the views whose maps an add-on reads."""
+        assert isinstance(network, Backbone)
+        read_posed = any(addon.reads_posed for addon in self.configs.values())
+        read_cropped = any(addon.taps and not addon.reads_posed for addon in self.configs.values())
+        reads = [read_cropped] * len(crops) + [read_posed] * len(posed) + [read_cropped] * len(extra)
+        mapped = [i for i, wanted in enumerate(reads) if wanted]
+        watch = self.watch if network is self.student else None
+        return network.forward_packed([*crops, *posed, *extra], mapped, watch)
 
 
-def _momentum_features(momentum: nn.Module | None, batches: list[Tensor], posed: range) -> list[Features]:
-    if momentum is None:
-        return []
-    assert isinstance(momentum, Backbone)
-    return momentum.forward_packed(batches, mapped=posed)
+def _take(features: Iterator[Features], count: int) -> list[Features]:
+    return [next(features) for _ in range(count)]
 
 
-def _cls_per_view(features: list[Features], views: Views) -> list[Tensor]:
-    """The method's batch of a view: its crops, then its posed images."""
-    if not features:
-        return []
-    count = len(views.crops)
-    if not views.posed:
-        return [f.cls for f in features]
-    if len(views.posed) != count:
-        raise UserError(f"{count} standard views and {len(views.posed)} posed ones: the method needs as many of each")
-    return [torch.cat([features[v].cls, features[count + v].cls]) for v in range(count)]
+def _joined(crops: Sequence[Features], posed: Sequence[Features]) -> list[Tensor]:
+    if not posed:
+        return [f.cls for f in crops]
+    if len(posed) != len(crops):
+        raise UserError(f"{len(crops)} standard views and {len(posed)} posed ones: the method needs as many of each")
+    return [torch.cat([f.cls, p.cls]) for f, p in zip(crops, posed, strict=True)]

@@ -5,35 +5,37 @@ after block k, phi two 1x1 convolutions, rho the known action of the pose on the
 
     L_eq = patch_ntxent( phi F_0 , rho_{1->0} phi F_1 ),  and the same with the views exchanged, averaged.
 
-With a momentum network the transported side is its map, through the student's phi, without gradient. No
+With more than two standard views there is one posed view for each, in pairs of one size, and L_eq is their mean. With a
+momentum network the transported side is its map, through the student's phi, without gradient. No
 transformation is predicted.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from equimid.addons.base import ADDONS, Addon, AddonConfig, Seen, Setting
 from equimid.errors import UserError
 from equimid.heads import patch_projector
 from equimid.losses import patch_ntxent, patch_ntxent_cross_view
 from equimid.poses import Pose, transport
-from equimid.views import PosedViews
+from equimid.views import PosedViews, ViewPlan
 
 __all__ = ["SER", "SERConfig", "ser_loss"]
 
-Maps = Mapping[int, Tensor]
 _FORMS = {"canonical": patch_ntxent, "cross_view": patch_ntxent_cross_view}
 
 
+@ADDONS.register
 @dataclass(frozen=True)
-class SERConfig:
+class SERConfig(AddonConfig):
     """
-    weight:      lambda, of L_eq beside the base loss; 0 keeps the views and trains nothing with them
     temperature: tau of L_eq (the paper: 0.3 with MoCo-v3 and Barlow Twins, 0.5 with DINO)
-    layers:      blocks after which the map is regularised, each with its own phi; their losses are averaged
+    layers:      blocks after which the map is regularised, each with its own phi
+    layer_weights: of their losses; none given = the mean over layers
     share:       r, of the batch that is posed instead of cropped; at least two images
     hidden:      width of phi
     area:        range of a posed grid's area, as a share of the image's
@@ -41,11 +43,15 @@ class SERConfig:
     complement:  the release's draw, in which every relative pose is a reflection
     source:      "resize" the whole image, or the release's "shared_crop"
     form:        "canonical" (the paper) or "cross_view" (the release: negatives in the other view only)
+    detached:    the release's gather: L_eq is measured and trains nothing
     """
 
-    weight: float = 1.0
+    name: ClassVar[str] = "ser"
+    reads_posed: ClassVar[bool] = True
+
     temperature: float = 0.3
     layers: tuple[int, ...] = (3,)
+    layer_weights: tuple[float, ...] = ()
     share: float = 0.02
     hidden: int = 512
     area: tuple[float, float] = (0.7, 1.3)
@@ -53,74 +59,94 @@ class SERConfig:
     complement: bool = False
     source: Literal["resize", "shared_crop"] = "resize"
     form: Literal["canonical", "cross_view"] = "canonical"
+    detached: bool = False
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise UserError(f"ser.weight is {self.weight}; it must be 0 or more")
+        super().__post_init__()
         if self.temperature <= 0:
             raise UserError(f"ser.temperature is {self.temperature}; it must be positive")
         if not 0 < self.share <= 1:
             raise UserError(f"ser.share is {self.share}; it must lie in (0, 1] (ser=null trains without SER)")
         if not self.layers or len(set(self.layers)) != len(self.layers):
             raise UserError(f"ser.layers is {list(self.layers)}; name at least one layer, each once")
+        if self.layer_weights and (len(self.layer_weights) != len(self.layers) or min(self.layer_weights) < 0):
+            raise UserError(
+                f"ser.layer_weights is {list(self.layer_weights)} for the layers {list(self.layers)}; "
+                "give one weight of 0 or more for each layer, or none"
+            )
         for name in ("area", "aspect"):
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise UserError(f"ser.{name} is {[low, high]}; it must be a range of positive numbers [low, high]")
 
-    def posed_views(self, batch_size: int, image_size: int, patch_size: int) -> PosedViews:
-        """The views that SER needs of every batch.
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return self.layers
+
+    @property
+    def trains(self) -> bool:
+        return not self.detached
+
+    def extend(self, plan: ViewPlan, setting: Setting) -> ViewPlan:
+        """One posed view for every standard one, of its size.
 
         Raises:
-            UserError: the batch cannot hold two posed images.
+            UserError: the batch cannot hold two posed images, or the views do not pair.
         """
-        if batch_size < 2:
+        if setting.batch < 2:
             raise UserError(
-                f"SER needs at least two posed images in a batch, for negatives; the batch has {batch_size}: "
+                f"SER needs at least two posed images in a batch, for negatives; the batch has {setting.batch}: "
                 "raise train.batch_size or lower train.accumulate"
             )
-        return PosedViews(
-            count=max(2, round(self.share * batch_size)),
-            size=image_size,
-            patch_size=patch_size,
+        sizes = tuple(view.size for view in plan.crops)
+        if any(a != b for a, b in zip(sizes[::2], sizes[1::2], strict=False)):
+            raise UserError(
+                f"SER pairs views of one size, and here they are {plan.label}; use views.full=2 with small views"
+            )
+        posed = PosedViews(
+            count=max(2, round(self.share * setting.batch)),
+            sizes=sizes,
+            patch_size=setting.patch_size,
             area=self.area,
             aspect=self.aspect,
             complement=self.complement,
             shared_crop=self.source == "shared_crop",
         )
+        return replace(plan, posed=posed)
+
+    def build(self, width: int, plan: ViewPlan) -> "SER":
+        return SER(self, width)
 
 
-class SER(nn.Module):
+class SER(Addon):
     """phi for every regularised layer, and L_eq."""
 
     def __init__(self, config: SERConfig, width: int) -> None:
         super().__init__()
         self.config = config
         self.projectors = nn.ModuleDict({str(layer): patch_projector(width, config.hidden) for layer in config.layers})
+        self.layer_weights = config.layer_weights or (1 / len(config.layers),) * len(config.layers)
+        if config.detached:
+            self.requires_grad_(False)
 
-    def forward(
-        self, student: Sequence[Maps], momentum: Sequence[Maps], poses: Sequence[Pose], image_ids: Tensor
-    ) -> Tensor:
-        """L_eq, the mean over layers.
+    def forward(self, seen: Seen) -> Tensor:
+        """L_eq: the weighted sum over layers of the mean over the pairs of posed views."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.detached):
+            weighted = zip(self.layer_weights, self.config.layers, strict=True)
+            return torch.stack([weight * self._of_layer(layer, seen) for weight, layer in weighted]).sum()
 
-        Args:
-            student: per posed view, {layer: (n, D, *grid)} of the student.
-            momentum: the same of the momentum network; empty without one.
-            poses: per posed view, the n poses.
-            image_ids: (n,), unique over ranks.
-        """
+    def _of_layer(self, layer: int, seen: Seen) -> Tensor:
+        config, projector = self.config, self.projectors[str(layer)]
+        student, momentum = ([f.maps[layer] for f in side] for side in (seen.posed, seen.momentum_posed))
+        # a third full view has no partner: it is posed for the base objective alone
+        pairs = [slice(v, v + 2) for v in range(0, len(student) - 1, 2)]
         losses = [
             ser_loss(
-                self.projectors[str(layer)],
-                [maps[layer] for maps in student],
-                [maps[layer] for maps in momentum],
-                poses,
-                image_ids,
-                self.config.temperature,
-                self.config.form,
+                projector, student[pair], momentum[pair], seen.views.poses[pair], seen.views.image_ids,
+                config.temperature, config.form,
             )
-            for layer in self.config.layers
-        ]
+            for pair in pairs
+        ]  # fmt: skip
         return torch.stack(losses).mean()
 
 

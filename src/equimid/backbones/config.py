@@ -1,18 +1,20 @@
 """What a backbone is built from, and MoCo-v3's initialisation of it."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 
 from equimid.backbones.vit import Backbone, create_backbone
 from equimid.errors import UserError
 from equimid.randomness import counted_torch_seed
 
-__all__ = ["BackboneConfig", "build_backbone", "sincos_positions", "timm_arguments"]
+__all__ = ["BackboneConfig", "build_backbone", "sincos_positions", "timm_arguments", "without_drop_path"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,18 @@ class BackboneConfig:
     init: Literal["timm", "mocov3"] = "mocov3"
     freeze_patch_embed: bool = True
     drop_path: float = 0.0
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch in pixels, from the setting or from timm's name.
+
+        Raises:
+            UserError: neither tells it.
+        """
+        told = re.search(r"patch(\d+)", self.name)
+        if self.patch_size is None and told is None:
+            raise UserError(f"backbone.name is {self.name!r}; expected a plain vision transformer, vit_*_patch*")
+        return self.patch_size or int(told[1] if told else 0)
 
 
 def timm_arguments(config: BackboneConfig) -> dict[str, Any]:
@@ -78,6 +92,14 @@ def build_backbone(config: BackboneConfig, taps: Sequence[int], seed: int, purpo
     if config.freeze_patch_embed:
         vit.patch_embed.requires_grad_(False)
     return vit
+
+
+def without_drop_path(network: nn.Module) -> nn.Module:
+    """The same network, changed in place to draw no stochastic depth: a momentum network has none."""
+    for module in network.modules():
+        if isinstance(module, DropPath):
+            module.drop_prob = 0.0
+    return network
 
 
 def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:

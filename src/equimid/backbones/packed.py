@@ -14,6 +14,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from equimid.features import Features
+
 __all__ = ["packed_forward"]
 
 Watch = Callable[[str, Tensor], Tensor]
@@ -21,8 +23,8 @@ Watch = Callable[[str, Tensor], Tensor]
 
 def packed_forward(
     vit: Any, batches: Sequence[Tensor], cls_after: int, taps: Sequence[int], watch: Watch | None
-) -> tuple[list[Tensor], list[dict[int, Tensor]]]:
-    """CLS embeddings (B_v, D) after the final norm, and un-normalised maps {layer: (B_v, h, w, D)}, one per batch."""
+) -> list[Features]:
+    """One per batch: CLS (B_v, D) after the final norm; maps (B_v, D, h, w) and CLS at the taps, un-normalised."""
     sizes = list(dict.fromkeys(tuple(images.shape[-2:]) for images in batches))
     members = [[i for i, images in enumerate(batches) if tuple(images.shape[-2:]) == size] for size in sizes]
     segments, grids = [], []
@@ -33,6 +35,7 @@ def packed_forward(
 
     x, shapes = _join(segments), [s.shape[:2] for s in segments]
     maps: list[dict[int, Tensor]] = [{} for _ in sizes]
+    cls_at: list[dict[int, Tensor]] = [{} for _ in sizes]
     watched = max(taps, default=0)
     for number, block in enumerate(vit.blocks, start=1):
         if number == cls_after + 1:
@@ -47,21 +50,19 @@ def packed_forward(
             if watch is not None and number == watched:
                 tapped, x = watch("taps", x), watch("stream", x)
             first = 1 if number > cls_after else 0
-            for view, tokens, grid in zip(maps, _split(tapped, shapes), grids, strict=True):
-                view[number] = tokens[:, first:].unflatten(1, grid)
+            for segment, (tokens, grid) in enumerate(zip(_split(tapped, shapes), grids, strict=True)):
+                maps[segment][number] = tokens[:, first:].unflatten(1, grid).movedim(-1, 1)
+                if first:
+                    cls_at[segment][number] = tokens[:, 0]
 
     cls = [vit.norm(s[:, 0]) for s in _split(x, shapes)]
     # back from segments to the batches as they were given
-    per_batch_cls: list[Tensor] = [x] * len(batches)
-    per_batch_maps: list[dict[int, Tensor]] = [{} for _ in batches]
+    features: dict[int, Features] = {}
     for segment, indices in enumerate(members):
         counts = [len(batches[i]) for i in indices]
-        for i, part in zip(indices, cls[segment].split(counts), strict=True):
-            per_batch_cls[i] = part
-        for layer, tokens in maps[segment].items():
-            for i, part in zip(indices, tokens.split(counts), strict=True):
-                per_batch_maps[i][layer] = part
-    return per_batch_cls, per_batch_maps
+        parts = [cls[segment].split(counts), _split_each(maps[segment], counts), _split_each(cls_at[segment], counts)]
+        features |= {i: Features(*part) for i, part in zip(indices, zip(*parts, strict=True), strict=True)}
+    return [features[i] for i in range(len(batches))]
 
 
 def _embed(vit: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -84,6 +85,11 @@ def _split(x: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
         return [x]
     parts = x.split([b * t for b, t in shapes])
     return [part.view(*shape, x.shape[-1]) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _split_each(tapped: dict[int, Tensor], counts: list[int]) -> list[dict[int, Tensor]]:
+    parts = {layer: tokens.split(counts) for layer, tokens in tapped.items()}
+    return [{layer: part[i] for layer, part in parts.items()} for i in range(len(counts))]
 
 
 def _through(block: Any, x: Tensor, shapes: list[torch.Size]) -> Tensor:

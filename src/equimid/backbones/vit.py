@@ -7,7 +7,6 @@ keeps every feature of timm (intermediates, other image sizes, fused attention, 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,20 +17,9 @@ from torch import Tensor, nn
 
 from equimid.backbones.packed import packed_forward
 from equimid.errors import UserError
+from equimid.features import Features
 
-__all__ = ["Backbone", "Features", "LateCLSViT", "create_backbone"]
-
-
-@dataclass(frozen=True)
-class Features:
-    """What a backbone says of a batch of B images.
-
-    cls:  (B, D) after the final norm
-    maps: {layer: (B, D, h, w)} after that tap's norm
-    """
-
-    cls: Tensor
-    maps: dict[int, Tensor] = field(default_factory=dict)
+__all__ = ["Backbone", "LateCLSViT", "create_backbone"]
 
 
 V = TypeVar("V", bound="LateCLSViT")
@@ -108,16 +96,20 @@ class Backbone(LateCLSViT):
             height, width = images.shape[-2:]
             if height % patch[0] or width % patch[1] or min(height, width) == 0:
                 raise UserError(f"images of {height} x {width} px do not divide into patches of {patch[0]} px")
-        cls, maps = packed_forward(self, batches, self.cls_after, self.taps, watch)
+        features = packed_forward(self, batches, self.cls_after, self.taps, watch)
         wanted = range(len(batches)) if mapped is None else mapped
-        return [
-            Features(c, {layer: self._normed(layer, m) for layer, m in view.items()} if i in wanted else {})
-            for i, (c, view) in enumerate(zip(cls, maps, strict=True))
-        ]
+        return [self._normed(f) if i in wanted else Features(f.cls) for i, f in enumerate(features)]
 
-    def _normed(self, layer: int, tokens: Tensor) -> Tensor:
-        normed: Tensor = self.tap_norms[str(layer)](tokens)
-        return normed.movedim(-1, 1)
+    def _normed(self, features: Features) -> Features:
+        def norm(layer: int, tokens: Tensor) -> Tensor:
+            normed: Tensor = self.tap_norms[str(layer)](tokens.movedim(1, -1))
+            return normed.movedim(-1, 1)
+
+        return Features(
+            features.cls,
+            {layer: norm(layer, tokens) for layer, tokens in features.maps.items()},
+            {layer: norm(layer, tokens) for layer, tokens in features.cls_at.items()},
+        )
 
 
 def create_backbone(name: str, cls_layer: int = 3, taps: Sequence[int] = (3,), **kwargs: Any) -> Backbone:

@@ -55,16 +55,31 @@ class TrainConfig:
             )
         return images // self.batch_size
 
-    def check_ranks(self, ranks: int) -> None:
+    def check_unit(self, unit: int) -> None:
+        """Images that belong together must fill a micro-batch.
+
+        Raises:
+            UserError: one is left over.
+        """
+        if self.micro_batch % unit:
+            raise UserError(
+                f"train.batch_size is {self.batch_size} in {self.accumulate} micro-batch(es), but views are shared by "
+                f"{unit} images; make it a multiple of {unit * self.accumulate}"
+            )
+
+    def check_ranks(self, ranks: int, unit: int = 1) -> None:
         """Every rank must get as many images of a micro-batch.
+
+        Args:
+            unit: neighbouring images that stay on one rank.
 
         Raises:
             UserError: it does not divide.
         """
-        if self.micro_batch % ranks:
+        if self.micro_batch % (ranks * unit):
             raise UserError(
                 f"train.batch_size is {self.batch_size}, in {self.accumulate} micro-batch(es) it does not divide over "
-                f"{ranks} processes; make it a multiple of {ranks * self.accumulate}"
+                f"{ranks} processes; make it a multiple of {ranks * unit * self.accumulate}"
             )
 
     def total_steps(self, images: int) -> int:

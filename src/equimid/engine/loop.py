@@ -21,11 +21,12 @@ from equimid.engine.checkpoint import discard_checkpoint, latest_checkpoint, sav
 from equimid.engine.config import RuntimeConfig, TrainConfig
 from equimid.engine.health import HealthCheck, effective_rank, feature_std
 from equimid.engine.metrics import Metrics, ProgressLine
+from equimid.engine.optimizer import OptimConfig, build_optimizer, clip_gradients, set_rates
 from equimid.engine.order import MicroBatches
 from equimid.engine.signals import StopRequest
 from equimid.errors import UserError
-from equimid.optim import OptimConfig, build_optimizer
 from equimid.randomness import counted_torch_seed
+from equimid.schedules import When
 from equimid.task import Losses, Task
 from equimid.views import Batch, ViewDataset, collate, realise, sample_poses
 
@@ -83,7 +84,8 @@ class Trainer:
             warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
             self.module, self.optimizer = fabric.setup(task, optimizer)
         self.speaks = fabric.global_rank == 0
-        self.health = HealthCheck({"ser": 0.0} | task.weights, patience=max(50, self.total // 10))
+        weights = {name: config.weight if config.trains else 0.0 for name, config in task.configs.items()}
+        self.health = HealthCheck(weights, patience=max(50, self.total // 10))
         self.saved = self.before = self.start
         self.unreadable: set[int] = set()
 
@@ -126,10 +128,10 @@ class Trainer:
 
     def _step(self, step: int, batches: Iterator[Batch]) -> Losses:
         """One step of the optimizer: EMA, forward and backward of every micro-batch, update."""
-        rate = self.optim.lr_at(step, self.total, self.steps_per_epoch, self.train.batch_size)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.task.follow(step, self.total)
+        when = When(step, self.total, self.steps_per_epoch)
+        set_rates(self.optimizer, self.optim, when, self.train.batch_size)
+        if not self.task.method.ema_last:
+            self.task.follow(when)
         parts = []
         for micro in range(self.train.accumulate):
             batch = next(batches)
@@ -140,22 +142,23 @@ class Trainer:
                 counted_torch_seed(self.seed, "dropout", step, micro, self.fabric.global_rank),
                 self.fabric.no_backward_sync(self.module, enabled=not last),
             ):
-                part = self.module(views)
+                part = self.module(views, when)
                 self.fabric.backward(part.total / self.train.accumulate)
             parts.append(part)
         losses = _mean_losses(parts)
         self._refuse_infinite(step, losses)
-        if self.optim.clip:
-            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.optim.clip)
+        for parameter in self.task.method.frozen_at(when):
+            parameter.grad = None
+        clip_gradients(self.task.parameters(), self.optim)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.task.method.ema_last:
+            self.task.follow(when)
         return losses
 
     def _poses(self, step: int, micro: int) -> list[Any]:
-        if self.plan.posed is None:
-            return []
         counter = step * self.train.accumulate + micro
-        return sample_poses(self.plan.posed, self.seed, counter, self.fabric.global_rank, self.fabric.world_size)
+        return sample_poses(self.plan, self.seed, counter, self.fabric.global_rank, self.fabric.world_size)
 
     def _list_unreadable(self, indices: tuple[int, ...]) -> None:
         """Add what went bad after the images were checked to the run's list."""
@@ -205,7 +208,7 @@ class Trainer:
             "seconds": seconds,
             "images_per_second": self.train.batch_size / step_seconds,
             "lr": float(self.optimizer.param_groups[0]["lr"]),
-            "momentum": self.task.method.momentum_at(step, self.total),
+            "momentum": self.task.method.momentum_at(When(step, self.total, self.steps_per_epoch)),
             "loss/total": total,
         }
         row |= {f"loss/{name}": value for name, value in named.items()}
@@ -213,10 +216,9 @@ class Trainer:
         return row | {"feature/std": std, "feature/effective_rank": effective_rank(cls)}
 
     def _gradients_at_the_tap(self) -> dict[str, float]:
-        """Norms over all ranks of what reached the last tapped layer: of the base loss and of the add-on."""
-        if not self.task.student.taps:
-            return {}
-        names = {"base": "stream"} | dict.fromkeys(self.task.addons, "taps")
+        """Norms over all ranks of what reached the last tapped layer: of what reads the final embedding ("base", and
+        add-ons that do), and of what reads that layer."""
+        names = self.task.watched
         zero = torch.zeros((), device=self.fabric.device)
         squares = [sum_detached(self.task.watch.norms.get(key, zero) ** 2) for key in names.values()]
         # a rank's loss is W times its share, so the squares add up and the norm divides by W; the last of several
@@ -232,7 +234,7 @@ class Trainer:
             accumulate=self.train.accumulate,
             first_step=self.start,
             last_step=self.total,
-            posed=self.plan.posed.count if self.plan.posed else 0,
+            plan=self.plan,
             rank=self.fabric.global_rank,
             ranks=self.fabric.world_size,
         )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch.utils.data import Sampler
 
 from equimid.randomness import counted_generator
-from equimid.views import Key
+from equimid.views import Key, ViewPlan
 
 __all__ = ["MicroBatches"]
 
@@ -14,7 +14,7 @@ class MicroBatches(Sampler[list[Key]]):
     """Keys of this rank's micro-batches, from one step on.
 
     An epoch is a permutation of the images, cut into global micro-batches; the last, incomplete step is left out.
-    Position p of a micro-batch belongs to rank p mod W, and is posed if p < posed.
+    Which positions of a micro-batch are this rank's, and which are posed, is the plan's to say.
     """
 
     def __init__(
@@ -26,20 +26,22 @@ class MicroBatches(Sampler[list[Key]]):
         accumulate: int,
         first_step: int,
         last_step: int,
-        posed: int,
+        plan: ViewPlan,
         rank: int,
         ranks: int,
     ) -> None:
-        self.images, self.seed, self.posed = images, seed, posed
+        self.images, self.seed, self.plan = images, seed, plan
         self.micro_batch, self.accumulate = micro_batch, accumulate
         self.first_step, self.last_step = first_step, last_step
-        self.rank, self.ranks = rank, ranks
+        self.positions = plan.positions(micro_batch, rank, ranks)
 
     def __len__(self) -> int:
         return (self.last_step - self.first_step) * self.accumulate
 
     def __iter__(self) -> Iterator[list[Key]]:
         per_epoch = self.images // (self.micro_batch * self.accumulate)
+        posed = self.plan.posed.count if self.plan.posed else 0
+        unit = self.plan.unit
         epoch, order = -1, None
         for step in range(self.first_step, self.last_step):
             if order is None or step // per_epoch != epoch:
@@ -47,7 +49,5 @@ class MicroBatches(Sampler[list[Key]]):
                 order = counted_generator(self.seed, "order", epoch).permutation(self.images)
             for micro in range(self.accumulate):
                 start = ((step % per_epoch) * self.accumulate + micro) * self.micro_batch
-                yield [
-                    Key(epoch, int(order[start + p]), p < self.posed)
-                    for p in range(self.rank, self.micro_batch, self.ranks)
-                ]
+                images = order[start : start + self.micro_batch]
+                yield [Key(epoch, int(images[p]), p < posed, int(images[p // unit * unit])) for p in self.positions]

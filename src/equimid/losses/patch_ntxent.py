@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from equimid.distributed import gather_detached, gather_with_gradient, sum_detached, world_size
+from equimid.distributed import gather_detached, gather_with_gradient, mean_over_ranks, world_size
 from equimid.losses.precision import no_autocast, unit_rows
 
 __all__ = ["patch_ntxent", "patch_ntxent_cross_view"]
@@ -52,7 +52,7 @@ def patch_ntxent(z0: Tensor, z1: Tensor, image_ids: Tensor, temperature: float) 
         else:
             keys = gather_with_gradient(z)
             negatives = _lse(z, keys, ids, gather_detached(ids), temperature)
-        return _global_mean(torch.logaddexp(positives, negatives) - positives)
+        return mean_over_ranks(torch.logaddexp(positives, negatives) - positives)
 
 
 def patch_ntxent_cross_view(anchors: Tensor, keys: Tensor, image_ids: Tensor, temperature: float) -> Tensor:
@@ -65,7 +65,7 @@ def patch_ntxent_cross_view(anchors: Tensor, keys: Tensor, image_ids: Tensor, te
         a, k = unit_rows(anchors), unit_rows(keys)
         positives = (a * k).sum(1) / temperature
         negatives = _lse(a, gather_with_gradient(k), image_ids, gather_detached(image_ids), temperature)
-        return _global_mean(torch.logaddexp(positives, negatives) - positives)
+        return mean_over_ranks(torch.logaddexp(positives, negatives) - positives)
 
 
 def _check(z0: Tensor, z1: Tensor, image_ids: Tensor, temperature: float) -> None:
@@ -74,12 +74,6 @@ def _check(z0: Tensor, z1: Tensor, image_ids: Tensor, temperature: float) -> Non
         raise ValueError(f"expected two (M, D) and image_ids (M,), found {shapes[0]}, {shapes[1]} and {shapes[2]}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, found {temperature}")
-
-
-def _global_mean(losses: Tensor) -> Tensor:
-    """This rank's share of the mean over the rows of all ranks, times W."""
-    rows = sum_detached(torch.tensor(float(len(losses)), device=losses.device, dtype=losses.dtype))
-    return losses.sum() * (world_size() / rows.clamp(min=1))
 
 
 # ---- log-sum-exp over the keys of other images, in blocks ------------------------------------------------------

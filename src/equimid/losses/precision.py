@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["no_autocast", "unit_rows"]
+__all__ = ["no_autocast", "unit_rows", "wide"]
 
 
 def no_autocast(x: Tensor) -> AbstractContextManager[object]:
@@ -15,6 +15,11 @@ def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
+def wide(x: Tensor) -> Tensor:
+    """x in float32, or float64 for float64 input."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def unit_rows(x: Tensor) -> Tensor:
-    """Rows of unit length, in float32, or float64 for float64 input."""
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1)
+    """Rows of unit length, in float32 or wider."""
+    return F.normalize(wide(x), dim=1)

@@ -1,31 +1,83 @@
-"""What every base objective is to the task."""
+"""What every base objective is to the task. A new one is one file: a configuration and a module, as below.
+
+@METHODS.register
+@dataclass(frozen=True)
+class MineConfig(MethodConfig):
+    name: Literal["mine"] = "mine"
+    def build(self, width): return Mine(self, width)
+"""
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-__all__ = ["Method"]
+from equimid.plugins import Registry
+from equimid.schedules import When
+
+__all__ = ["METHODS", "Method", "MethodConfig", "unordered_pairs", "view_pairs"]
 
 
 class Method(nn.Module):
-    """Features of the views in, one scalar out. It never sees a backbone.
+    """Embeddings of the views in, one scalar out. It never sees a backbone.
 
     name:          the name of its loss in metrics
     uses_momentum: whether the task keeps a momentum network
+    ema_last:      whether that network follows after the optimizer's step (DINO) or before the forward pass (MoCo-v3)
     """
 
     name: str
-    uses_momentum: bool
+    uses_momentum: bool = False
+    ema_last: bool = False
 
     @abstractmethod
-    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor]) -> Tensor:
-        """Loss of one CLS batch (b, D) per view, of the student and of the momentum network (empty without one)."""
+    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor], when: When) -> Tensor:
+        """The loss.
 
-    @abstractmethod
-    def momentum_at(self, step: int, total: int) -> float:
+        Args:
+            student: CLS embeddings (b, D) of every view; the first two are the full views that a momentum network
+                sees too, further ones (a third full view, or small ones) are the student's alone.
+            momentum: of the first two views by the momentum network, without gradient; empty where there is none.
+            when: the step, for what changes with it.
+
+        Returns:
+            Scalar: over ranks its mean is the loss of the global batch, and the mean of the gradients its gradient.
+        """
+
+    def momentum_at(self, when: When) -> float:
         """EMA coefficient of a step."""
+        return 0.0
 
-    @abstractmethod
     def momentum_heads(self) -> list[tuple[nn.Module, nn.Module]]:
         """Pairs (follower, leader) of this method's heads that the EMA moves."""
+        return []
+
+    def frozen_at(self, when: When) -> list[nn.Parameter]:
+        """Parameters that this step leaves as they are."""
+        return []
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Settings of a base objective. A subclass narrows `name` to a Literal, its registered name."""
+
+    name: str = ""
+
+    def build(self, width: int) -> Method:
+        """The objective for CLS embeddings of `width` columns."""
+        raise NotImplementedError
+
+
+METHODS: Registry[type[MethodConfig]] = Registry("method", "equimid.methods")
+
+
+def view_pairs(views: int) -> list[tuple[int, int]]:
+    """Ordered pairs (full view, other view): each of the first two views with every other; 2 pairs of 2 views, 10 of
+    2 + 4."""
+    return [(full, other) for full in range(2) for other in range(views) if other != full]
+
+
+def unordered_pairs(views: int) -> list[tuple[int, int]]:
+    """The pairs of `view_pairs` without their mirror images: 1 pair of 2 views, 9 of 2 + 4."""
+    return [(full, other) for full, other in view_pairs(views) if full < other]

@@ -1,10 +1,11 @@
 """MoCo-v3 (Chen, Xie, He 2021, "An empirical study of training self-supervised vision transformers").
 
     q_v = predictor(projector(cls_v)),    k_v = momentum projector(momentum cls_v)
-    L   = ctr(q_1, k_2) + ctr(q_2, k_1),  ctr = 2 tau cross-entropy over the keys of all ranks
+    L   = 2 * mean of ctr(q_u, k_v) over v in {1, 2} and u != v,    ctr = 2 tau cross-entropy over the keys of all ranks
 
-The momentum network (encoder and projector, no predictor) follows by EMA before the keys are computed, with a
-coefficient that rises from `momentum` to 1 along a cosine.
+Of two views that is the paper's ctr(q_1, k_2) + ctr(q_2, k_1). The momentum network (encoder and projector, no
+predictor) follows by EMA before the keys are computed, with a coefficient that rises from `momentum` to 1 along a
+cosine.
 """
 
 from collections.abc import Sequence
@@ -14,22 +15,26 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from equimid.ema import momentum_copy
 from equimid.errors import UserError
 from equimid.heads import mlp_head
-from equimid.losses import mocov3_loss
-from equimid.methods.base import Method
-from equimid.optim import momentum_copy
-from equimid.schedules import cosine
+from equimid.losses import contrast
+from equimid.methods.base import METHODS, Method, MethodConfig, view_pairs
+from equimid.methods.checks import fraction, positive
+from equimid.schedules import When, cosine
 
 __all__ = ["MoCoV3", "MoCoV3Config"]
 
 
+@METHODS.register
 @dataclass(frozen=True)
-class MoCoV3Config:
+class MoCoV3Config(MethodConfig):
     """
     temperature: tau
     momentum:    EMA coefficient at step 0; 1 at the end
     hidden, dim: widths of the heads and of the embedding
+    multi_crop:  of three or more views: "mean" keeps the scale of two, "sum" adds the terms of all pairs up as the SER
+                 release does (of 2 + 4 views 5 times as much, which dilutes an add-on)
     """
 
     name: Literal["mocov3"] = "mocov3"
@@ -37,12 +42,16 @@ class MoCoV3Config:
     momentum: float = 0.99
     hidden: int = 4096
     dim: int = 256
+    multi_crop: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
-            raise UserError(f"method.temperature is {self.temperature}; it must be positive")
-        if not 0 <= self.momentum <= 1:
-            raise UserError(f"method.momentum is {self.momentum}; it must lie in 0..1")
+        positive(self, "temperature", "hidden", "dim")
+        fraction(self, "momentum")
+        if self.multi_crop not in ("mean", "sum"):
+            raise UserError(f"method.multi_crop is {self.multi_crop!r}; it must be 'mean' or 'sum'")
+
+    def build(self, width: int) -> "MoCoV3":
+        return MoCoV3(self, width)
 
 
 class MoCoV3(Method):
@@ -58,14 +67,16 @@ class MoCoV3(Method):
         self.predictor = mlp_head([config.dim, config.hidden, config.dim])
         self.momentum_projector = momentum_copy(self.projector)
 
-    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor]) -> Tensor:
-        q1, q2 = (self.predictor(self.projector(cls)) for cls in student)
+    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor], when: When) -> Tensor:
+        q = [self.predictor(self.projector(cls)) for cls in student]
         with torch.no_grad():
-            k1, k2 = (self.momentum_projector(cls) for cls in momentum)
-        return mocov3_loss(q1, q2, k1, k2, self.config.temperature)
+            k = [self.momentum_projector(cls) for cls in momentum]
+        terms = [contrast(q[u], k[v], self.config.temperature) for v, u in view_pairs(len(q))]
+        total = torch.stack(terms).sum()
+        return total if self.config.multi_crop == "sum" else total * (2 / len(terms))
 
-    def momentum_at(self, step: int, total: int) -> float:
-        return cosine(step, total, self.config.momentum, 1.0)
+    def momentum_at(self, when: When) -> float:
+        return cosine(when.step, when.total, self.config.momentum, 1.0)
 
     def momentum_heads(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.momentum_projector, self.projector)]

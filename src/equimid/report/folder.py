@@ -34,6 +34,18 @@ class Run:
         layers = self.setting("ser.layers")
         return tuple(layers) if isinstance(layers, list) else () if layers is None else (layers,)
 
+    @property
+    def addons(self) -> dict[str, Any]:
+        """{add-on: weight}: the groups of settings that have one."""
+        groups = {name: group for name, group in self.config.items() if isinstance(group, Mapping)}
+        return {name: group["weight"] for name, group in groups.items() if "weight" in group}
+
+    @property
+    def views(self) -> str | None:
+        """The view setting that it was trained with, such as "2 x 224 + 4 x 96"; None where no record tells it."""
+        told = [r.details.get("setting") for r in self.records if (r.evaluation, r.metric) == ("training", "views")]
+        return str(told[-1]) if told else None
+
     def setting(self, dotted: str) -> Any:
         """The setting of that name, None where any part of the way is missing."""
         value: Any = self.config

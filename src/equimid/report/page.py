@@ -56,6 +56,7 @@ def write_report(runs: Sequence[Path], out: Path, title: str | None = None) -> P
     text = page.render(
         title=title or (found[0].name if len(found) == 1 else f"{len(found)} runs compared"),
         summary=_summary(found),
+        unmatched=_unmatched(found),
         runs=found,
         settings=_settings(found),
         legend=sections.legend([s for s in series if s.subject == "backbone"], "run"),
@@ -84,6 +85,8 @@ def _settings(runs: Sequence[Run]) -> dict[str, list[tuple[str, list[str]]]]:
             rows.append((label, [_setting(run, key) for run in runs]))
         if key == "data.source":
             rows.append(("images", [_images(run.counts) for run in runs]))
+    rows.append(("add-ons", [_addons(run) for run in runs]))
+    rows.append(("views of an image", [run.views or "–" for run in runs]))
     rows.append(("steps done", [_last(run, "step") for run in runs]))
     rows.append(("time", [_last(run, "seconds") for run in runs]))
     if len(runs) == 1:
@@ -113,6 +116,22 @@ def _setting(run: Run, key: str) -> str:
     return plain(run.setting(key))
 
 
+def _addons(run: Run) -> str:
+    return ", ".join(f"{name} (weight {plain(weight)})" for name, weight in run.addons.items()) or "none"
+
+
+def _unmatched(runs: Sequence[Run]) -> str | None:
+    """What to say where runs saw different numbers of views: a difference is then not their method's alone."""
+    settings = {run.name: run.views for run in runs if run.views}
+    if len(set(settings.values())) < 2:
+        return None
+    told = "; ".join(f"{name} {setting}" for name, setting in settings.items())
+    return (
+        f"These runs were trained with different views of every image ({told}). More views cost more and help by "
+        "themselves: compare runs of one view setting before crediting a method."
+    )
+
+
 def _images(counts: Mapping[str, int]) -> str:
     if "usable" not in counts or "listed" not in counts:
         return "–"
@@ -136,8 +155,8 @@ def _summary(runs: Sequence[Run]) -> str:
         return f"Runs side by side, measured on frozen features: {', '.join(reached)}."
     run = runs[0]
     trained = plain(run.setting("method.name") or "an unnamed method")
-    if run.config.get("ser") is not None:
-        trained += f" with SER (weight {plain(run.setting('ser.weight'))})"
+    if run.addons:
+        trained += f" with {_addons(run)}"
     backbone = run.setting("backbone.name") or "A backbone"
     text = f"{backbone}, pretrained on {run.setting('data.source') or 'unlabelled images'} by {trained}"
     score, random = _reached(run, "backbone"), _reached(run, "random")

@@ -41,7 +41,7 @@ WORDS = {
     "centred_cosine": "centred cosine",
 }
 PANELS = {"loss": "Loss", "gradient": "Gradient norm", "feature": "Features", "": "Schedule and speed"}
-APART = ("equivariance", "feature_maps")  # evaluations with sections of their own
+APART = ("equivariance", "feature_maps", "training")  # evaluations with sections of their own
 # what a reference depends on, of the backbone's settings; pixels have no network
 SHAPE = ("name", "image_size", "patch_size", "embed_dim", "depth", "num_heads", "cls_layer")
 PIXELS = ("image_size",)

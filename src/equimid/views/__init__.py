@@ -1,21 +1,36 @@
 """Views: what a method asks for (`ViewPlan`), and its realisation in the workers and on the device."""
 
-from equimid.views.photometric import Photometric
-from equimid.views.plan import CropView, PosedViews, ViewPlan, ViewsConfig
+from equimid.views.photometric import FIELDS, Photometric, draw
+from equimid.views.plan import (
+    CentreView,
+    CropView,
+    ExtraView,
+    LocalViews,
+    PosedViews,
+    ViewPlan,
+    ViewsConfig,
+    check_size,
+)
 from equimid.views.realise import Views, normalise, realise, sample_poses
 from equimid.views.worker import Batch, Key, ViewDataset, collate
 
 __all__ = [
+    "FIELDS",
     "Batch",
+    "CentreView",
     "CropView",
+    "ExtraView",
     "Key",
+    "LocalViews",
     "Photometric",
     "PosedViews",
     "ViewDataset",
     "ViewPlan",
     "Views",
     "ViewsConfig",
+    "check_size",
     "collate",
+    "draw",
     "normalise",
     "realise",
     "sample_poses",

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from equimid.errors import UserError
 
-__all__ = ["FIELDS", "Photometric", "apply", "draw"]
+__all__ = ["FIELDS", "Photometric", "apply", "draw", "share_colours", "untouched"]
 
 # The columns of a row. An operation that is not applied leaves its identity: factor 1, hue 0, sigma 0, bit 0,
 # order_s = s. order_s is the jitter operation at place s: 0 brightness, 1 contrast, 2 saturation, 3 hue.
@@ -85,8 +85,7 @@ class Photometric:
 def draw(config: Photometric, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """One image's row, (len(FIELDS),). Takes the same 13 uniform numbers from `rng` whatever is applied."""
     u = rng.random(13)
-    row = dict.fromkeys(FIELDS, 0.0)
-    row.update({"order_1": 1, "order_2": 2, "order_3": 3}, brightness=1, contrast=1, saturation=1)
+    row = dict(zip(FIELDS, untouched().tolist(), strict=True))
     if u[0] < config.jitter:
         row["jittered"] = 1
         row.update({f"order_{place}": operation for place, operation in enumerate(np.argsort(u[1:5]))})
@@ -100,6 +99,22 @@ def draw(config: Photometric, rng: np.random.Generator) -> npt.NDArray[np.float3
         row["sigma"] = config.blur_sigma[0] + u[11] * (config.blur_sigma[1] - config.blur_sigma[0])
     row["solarised"] = u[12] < config.solarise
     return np.array([row[name] for name in FIELDS], dtype=np.float32)
+
+
+def untouched() -> npt.NDArray[np.float32]:
+    """The row of an image that nothing is done to."""
+    row = np.zeros(len(FIELDS), dtype=np.float32)
+    row[[_COLUMN[name] for name in ("brightness", "contrast", "saturation")]] = 1
+    row[_COLUMN["order_0"] : _COLUMN["order_3"] + 1] = range(4)
+    return row
+
+
+def share_colours(shared: npt.NDArray[np.float32], own: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Jitter and grey of one row, blur and solarise of the other."""
+    row = shared.copy()
+    for name in ("sigma", "solarised"):
+        row[_COLUMN[name]] = own[_COLUMN[name]]
+    return row
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """The device's side of the views: uint8 batches to normalised, photometrically changed, posed images."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from equimid.poses import Pose, sample_pose_pair
 from equimid.randomness import counted_generator
 from equimid.views.photometric import Photometric, apply
-from equimid.views.plan import PosedViews, ViewPlan
+from equimid.views.plan import CentreView, CropView, ViewPlan
 from equimid.views.worker import Batch
 
 __all__ = ["Views", "normalise", "realise", "sample_poses"]
@@ -21,6 +21,7 @@ class Views:
     posed:     per posed view, (b2, 3, h, w); empty without posed views
     poses:     per posed view, b2 poses
     image_ids: (b2,) of the posed images, unique over ranks
+    extra:     {name: per turn (b1, 3, S, S)} of the plan's extra views
     batch:     as it left the workers, with crop boxes and photometric parameters; None for views made by hand
 
     No dataclass: engines rebuild the ones that they are handed, tensor by tensor.
@@ -29,26 +30,31 @@ class Views:
     def __init__(
         self,
         crops: list[Tensor],
-        posed: list[Tensor],
-        poses: list[Pose],
-        image_ids: Tensor,
+        posed: Sequence[Tensor] = (),
+        poses: Sequence[Pose] = (),
+        image_ids: Tensor | None = None,
+        extra: Mapping[str, list[Tensor]] | None = None,
         batch: Batch | None = None,
     ) -> None:
-        self.crops, self.posed, self.poses, self.image_ids, self.batch = crops, posed, poses, image_ids, batch
+        self.crops, self.posed, self.poses = crops, list(posed), list(poses)
+        self.image_ids = torch.zeros(0, dtype=torch.int64) if image_ids is None else image_ids
+        self.extra, self.batch = dict(extra or {}), batch
 
 
-def sample_poses(posed: PosedViews, seed: int, step: int, rank: int, ranks: int) -> list[Pose]:
-    """This rank's poses of both views in a step; over all ranks the same draw, whatever their number."""
-    side = posed.size // posed.patch_size
-    pair = sample_pose_pair(
-        posed.count,
-        (side, side),
-        counted_generator(seed, "pose", step),
-        area=posed.area,
-        aspect=posed.aspect,
-        complement=posed.complement,
-    )
-    return [pose[rank::ranks] for pose in pair]
+def sample_poses(plan: ViewPlan, seed: int, step: int, rank: int, ranks: int) -> list[Pose]:
+    """This rank's poses of every posed view in a step; over all ranks the same draw, whatever their number."""
+    posed = plan.posed
+    if posed is None:
+        return []
+    rng = counted_generator(seed, "pose", step)
+    poses: list[Pose] = []
+    for size in posed.sizes[::2]:
+        grid = (size // posed.patch_size, size // posed.patch_size)
+        poses += sample_pose_pair(
+            posed.count, grid, rng, area=posed.area, aspect=posed.aspect, complement=posed.complement
+        )
+    mine = plan.positions(posed.count, rank, ranks)
+    return [pose[mine] for pose in poses[: len(posed.sizes)]]
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -65,24 +71,31 @@ def realise(batch: Batch, plan: ViewPlan, poses: Sequence[Pose], device: torch.d
         poses: per posed view, one pose per posed image of this rank (`sample_poses`).
     """
 
-    def finish(pixels: Tensor, rows: Tensor, photometric: Photometric) -> Tensor:
+    def finish(pixels: Tensor, rows: Tensor, photometric: Photometric | None) -> Tensor:
         images = pixels.to(device, non_blocking=True).float().div_(255)
-        return normalise(apply(images, rows, photometric), plan.mean, plan.std)
+        return normalise(apply(images, rows, photometric) if photometric else images, plan.mean, plan.std)
 
-    empty = torch.zeros(0, 3, plan.crops[0].size, plan.crops[0].size, device=device)
-    crops = [
-        finish(pixels, rows, view.photometric)
-        for view, pixels, rows in zip(plan.crops, batch.crops, batch.crop_rows, strict=True)
-    ] if batch.crops else [empty for _ in plan.crops]  # fmt: skip
+    kinds: list[CropView | CentreView] = [*plan.crops, *(extra.view for extra in plan.extra.values())]
+    cropped = [
+        finish(pixels, rows, view.photometric if isinstance(view, CropView) else None)
+        for view, pixels, rows in zip(kinds, batch.crops, batch.crop_rows, strict=True)
+    ] if batch.crops else [torch.zeros(0, 3, view.size, view.size, device=device) for view in kinds]  # fmt: skip
+    crops, others = cropped[: len(plan.crops)], cropped[len(plan.crops) :]
+    extra = {
+        name: [torch.rot90(images, turn, (2, 3)) for turn in range(asked.turns)]
+        for (name, asked), images in zip(plan.extra.items(), others, strict=True)
+    }
     if plan.posed is None:
-        return Views(crops, [], [], torch.zeros(0, dtype=torch.int64, device=device), batch)
+        return Views(crops, image_ids=torch.zeros(0, dtype=torch.int64, device=device), extra=extra, batch=batch)
     on_device = [pose.to(device) for pose in poses]
-    if batch.squares is None:
-        upright = [torch.zeros(0, 3, plan.posed.size, plan.posed.size, device=device)] * len(poses)
-        ids = batch.indices[:0]
+    if batch.squares:
+        upright = [
+            finish(batch.squares[v // 2], rows, view.photometric)
+            for v, (rows, view) in enumerate(zip(batch.square_rows, plan.crops, strict=True))
+        ]
+        ids = batch.indices[-len(batch.squares[0]) :]
     else:
-        views = zip(batch.square_rows, plan.crops, strict=False)
-        upright = [finish(batch.squares, rows, view.photometric) for rows, view in views]
-        ids = batch.indices[-len(batch.squares) :]
+        upright = [torch.zeros(0, 3, size, size, device=device) for size in plan.posed.sizes]
+        ids = batch.indices[:0]
     posed = [pose.act(x, plan.posed.patch_size) for pose, x in zip(on_device, upright, strict=True)]
-    return Views(crops, posed, on_device, ids.to(device), batch)
+    return Views(crops, posed, on_device, ids.to(device), extra, batch)

@@ -1,0 +1,120 @@
+"""E-SSL (Dangovski et al. 2022, ICLR, "Equivariant Contrastive Learning"): predict by which quarter turn a small crop
+was turned.
+
+b images of this rank; z_k (b, D) their features of one small crop, turned by k quarter turns (counter-clockwise):
+
+    L = mean over images and k = 0..3 of CE(head z_k, k)
+
+The original's weights lambda: 0.4 beside SimCLR, 0.08 beside SimSiam, 8 beside Barlow Twins; the default is that of
+SER's comparison. The original's detached online classifier is left out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from equimid.addons.base import ADDONS, Addon, EmbeddingAddonConfig, Seen, Setting
+from equimid.distributed import mean_over_ranks
+from equimid.errors import UserError
+from equimid.losses.precision import no_autocast, wide
+from equimid.views import CropView, ExtraView, Photometric, ViewPlan, check_size
+
+__all__ = ["ESSL", "ESSLConfig", "turn_loss"]
+
+_TURNS = 4
+
+
+@ADDONS.register
+@dataclass(frozen=True)
+class ESSLConfig(EmbeddingAddonConfig):
+    """
+    size:        of the small crop, px, a multiple of the patch
+    scale:       range of its share of the image area
+    flip:        probability of its horizontal flip
+    photometric: its draw
+    widths:      of the head's hidden layers; none given = (D, D, 256), the comparison's. The original has
+                 (2048, 2048, 128) beside SimCLR and (2048, 2048, 256) beside Barlow Twins
+    """
+
+    name: ClassVar[str] = "essl"
+
+    size: int = 96
+    scale: tuple[float, float] = (0.05, 0.14)
+    flip: float = 0.5
+    photometric: Photometric = field(default_factory=lambda: Photometric(blur=0.1))
+    widths: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise UserError(f"essl.scale is {[low, high]}; it must be a range within (0, 1]")
+        if not 0 <= self.flip <= 1:
+            raise UserError(f"essl.flip is {self.flip}; it must lie in 0..1")
+        if any(width < 1 for width in self.widths):
+            raise UserError(f"essl.widths is {list(self.widths)}; give widths of 1 or more, or none")
+
+    def extend(self, plan: ViewPlan, setting: Setting) -> ViewPlan:
+        """A small crop beside the standard views, shown at its four turns.
+
+        Raises:
+            UserError: its size does not fit the patch or the image.
+        """
+        plan = super().extend(plan, setting)
+        if self.size > setting.image_size:
+            raise UserError(
+                f"essl.size is {self.size}, larger than the image of {setting.image_size} px; "
+                f"use essl.size={setting.image_size} or less"
+            )
+        check_size("essl.size", self.size, setting.patch_size)
+        view = CropView(self.size, self.scale, self.flip, self.photometric)
+        return replace(plan, extra={**plan.extra, self.name: ExtraView(view, turns=4)})
+
+    def build(self, width: int, plan: ViewPlan) -> "ESSL":
+        return ESSL(self, width)
+
+
+class ESSL(Addon):
+    """The head, and L."""
+
+    def __init__(self, config: ESSLConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.head = _head((width, *(config.widths or (width, width, 256))))
+
+    def forward(self, seen: Seen) -> Tensor:
+        """L, of this rank's share; a rank may have no images."""
+        turned = [self.config.read(features) for features in seen.extra[self.config.name]]
+        return turn_loss(self.head(torch.cat(turned)))
+
+
+def turn_loss(logits: Tensor) -> Tensor:
+    """L of logits (4b, 4): those of all images upright, then of all turned once, twice, three times.
+
+    Computed in float32 or wider inside any autocast. Over W ranks the mean of the values is the mean over the rows of
+    all ranks, and the mean of the gradients its gradient; row counts may differ between ranks, also be 0.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        ValueError: the logits do not have that shape.
+    """
+    if logits.ndim != 2 or logits.shape[1] != _TURNS or len(logits) % _TURNS:
+        raise ValueError(f"logits must be (4b, 4), found {tuple(logits.shape)}")
+    labels = torch.arange(_TURNS, device=logits.device).repeat_interleave(len(logits) // _TURNS)
+    with no_autocast(logits):
+        return mean_over_ranks(F.cross_entropy(wide(logits), labels, reduction="none"))
+
+
+def _head(widths: Sequence[int]) -> nn.Sequential:
+    """E-SSL's predictor: linear, layer norm and ReLU; the last hidden layer without ReLU; a linear. All have biases."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.LayerNorm(after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers[:-1], nn.Linear(widths[-1], _TURNS))

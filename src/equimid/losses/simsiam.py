@@ -1,0 +1,26 @@
+"""SimSiam's loss (Chen and He 2021, arXiv 2011.10566, equation 1): D(p, z) = -cosine(p, stopgrad(z))."""
+
+from torch import Tensor
+
+from equimid.distributed import mean_over_ranks
+from equimid.losses.precision import no_autocast, unit_rows
+
+__all__ = ["simsiam_loss"]
+
+
+def simsiam_loss(p: Tensor, z: Tensor) -> Tensor:
+    """Predictions p (b, D) of one view against projections z (b, D) of another, which get no gradient.
+
+    Computed in float32 or wider inside any autocast. Over W ranks the mean of the values is the mean over the rows of
+    all ranks, and the mean of the gradients its gradient; row counts may differ between ranks, also be 0.
+
+    Returns:
+        Scalar in -1..1.
+
+    Raises:
+        ValueError: the two do not have one shape (b, D).
+    """
+    if p.shape != z.shape or p.ndim != 2:
+        raise ValueError(f"p and z must have one shape (b, D), found {tuple(p.shape)} and {tuple(z.shape)}")
+    with no_autocast(p):
+        return mean_over_ranks(-(unit_rows(p) * unit_rows(z.detach())).sum(1))

@@ -1,0 +1,61 @@
+"""Barlow Twins (Zbontar, Jing, Misra, LeCun, Deny 2021, "Self-supervised learning via redundancy reduction").
+
+    z_v = projector(cls_v),    C_uv = bn(z_u)^T bn(z_v) / B
+    L   = mean over pairs of views of sum over i of (C_ii - 1)^2 + lambda * sum over i != j of C_ij^2
+
+C is that of all ranks, and so is its gradient. The original's gradient over W ranks is 1/W of this one: its learning
+rates, its clipping and the weight of an add-on mean something else there. Pairs are of a full view with any other.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from equimid.heads import mlp_head
+from equimid.losses import barlow_twins_loss
+from equimid.methods.base import METHODS, Method, MethodConfig, unordered_pairs
+from equimid.methods.checks import not_negative, positive
+from equimid.schedules import When
+
+__all__ = ["BarlowTwins", "BarlowTwinsConfig"]
+
+
+@METHODS.register
+@dataclass(frozen=True)
+class BarlowTwinsConfig(MethodConfig):
+    """
+    off_diagonal_weight: lambda
+    hidden, dim:         widths of the projector (three linears) and of the embedding
+    """
+
+    name: Literal["barlow_twins"] = "barlow_twins"
+    off_diagonal_weight: float = 0.0051
+    hidden: int = 8192
+    dim: int = 8192
+
+    def __post_init__(self) -> None:
+        not_negative(self, "off_diagonal_weight")
+        positive(self, "hidden", "dim")
+
+    def build(self, width: int) -> "BarlowTwins":
+        return BarlowTwins(self, width)
+
+
+class BarlowTwins(Method):
+    """The projector of Barlow Twins and its loss, for CLS embeddings of `width` columns."""
+
+    name = "barlow_twins"
+
+    def __init__(self, config: BarlowTwinsConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        # the batch norm at the end is in the loss
+        self.projector = mlp_head([width, config.hidden, config.hidden, config.dim], last_norm=False)
+
+    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor], when: When) -> Tensor:
+        z = [self.projector(cls) for cls in student]
+        weight = self.config.off_diagonal_weight
+        return torch.stack([barlow_twins_loss(z[u], z[v], weight) for u, v in unordered_pairs(len(z))]).mean()

@@ -1,0 +1,59 @@
+"""SimSiam (Chen and He 2021, "Exploring simple siamese representation learning", arXiv 2011.10566).
+
+    z_v = projector(cls_v),    p_v = predictor(z_v),    D(p, z) = -cosine(p, stopgrad(z))
+    L   = mean of D(p_u, z_v) over v in {1, 2} and u != v
+
+Of two views that is the paper's D(p_1, z_2) / 2 + D(p_2, z_1) / 2.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from equimid.heads import mlp_head
+from equimid.losses import simsiam_loss
+from equimid.methods.base import METHODS, Method, MethodConfig, view_pairs
+from equimid.methods.checks import positive
+from equimid.schedules import When
+
+__all__ = ["SimSiam", "SimSiamConfig"]
+
+
+@METHODS.register
+@dataclass(frozen=True)
+class SimSiamConfig(MethodConfig):
+    """
+    hidden, dim: widths of the projector (three linears) and of the embedding
+    bottleneck:  hidden width of the predictor
+    """
+
+    name: Literal["simsiam"] = "simsiam"
+    hidden: int = 2048
+    dim: int = 2048
+    bottleneck: int = 512
+
+    def __post_init__(self) -> None:
+        positive(self, "hidden", "dim", "bottleneck")
+
+    def build(self, width: int) -> "SimSiam":
+        return SimSiam(self, width)
+
+
+class SimSiam(Method):
+    """The heads of SimSiam and its loss, for CLS embeddings of `width` columns."""
+
+    name = "simsiam"
+
+    def __init__(self, config: SimSiamConfig, width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.projector = mlp_head([width, config.hidden, config.hidden, config.dim])
+        self.predictor = mlp_head([config.dim, config.bottleneck, config.dim], last_norm=False, last_bias=True)
+
+    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor], when: When) -> Tensor:
+        z = [self.projector(cls) for cls in student]
+        p = [self.predictor(rows) for rows in z]
+        return torch.stack([simsiam_loss(p[u], z[v]) for v, u in view_pairs(len(z))]).mean()

@@ -1,0 +1,61 @@
+"""Recipes: runs by name, ROW-SIZE, such as `ser-tiny`.
+
+A row is a run of the paper's comparison at ImageNet scale (`rows.py`), a size an edit of any row (`sizes.py`). Beside
+the rows, any base goes with any add-on: BASE+ADDON-SIZE, with @LAYER to move the add-on, as in `dino+essl@3-tiny`.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from equimid.config import Config
+from equimid.errors import UserError
+from equimid.recipes.rows import ADDITIONS, BASES, ROWS, Row, combined
+from equimid.recipes.sizes import SIZES
+
+__all__ = ["ADDITIONS", "BASES", "ROWS", "SIZES", "Row", "names", "parent", "recipe"]
+
+_COMBINED = re.compile(r"^([a-z0-9]+)\+([a-z0-9]+)(?:@(\d+))?$")
+
+
+def names() -> list[str]:
+    """All rows in all sizes."""
+    return [f"{row}-{size}" for row in ROWS for size in SIZES]
+
+
+def recipe(name: str) -> Config:
+    """The configuration of a recipe.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    row, _, size = name.rpartition("-")
+    if size not in SIZES:
+        raise UserError(f"unknown recipe {name!r}; {_near(name, names())}Sizes are: {', '.join(SIZES)}")
+    told = _COMBINED.match(row)
+    if told and told[1] in BASES and told[2] in ADDITIONS:
+        return SIZES[size](combined(told[1], told[2], None if told[3] is None else int(told[3])))
+    if told:
+        raise UserError(
+            f"unknown recipe {name!r}; bases are {', '.join(BASES)} and add-ons {', '.join(ADDITIONS)}, as in "
+            "dino+essl-tiny"
+        )
+    if row not in ROWS:
+        raise UserError(f"unknown recipe {name!r}; {_near(name, names())}Rows are: {', '.join(ROWS)}")
+    return SIZES[size](ROWS[row].make())
+
+
+def parent(name: str) -> str | None:
+    """The recipe that this one is an edit of: its row's parent at the same size, or of a base, the next larger size."""
+    row, _, size = name.rpartition("-")
+    told = _COMBINED.match(row)
+    above = told[1] if told else ROWS[row].parent
+    if above:
+        return f"{above}-{size}"
+    larger = [s for s in SIZES if list(SIZES).index(s) < list(SIZES).index(size)]
+    return f"{row}-{larger[-1]}" if larger else None
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    return f"did you mean {near[0]!r}? " if near else ""

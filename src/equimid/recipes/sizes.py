@@ -1,0 +1,107 @@
+"""The same run, smaller: every row of the comparison has a twin for one machine and one for minutes on two cores."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from equimid.addons import AddonConfig, EmbeddingAddonConfig, ESSLConfig, SERConfig
+from equimid.config import Config
+from equimid.views import Photometric
+
+__all__ = ["SIZES", "small", "tiny"]
+
+# the objective's heads, by method, and the add-ons', by name
+_SMALL_HEADS: dict[str, dict[str, Any]] = {
+    "mocov3": {"hidden": 1024, "dim": 128},
+    "dino": {"out_dim": 4096, "hidden": 1024, "bottleneck": 128},
+    "barlow_twins": {"hidden": 1024, "dim": 1024},
+    "simclr": {"hidden": 1024},
+    "vicreg": {"hidden": 1024, "dim": 1024},
+    "simsiam": {"hidden": 1024, "dim": 512, "bottleneck": 256},
+}
+_SMALL_ADDONS: dict[str, dict[str, Any]] = {
+    "ser": {"share": 0.125, "hidden": 256},
+    "augself": {"hidden": 256},
+    "essl": {"size": 32},
+    "equimod": {"dim": 64},
+}
+_TINY_HEADS: dict[str, dict[str, Any]] = {
+    "dino": {"out_dim": 1024, "hidden": 512},
+    "barlow_twins": {"hidden": 512, "dim": 512},
+    "vicreg": {"hidden": 512, "dim": 512},
+}
+# layers of the 12 of ViT-S in the six of the tiny network
+_TINY_LAYERS = {0: 0, 3: 2, 9: 5, 12: 6}
+
+
+def imagenet(config: Config) -> Config:
+    """ViT-S/16 at 224 px, the paper's scale"""
+    return config
+
+
+def small(config: Config) -> Config:
+    """ViT-Ti/16 at 96 px, batch 128: for a folder of images on one machine"""
+    return replace(
+        config,
+        recipe=config.recipe.replace("-imagenet", "-small"),
+        backbone=replace(config.backbone, name="vit_tiny_patch16_224", image_size=96, num_heads=None),
+        views=replace(config.views, local=replace(config.views.local, size=32)),
+        method=_changed(config.method, _SMALL_HEADS.get(config.method.name, {})),
+        addons={name: _changed(addon, _SMALL_ADDONS.get(name, {})) for name, addon in config.addons.items()},
+        optim=replace(config.optim, lr=2 * config.optim.lr) if config.optim.name == "adamw" else config.optim,
+        train=replace(config.train, batch_size=128, epochs=100),
+        runtime=replace(config.runtime, workers=2),
+    )
+
+
+def tiny(config: Config) -> Config:
+    """width 128, depth 6, 32 px images in patches of 8, 24 epochs: minutes on two cores"""
+    config = small(config)
+    # mild views, the same in every run: digits and CIFAR-10 have nothing to blur
+    mild = Photometric(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, blur=0.0)
+    views = replace(
+        config.views, crop_scale=(0.3, 1.0), flip=0.0, interpolation="bicubic", first=mild, second=mild,
+        local=replace(config.views.local, size=16, photometric=mild),
+    )  # fmt: skip
+    addons = {name: _tiny_addon(addon, config, mild) for name, addon in config.addons.items()}
+    return replace(
+        config,
+        recipe=config.recipe.replace("-small", "-tiny"),
+        backbone=replace(
+            config.backbone, image_size=32, patch_size=8, embed_dim=128, depth=6, num_heads=4,
+            cls_layer=_TINY_LAYERS[config.backbone.cls_layer],
+        ),
+        views=views,
+        method=_changed(config.method, _TINY_HEADS.get(config.method.name, {})),
+        addons=addons,
+        optim=replace(config.optim, warmup_epochs=3, lr=_tiny_rate(config)),
+        train=replace(config.train, epochs=24),
+        evaluation=replace(config.evaluation, crop=1.0),
+    )  # fmt: skip
+
+
+SIZES: Mapping[str, Callable[[Config], Config]] = {"imagenet": imagenet, "small": small, "tiny": tiny}
+
+
+def _changed(part: Any, changes: Mapping[str, Any]) -> Any:
+    return replace(part, **changes)
+
+
+def _tiny_addon(addon: AddonConfig, config: Config, mild: Photometric) -> AddonConfig:
+    if isinstance(addon, SERConfig):
+        # the weight that this size wants beside MoCo-v3's loss
+        weight = 3.0 if addon.weight == 1 and config.method.name == "mocov3" else addon.weight
+        layers = tuple(_TINY_LAYERS[layer] for layer in addon.layers)
+        return replace(addon, weight=weight, layers=layers, share=0.25, area=(0.5, 1.6), hidden=128)
+    if isinstance(addon, ESSLConfig):
+        addon = replace(addon, size=16, flip=0.0, photometric=mild)
+    if isinstance(addon, EmbeddingAddonConfig):
+        addon = replace(addon, layer=_TINY_LAYERS[addon.layer])
+    return addon
+
+
+def _tiny_rate(config: Config) -> float:
+    if config.optim.name == "lars":
+        return config.optim.lr
+    # MoCo-v3's family takes twice the rate of those whose gradients are clipped
+    return 1e-3 if config.optim.clip else 2e-3

@@ -1,0 +1,36 @@
+"""Small tasks and the views they are fed, for tests."""
+
+import torch
+
+from equimid.addons import SERConfig
+from equimid.backbones import BackboneConfig
+from equimid.methods import MoCoV3Config
+from equimid.poses import sample_pose_pair
+from equimid.randomness import counted_generator
+from equimid.task import Task, plan_views
+from equimid.views import Views, ViewsConfig
+
+TINY = BackboneConfig(
+    name="vit_tiny_patch16_224", image_size=32, patch_size=8, embed_dim=24, depth=5, num_heads=3, cls_layer=3,
+    freeze_patch_embed=False, positions="learned",
+)  # fmt: skip
+HEADS = MoCoV3Config(hidden=32, dim=16)
+
+
+def make_task(addons=None, backbone=TINY, method=HEADS, views=None, batch=8, seed=0):
+    """A task with SER (given its settings) or with add-ons by name."""
+    addons = {"ser": addons} if isinstance(addons, SERConfig) else addons or {}
+    return Task(backbone, method, addons, plan_views(views or ViewsConfig(), backbone, addons, batch), seed)
+
+
+def make_views(batch=8, posed=4, size=32, patch=8, device="cpu"):
+    """Drawn views: two crops of the rest, two posed views of `posed` images."""
+    rng = torch.Generator().manual_seed(0)
+    poses = sample_pose_pair(posed, (size // patch, size // patch), counted_generator(0, "pose")) if posed else ()
+    upright = torch.randn(posed, 3, size, size, generator=rng)
+    return Views(
+        [torch.randn(batch - posed, 3, size, size, generator=rng).to(device) for _ in range(2)],
+        [pose.act(upright, patch).to(device) for pose in poses],
+        [pose.to(device) for pose in poses],
+        torch.arange(posed, device=device),
+    )
