@@ -13,7 +13,7 @@ from equimid.cli import _is_setting, main
 from equimid.config import Config, differences, flatten, load_config, override, save_config
 from equimid.engine import is_main_process, latest_checkpoint
 from equimid.errors import UserError
-from equimid.recipes import ROWS, names, recipe
+from equimid.recipes import ROWS, recipe
 from equimid.records import read_records
 
 QUICK = [
@@ -237,14 +237,6 @@ def test_which_process_speaks(monkeypatch, environment, main_process):
 
 
 # ---- configuration -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", names())
-def test_every_recipe_survives_its_yaml_file(name, tmp_path):
-    config = recipe(name)
-    assert config.recipe == name
-    save_config(config, tmp_path / "config.yaml")
-    assert load_config(tmp_path / "config.yaml") == config
 
 
 def test_overrides_are_typed():

@@ -320,3 +320,34 @@ def test_no_run_and_no_file_are_errors(tmp_path: Path) -> None:
 
 def test_images_used_and_left_out_are_told(tmp_path: Path) -> None:
     assert "1,794, 3 left out" in report(tmp_path, fake_run(tmp_path / "run", records=False)).source
+
+
+def _views_record(setting: str) -> Record:
+    return Record("training", "views", 2, 256, "backbone", "digits", 0, "abc", details={"setting": setting})
+
+
+def test_runs_of_different_view_settings_are_said_to_be_no_fair_comparison(tmp_path: Path) -> None:
+    settings = {"two": "2 x 224", "also_two": "2 x 224", "more": "2 x 224 + 4 x 96", "untold": None}
+    for name, setting in settings.items():
+        fake_run(tmp_path / name)
+        if setting:
+            write_records(tmp_path / name / "records.jsonl", [_views_record(setting)])
+
+    def page(*names: str) -> str:
+        return write_report([tmp_path / name for name in names], tmp_path / "page.html").read_text()
+
+    warning = "trained with different views"
+    unfair = page("two", "more")
+    assert warning in unfair
+    assert "two 2 x 224; more 2 x 224 + 4 x 96" in unfair
+    assert warning not in page("two", "also_two")
+    assert warning not in page("two", "untold")
+    assert warning not in page("two")
+
+
+def test_add_ons_are_named_with_their_weights(tmp_path: Path) -> None:
+    path = fake_run(tmp_path / "run")
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    (path / "config.yaml").write_text(yaml.safe_dump(config | {"ser": None, "essl": {"weight": 0.4, "size": 96}}))
+    text = write_report([path], tmp_path / "page.html").read_text()
+    assert "by mocov3 with essl (weight 0.4)" in text

@@ -1,0 +1,47 @@
+"""An add-on of your own, trained from a recipe: the features of a view shall still tell its mean colour.
+
+    python examples/own_addon.py digits runs/mine meancolour.weight=0.5
+
+Name the class under the entry point group "equimid.addons" of your package instead, and `equimid pretrain` knows it.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from equimid.addons import ADDONS, Addon, EmbeddingAddonConfig
+from equimid.config import override
+from equimid.distributed import mean_over_ranks
+from equimid.recipes import recipe
+from equimid.run import pretrain
+
+
+@ADDONS.register
+@dataclass(frozen=True)
+class MeanColourConfig(EmbeddingAddonConfig):  # gives weight, layer and pool
+    name: ClassVar[str] = "meancolour"
+    hidden: int = 64
+
+    def build(self, width, plan):
+        return MeanColour(self, width)
+
+
+class MeanColour(Addon):
+    def __init__(self, config, width):
+        super().__init__()
+        self.config = config
+        self.head = nn.Sequential(nn.Linear(width, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 3))
+
+    def forward(self, seen):
+        found = torch.cat([self.head(self.config.read(features)) for features in seen.crops])
+        colour = torch.cat([images.mean((2, 3)) for images in seen.views.crops])
+        return mean_over_ranks((found - colour).pow(2).mean(1))
+
+
+if __name__ == "__main__":
+    data, out, *settings = sys.argv[1:]
+    pretrain(override(recipe("mocov3-tiny"), [f"data.source={data}", "meancolour.weight=1", *settings]), Path(out))
