@@ -4,7 +4,7 @@ import torch
 
 from equimid.addons import SERConfig
 from equimid.backbones import BackboneConfig
-from equimid.methods import MoCoV3Config
+from equimid.methods import BarlowTwinsConfig, DINOConfig, MoCoV3Config
 from equimid.poses import sample_pose_pair
 from equimid.randomness import counted_generator
 from equimid.task import Task, plan_views
@@ -34,3 +34,26 @@ def make_views(batch=8, posed=4, size=32, patch=8, device="cpu"):
         [pose.to(device) for pose in poses],
         torch.arange(posed, device=device),
     )
+
+
+OTHER_BASES = {
+    "dino": DINOConfig(out_dim=12, hidden=10, bottleneck=7),
+    "barlow_twins": BarlowTwinsConfig(hidden=10, dim=5),
+}
+
+
+def ser_on_other_bases(rank, ranks):
+    """Losses and gradients of SER on DINO and on Barlow Twins, of this rank's share of 8 images."""
+    found = {}
+    for name, method in OTHER_BASES.items():
+        task, views = make_task(SERConfig(hidden=16), method=method).double(), make_views()
+        mine = slice(rank, None, ranks)
+        part = Views(
+            [x[mine].double() for x in views.crops], [x[mine].double() for x in views.posed],
+            [pose[mine] for pose in views.poses], views.image_ids[mine],
+        )  # fmt: skip
+        losses = task(part)
+        losses.total.backward()
+        found |= {f"{name}: {key}": value for key, value in losses.named.items()}
+        found |= {f"{name}: {key}": p.grad for key, p in task.named_parameters() if p.requires_grad}
+    return found

@@ -104,12 +104,13 @@ class Task(nn.Module):
 
     @property
     def watched(self) -> dict[str, str]:
-        """{what reads it, such as "base" or "ser": the key in `watch`} at the last tapped layer."""
+        """{what reads it, such as "base" or "ser": the key in `watch`} at the last tapped layer. What an add-on reads
+        below that layer does not pass there."""
         last = max(self.student.taps, default=0)
         if not last:
             return {}
-        above = [name for name, addon in self.configs.items() if last not in addon.taps]
-        here = [name for name in self.configs if name not in above]
+        above = [name for name, addon in self.configs.items() if not addon.taps]
+        here = [name for name, addon in self.configs.items() if last in addon.taps]
         return {"+".join(["base", *above]): "stream", "+".join(here): "taps"}
 
     def follow(self, when: When) -> None:

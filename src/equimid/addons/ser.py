@@ -63,13 +63,14 @@ class SERConfig(AddonConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature <= 0:
+        if not 0 < self.temperature < float("inf"):
             raise UserError(f"ser.temperature is {self.temperature}; it must be positive")
         if not 0 < self.share <= 1:
             raise UserError(f"ser.share is {self.share}; it must lie in (0, 1] (ser=null trains without SER)")
         if not self.layers or len(set(self.layers)) != len(self.layers):
             raise UserError(f"ser.layers is {list(self.layers)}; name at least one layer, each once")
-        if self.layer_weights and (len(self.layer_weights) != len(self.layers) or min(self.layer_weights) < 0):
+        fit = len(self.layer_weights) in (0, len(self.layers))
+        if not fit or not all(0 <= weight < float("inf") for weight in self.layer_weights):
             raise UserError(
                 f"ser.layer_weights is {list(self.layer_weights)} for the layers {list(self.layers)}; "
                 "give one weight of 0 or more for each layer, or none"

@@ -44,9 +44,10 @@ class HealthCheck:
         self.warned: set[str] = set()
 
     def look(self, step: int, std: float, gradients: Mapping[str, float], images: int) -> None:
-        """Check the numbers of a step (0-based): feature std, gradient norms by name ("base" and add-ons)."""
+        """Check the numbers of a step (0-based): feature std, gradient norms by name ("base", add-ons, or several of
+        them joined by "+")."""
         for name, norm in gradients.items():
-            if norm == 0 and self.weights.get(name, 1.0) > 0:
+            if norm == 0 and any(self.weights.get(part, 1.0) > 0 for part in name.split("+")):
                 self._warn(
                     f"dead {name}",
                     f"step {step + 1}: no gradient of the {name} loss reaches the tapped layer; "

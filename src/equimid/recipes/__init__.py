@@ -15,6 +15,7 @@ from equimid.recipes.sizes import SIZES
 
 __all__ = ["ADDITIONS", "BASES", "ROWS", "SIZES", "Row", "names", "parent", "recipe"]
 
+_DEPTH = 12  # blocks of ViT-S and ViT-Ti; the tiny size halves the layer
 _COMBINED = re.compile(r"^([a-z0-9]+)\+([a-z0-9]+)(?:@(\d+))?$")
 
 
@@ -33,6 +34,8 @@ def recipe(name: str) -> Config:
     if size not in SIZES:
         raise UserError(f"unknown recipe {name!r}; {_near(name, names())}Sizes are: {', '.join(SIZES)}")
     told = _COMBINED.match(row)
+    if told and told[3] and not 1 <= int(told[3]) <= _DEPTH:
+        raise UserError(f"unknown recipe {name!r}; the network of a recipe has the layers 1 to {_DEPTH}")
     if told and told[1] in BASES and told[2] in ADDITIONS:
         return SIZES[size](combined(told[1], told[2], None if told[3] is None else int(told[3])))
     if told:

@@ -169,7 +169,7 @@ def barlow_published() -> Config:
 
 
 def with_ser(config: Config, layer: int = 3) -> Config:
-    """SER at `layer`, with CLS entering after block 3; temperature and weight as the paper has them per base"""
+    """SER at `layer`, with CLS entering after block 3; temperatures of the paper, weight beside DINO of the release"""
     ser = SERConfig(layers=(layer,))
     if isinstance(config.method, DINOConfig):
         ser = replace(ser, temperature=0.5, weight=0.3)

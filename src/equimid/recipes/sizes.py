@@ -30,8 +30,6 @@ _TINY_HEADS: dict[str, dict[str, Any]] = {
     "barlow_twins": {"hidden": 512, "dim": 512},
     "vicreg": {"hidden": 512, "dim": 512},
 }
-# layers of the 12 of ViT-S in the six of the tiny network
-_TINY_LAYERS = {0: 0, 3: 2, 9: 5, 12: 6}
 
 
 def imagenet(config: Config) -> Config:
@@ -69,7 +67,7 @@ def tiny(config: Config) -> Config:
         recipe=config.recipe.replace("-small", "-tiny"),
         backbone=replace(
             config.backbone, image_size=32, patch_size=8, embed_dim=128, depth=6, num_heads=4,
-            cls_layer=_TINY_LAYERS[config.backbone.cls_layer],
+            cls_layer=_tiny_layer(config.backbone.cls_layer),
         ),
         views=views,
         method=_changed(config.method, _TINY_HEADS.get(config.method.name, {})),
@@ -87,16 +85,21 @@ def _changed(part: Any, changes: Mapping[str, Any]) -> Any:
     return replace(part, **changes)
 
 
+def _tiny_layer(layer: int) -> int:
+    """A layer of ViT-S's 12 in the six of the tiny network: 3 is 2, 9 is 5, 12 is 6."""
+    return (layer + 1) // 2
+
+
 def _tiny_addon(addon: AddonConfig, config: Config, mild: Photometric) -> AddonConfig:
     if isinstance(addon, SERConfig):
         # the weight that this size wants beside MoCo-v3's loss
         weight = 3.0 if addon.weight == 1 and config.method.name == "mocov3" else addon.weight
-        layers = tuple(_TINY_LAYERS[layer] for layer in addon.layers)
+        layers = tuple(_tiny_layer(layer) for layer in addon.layers)
         return replace(addon, weight=weight, layers=layers, share=0.25, area=(0.5, 1.6), hidden=128)
     if isinstance(addon, ESSLConfig):
         addon = replace(addon, size=16, flip=0.0, photometric=mild)
     if isinstance(addon, EmbeddingAddonConfig):
-        addon = replace(addon, layer=_TINY_LAYERS[addon.layer])
+        addon = replace(addon, layer=_tiny_layer(addon.layer))
     return addon
 
 

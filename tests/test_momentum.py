@@ -1,0 +1,55 @@
+"""The momentum network in a task: without drop path, moved once a step where the method says."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from drawing import drawn
+from equimid.addons import ESSLConfig, SERConfig
+from equimid.engine import OptimConfig, RuntimeConfig, TrainConfig, Trainer, make_fabric
+from equimid.methods import DINOConfig, MoCoV3Config
+from equimid.task import Task, plan_views
+from equimid.views import ViewDataset, ViewsConfig
+from tasks import HEADS, TINY, make_task, make_views
+
+
+def test_drop_path_is_the_students_alone():
+    backbone = replace(TINY, drop_path=0.5)
+    task = make_task(SERConfig(layers=(1,), hidden=8), backbone)
+    views = make_views()
+    task.train()
+    with torch.no_grad():
+        first, again = (task._momentum(views) for _ in range(2))
+        own, other = (task._student(views)[1] for _ in range(2))
+    assert all(torch.equal(a.cls, b.cls) for a, b in zip(first[0] + first[1], again[0] + again[1], strict=True))
+    assert all(not torch.allclose(a, b) for a, b in zip(own, other, strict=True))
+    assert {m.drop_prob for m in task.student.modules() if hasattr(m, "drop_prob")} == {0.125, 0.25, 0.375, 0.5}
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (HEADS, ["follow", "forward", "forward", "update"]),
+        (DINOConfig(out_dim=12, hidden=8, bottleneck=6), ["forward", "forward", "update", "follow"]),
+    ],
+)
+def test_the_momentum_network_follows_once_a_step_where_its_method_says(method, expected, tmp_path, monkeypatch):
+    addons = {"essl": ESSLConfig(size=16), "ser": SERConfig(layers=(1,), hidden=8)}
+    runtime = RuntimeConfig(accelerator="cpu", workers=0, tensorboard=False)
+    plan = plan_views(ViewsConfig(), TINY, addons, 6)
+    task, order = Task(TINY, method, addons, plan, 0), []
+
+    def noting(name, call):
+        return lambda *args, **kwargs: order.append(name) or call(*args, **kwargs)
+
+    for name in ("follow", "forward"):
+        monkeypatch.setattr(task, name, noting(name, getattr(task, name)))
+    monkeypatch.setattr(torch.optim.AdamW, "step", noting("update", torch.optim.AdamW.step))
+    dataset, train = ViewDataset(drawn(12, (40, 36)), plan, 0), TrainConfig(batch_size=12, steps=2, accumulate=2)
+    Trainer(
+        make_fabric(runtime), task, dataset, train=train, optim=OptimConfig(), runtime=runtime,
+        seed=0, folder=tmp_path, run={},
+    ).fit()  # fmt: skip
+    assert order == expected * 2
+    assert MoCoV3Config().build(8).ema_last is False

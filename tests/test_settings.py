@@ -1,0 +1,133 @@
+"""Every setting is read and has an effect (T26): base methods and SER here, other add-ons beside their tests."""
+
+import ast
+import inspect
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+
+import equimid
+from equimid.addons import ADDONS, SERConfig
+from equimid.config import Config
+from equimid.engine import OptimConfig
+from equimid.methods import METHODS, DINOConfig, MoCoV3Config
+from equimid.schedules import When
+from equimid.task import plan_views
+from equimid.views import LocalViews, Photometric, ViewsConfig
+from tasks import TINY, make_task, make_views
+
+SOURCE = Path(equimid.__file__).parent
+
+
+def signature(config):
+    """What a base objective does with its settings."""
+    torch.manual_seed(0)
+    method = config.build(6).double()
+    rng = torch.Generator().manual_seed(1)
+    x = [torch.randn(7, 6, dtype=torch.float64, generator=rng) for _ in range(6)]
+    for _ in range(2):  # a center moves
+        loss = method(x, [y + 0.1 for y in x[:2]] if method.uses_momentum else [], When(4, 20, 2))
+    shapes = [(tuple(p.shape), p.requires_grad) for p in method.parameters()]
+    frozen = [len(method.frozen_at(When(step, 20, 2))) for step in range(20)]
+    temperatures = [config.teacher_temperature_at(e) for e in range(10)] if isinstance(config, DINOConfig) else []
+    return (round(float(loss.detach()), 9), shapes, frozen, method.momentum_at(When(3, 20)), temperatures)
+
+
+METHOD_CHANGES = {
+    "mocov3": {"temperature": 0.3, "momentum": 0.9, "hidden": 9, "dim": 7, "multi_crop": "sum"},
+    "dino": {
+        "out_dim": 13, "hidden": 9, "bottleneck": 6, "norm_last_layer": True, "student_temperature": 0.2,
+        "teacher_temperature_start": 0.03, "teacher_temperature": 0.08, "teacher_warmup_epochs": 6,
+        "center_momentum": 0.5, "momentum": 0.9, "freeze_last_layer_epochs": 3,
+    },
+    "barlow_twins": {"off_diagonal_weight": 0.1, "hidden": 9, "dim": 7},
+    "simclr": {"temperature": 0.3, "hidden": 9, "dim": 7},
+    "vicreg": {"invariance": 5.0, "variance": 5.0, "covariance": 5.0, "hidden": 9, "dim": 7},
+    "simsiam": {"hidden": 9, "dim": 7, "bottleneck": 6},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METHOD_CHANGES)
+def test_every_setting_of_every_method_has_an_effect(name):
+    kind, changes = METHODS[name], METHOD_CHANGES[name]
+    assert set(changes) == {f.name for f in fields(kind)} - {"name"}
+    small = {"hidden": 10, "dim": 5, "bottleneck": 5, "out_dim": 12, "teacher_warmup_epochs": 4,
+             "teacher_temperature": 0.07}  # fmt: skip
+    config = kind(**{key: value for key, value in small.items() if key in changes})
+    found = [signature(config), *(signature(replace(config, **{key: value})) for key, value in changes.items())]
+    assert signature(config) == found[0]
+    for key, other in zip(changes, found[1:], strict=True):
+        assert other != found[0], f"method.{key} changes nothing"
+
+
+SER_CHANGES = {
+    "weight": 0.5, "temperature": 0.5, "layers": (3,), "layer_weights": (1.0, 0.2), "share": 0.75, "hidden": 8,
+    "area": (0.2, 0.4), "aspect": (2.0, 3.0), "complement": True, "source": "shared_crop", "form": "cross_view",
+    "detached": True,
+}  # fmt: skip
+
+
+def test_every_setting_of_ser_has_an_effect():
+    assert set(SER_CHANGES) == {f.name for f in fields(SERConfig)}
+
+    def seen(config):
+        plan, task = plan_views(ViewsConfig(), TINY, {"ser": config}, 8), make_task(config)
+        losses = task(make_views())
+        watched = [p.requires_grad for p in task.addons.parameters()]
+        return plan.posed, round(float(losses.named["ser"]), 5), round(float(losses.total.detach()), 5), watched
+
+    config = SERConfig(layers=(1, 3), hidden=16, share=0.5)
+    before = seen(config)
+    assert seen(config) == before
+    for key, value in SER_CHANGES.items():
+        assert seen(replace(config, **{key: value})) != before, f"ser.{key} changes nothing"
+
+
+def parts(kind):
+    """The dataclasses of settings below one, with itself."""
+    found = [kind]
+    for hint in get_type_hints(kind).values():
+        for option in [hint, *get_args(hint)]:
+            if is_dataclass(option) and isinstance(option, type):
+                found += parts(option)
+    return found
+
+
+def read_in(files):
+    """Names that are read in these files: attributes, and strings for getattr; checks of settings do not count."""
+    found = set()
+    for file in files:
+        tree = ast.parse(Path(file).read_text())
+        pending = [tree]
+        while pending:
+            node = pending.pop()
+            if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
+                continue
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                found.add(node.attr)
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.add(node.value)
+            pending += ast.iter_child_nodes(node)
+    return found
+
+
+EVERYWHERE = [file for file in SOURCE.rglob("*.py") if "recipes" not in file.parts]
+SETTINGS = list(dict.fromkeys([*parts(Config), *(p for r in (METHODS, ADDONS) for name in r for p in parts(r[name]))]))
+
+
+@pytest.mark.parametrize("kind", SETTINGS, ids=lambda kind: kind.__name__)
+def test_every_setting_is_read_somewhere(kind):
+    """A net: it finds a setting that no line reads. Settings of a method or an add-on are read in its own file."""
+    own = any(kind is registry[name] for registry in (METHODS, ADDONS) for name in registry)
+    files = {inspect.getfile(c) for c in kind.__mro__ if is_dataclass(c)} if own else EVERYWHERE
+    read = read_in(files) | (read_in([SOURCE / "task.py"]) if own else set())
+    unread = {f.name for f in fields(kind)} - read - {"name"}
+    assert not unread, f"nothing reads {sorted(unread)} of {kind.__name__}"
+
+
+def test_the_net_of_settings_is_as_wide_as_the_configuration():
+    assert {Config, LocalViews, Photometric, OptimConfig, SERConfig, MoCoV3Config} <= set(SETTINGS)
+    assert len(SETTINGS) >= 20
