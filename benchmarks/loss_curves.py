@@ -24,9 +24,10 @@ def main(run: Path, out: Path) -> None:
     figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names), 2.6), layout="constrained")
     for axis, name in zip(axes, names, strict=True):
         values = np.array([float(row[name]) for row in rows])
-        mean = np.convolve(values, np.ones(WINDOW) / WINDOW, mode="valid")
+        window = min(WINDOW, len(values))
+        mean = np.convolve(values, np.ones(window) / window, mode="valid")
         axis.plot(steps, values, color="#b8c4cc", linewidth=0.8)
-        axis.plot(steps[WINDOW - 1 :], mean, color="#0072b2", linewidth=1.8)
+        axis.plot(steps[window - 1 :], mean, color="#0072b2", linewidth=1.8)
         axis.set(title=name, xlabel="step")
         axis.spines[["top", "right"]].set_visible(False)
         tenths = [part.mean() for part in np.array_split(values, 10)]

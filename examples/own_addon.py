@@ -16,6 +16,7 @@ from torch import nn
 from equimid.addons import ADDONS, Addon, EmbeddingAddonConfig
 from equimid.config import override
 from equimid.distributed import mean_over_ranks
+from equimid.errors import UserError
 from equimid.recipes import recipe
 from equimid.run import pretrain
 
@@ -44,4 +45,7 @@ class MeanColour(Addon):
 
 if __name__ == "__main__":
     data, out, *settings = sys.argv[1:]
-    pretrain(override(recipe("mocov3-tiny"), [f"data.source={data}", "meancolour.weight=1", *settings]), Path(out))
+    try:
+        pretrain(override(recipe("mocov3-tiny"), [f"data.source={data}", "meancolour.weight=1", *settings]), Path(out))
+    except UserError as error:
+        sys.exit(str(error))

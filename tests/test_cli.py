@@ -267,6 +267,12 @@ def test_overrides_are_typed():
         ("weight=1", "ser.weight"),
         ("ser=3", "ser"),
         ("views.first.hue=0.7", "hue"),
+        ("ser={wieght: 0.5}", "ser is a group of settings"),
+        ("views.first={blurr: 0.1}", "views.first is a group of settings"),
+        ("ser=", "has no value"),
+        ("train.epochs=", "has no value"),
+        ("backbone.drop_path=2", "probability"),
+        ("backbone.drop_path=-0.5", "probability"),
     ],
 )
 def test_wrong_assignments(assignment, message):

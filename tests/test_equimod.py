@@ -45,7 +45,7 @@ def make_case(config=SMALL, n=6):
 
 def see(vectors, batch):
     clean, *crops = [Features(x) for x in vectors]
-    return Seen(crops, {"clean": [clean]}, views=Views([], batch=batch))
+    return Seen(crops, {"equimod": [clean]}, views=Views([], batch=batch))
 
 
 def trained_by(addon):
@@ -182,7 +182,7 @@ def test_equimod_every_setting_matters(tmp_path):
         return Features(a, {1: torch.randn(6, D, 2, 2, generator=rng, dtype=torch.float64)}, {1: b})
 
     clean, first, second = (features() for _ in range(3))
-    seen = Seen([first, second], {"clean": [clean]}, views=Views([], batch=batch))
+    seen = Seen([first, second], {"equimod": [clean]}, views=Views([], batch=batch))
 
     def loss_of(config):
         torch.manual_seed(0)
@@ -210,7 +210,7 @@ def test_equimod_in_a_task_trains_the_blocks_below_it(layer):
     )  # fmt: skip
     addons = {"equimod": replace(SMALL, layer=layer)}
     plan = plan_views(ViewsConfig(), backbone, addons, 8)
-    assert plan.extra["clean"].view == CentreView(16, 224 / 256)
+    assert plan.extra["equimod"].view == CentreView(16, 224 / 256)
     task = Task(backbone, MoCoV3Config(hidden=8, dim=6), addons, plan, seed=0)
     views = realise(make_batch(8, plan), plan, [], torch.device("cpu"))
     seen, read = task._student(views)

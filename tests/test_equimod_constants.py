@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from datetime import date
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -169,14 +170,26 @@ def test_views_without_constants_are_refused_with_the_command(tmp_path):
         assert "equimod.constants=equimod_constants.json" in text
         assert "\n" not in text
     file = tmp_path / "own.json"
-    with pytest.raises(UserError, match=f"--out {file}"):  # not there yet
-        replace(SMALL, constants=str(file)).extend(plan, SETTING)
+    absent = replace(SMALL, constants=str(file))
+    with pytest.raises(UserError, match=f"own.json does not exist .*views.second.solarise=0.3 --out {file}"):
+        absent.build(D, plan)
+    # the folder of a run can be read where the file is not: the numbers are in its checkpoint
+    assert list(absent.extend(plan, SETTING).extra) == ["equimod"]
     store_constants(measure_constants(plan, 10), file)
     extended = replace(SMALL, constants=str(file)).extend(plan, SETTING)
-    assert extended.extra == {"clean": ExtraView(CentreView(16, 224 / 256))}
+    assert extended.extra == {"equimod": ExtraView(CentreView(16, 224 / 256))}
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]", '[{"views": []}]', "nan", b"\xff\xfe\xff"])
+def damaged(views):
+    entry = json.loads(resources.files("equimid.addons").joinpath("equimod_constants.json").read_text())[0]
+    return json.dumps([entry | {"views": views(entry["views"])}])
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "[1]", '[{"views": []}]', "nan", b"\xff\xfe\xff", damaged(lambda v: v[:1]),
+     damaged(lambda v: [v[0], v[1] | {"flip": "abc"}]), damaged(lambda v: [v[0] | {"flip": None}, v[1]])],
+)  # fmt: skip
 def test_a_damaged_file_is_told_in_one_line(content, tmp_path):
     file = tmp_path / "own.json"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -4,14 +4,14 @@ import csv
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
 import torch
 
-from equimid.addons import ADDONS, AddonConfig
+from equimid.addons import ADDONS, Addon, AddonConfig
 from equimid.config import Config, load_config, override, save_config
 from equimid.distributed import mean_over_ranks
 from equimid.errors import UserError
@@ -146,11 +146,13 @@ def test_a_configuration_with_an_unknown_method_is_refused(tmp_path):
 
 
 def test_two_classes_of_one_name_are_refused_and_the_same_one_is_not():
-    registry: Registry = Registry("add-on", "equimid.nothing")
+    registry: Registry = Registry("add-on", "equimid.nothing", AddonConfig)
 
+    @dataclass(frozen=True)
     class One(AddonConfig):
         name: ClassVar[str] = "one"
 
+    @dataclass(frozen=True)
     class Other(AddonConfig):
         name: ClassVar[str] = "one"
 
@@ -160,3 +162,89 @@ def test_two_classes_of_one_name_are_refused_and_the_same_one_is_not():
         registry.register(Other)
     assert list(registry) == ["one"]
     assert "ser" in ADDONS
+
+
+@pytest.mark.parametrize("name", ["views", "Mine", "2nd", "", "a.b", None])
+def test_a_name_that_cannot_be_a_setting_is_refused(name):
+    made = dataclass(frozen=True)(type("Mine", (AddonConfig,), {"name": name}))
+    with pytest.raises(UserError, match="expected a class attribute `name`"):
+        ADDONS.register(made)
+
+
+def test_the_names_that_add_ons_cannot_have_are_those_of_the_configuration():
+    assert set(ADDONS.reserved) == {f.name for f in fields(Config)}
+
+
+def test_a_run_is_read_without_the_plugins_that_it_did_not_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(ADDONS, "_classes", dict(ADDONS._classes))
+
+    @ADDONS.register
+    @dataclass(frozen=True)
+    class Mine(AddonConfig):
+        name: ClassVar[str] = "mine2"
+
+    with_it = override(recipe("ser-tiny"), ["mine2.weight=0.5"])
+    save_config(recipe("ser-tiny"), tmp_path / "without.yaml")
+    save_config(with_it, tmp_path / "with.yaml")
+    assert load_config(tmp_path / "with.yaml") == with_it
+    del ADDONS._classes["mine2"]
+    assert load_config(tmp_path / "without.yaml") == recipe("ser-tiny")
+    with pytest.raises(UserError, match=r"unknown setting 'mine2\.weight'"):
+        load_config(tmp_path / "with.yaml")
+
+
+class Wrong(Addon):
+    """Whatever it is told to return."""
+
+    def __init__(self, config, width):
+        super().__init__()
+        self.found, self.unused = config.found, torch.nn.Parameter(torch.ones(2))
+
+    def forward(self, seen):
+        return {"vector": seen.crops[0].cls, "none": None, "number": 1.0, "constant": torch.tensor(1.0),
+                "unused": seen.crops[0].cls.mean()}[self.found]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ("vector", r"the loss of 'wrong' is a tensor of shape \(16, 32\)"),
+        ("none", "the loss of 'wrong' is NoneType"),
+        ("number", "the loss of 'wrong' is float"),
+        ("constant", "the loss of 'wrong' has no gradient"),
+        ("unused", r"no loss has a gradient for addons\.wrong\.unused"),
+        ("module", "build\\(\\) of 'wrong' gave Linear; expected a Addon"),
+        ("nothing", r"'wrong' has no build\(width, plan\)"),
+    ],
+)
+def test_what_a_faulty_add_on_does_is_told_by_its_name(found, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(ADDONS, "_classes", dict(ADDONS._classes))
+
+    @ADDONS.register
+    @dataclass(frozen=True)
+    class WrongConfig(AddonConfig):
+        name: ClassVar[str] = "wrong"
+        found: str = "vector"
+
+        def build(self, width, plan):
+            if self.found == "nothing":
+                return super().build(width, plan)
+            return torch.nn.Linear(1, 1) if self.found == "module" else Wrong(self, width)
+
+    config = override(recipe("mocov3-tiny"), ["data.source=digits", f"wrong.found={found}", *QUICK])
+    with pytest.raises(UserError, match=message) as told:
+        pretrain(config, tmp_path / "run", finish=False)
+    assert "\n" not in str(told.value)
+
+
+def test_a_class_that_is_no_add_on_or_no_dataclass_is_refused():
+    with pytest.raises(UserError, match="must derive from AddonConfig"):
+        ADDONS.register(dataclass(frozen=True)(type("Mine", (), {"name": "mine"})))
+    with pytest.raises(UserError, match="put @dataclass"):
+        ADDONS.register(type("Mine", (AddonConfig,), {"name": "mine"}))
+
+
+def test_a_loss_that_is_infinite_only_with_its_weight_stops_the_run(tmp_path):
+    config = override(recipe("ser-tiny"), ["data.source=digits", "ser.weight=1e38", *QUICK])
+    with pytest.raises(UserError, match="total is inf"):
+        pretrain(config, tmp_path / "run", finish=False)

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from equimid.backbones import build_backbone
 from equimid.config import Config, differences, load_config, override, save_config
 from equimid.errors import UserError
-from equimid.recipes import ADDITIONS, BASES, ROWS, SIZES, names, parent, recipe
+from equimid.recipes import ADDITIONS, BASES, ROWS, SIZES, configured, names, parent, recipe
 
 # the specification's section 11: linear top-1 on ImageNet-1k
 PUBLISHED = {
@@ -153,3 +154,22 @@ def test_constants_of_other_views_are_measured_and_used(tmp_path):
 def test_a_default_configuration_is_the_base_alone():
     assert Config().addons == {}
     assert Config().plan().label == "2 x 224"
+
+
+def test_an_add_on_that_settings_add_is_that_of_the_recipes():
+    config = configured("ser-tiny", ["essl.weight=0.3", "equimod.weight=0.1"])
+    assert config.addons["essl"] == replace(recipe("essl-tiny").addons["essl"], weight=0.3)
+    assert config.addons["equimod"] == replace(recipe("equimod-tiny").addons["equimod"], weight=0.1)
+    assert config.addons["ser"] == recipe("ser-tiny").addons["ser"]
+    assert configured("ser-small", ["essl.weight=0.3"]).plan().label == "2 x 96 + 4 x 32"
+    assert configured("mocov3-tiny", ["ser.weight=0.5"]).addons["ser"].layers == (2,)
+    assert configured("essl-tiny", ["essl.weight=0.3"]) == override(recipe("essl-tiny"), ["essl.weight=0.3"])
+
+
+def test_dino_draws_cls_as_it_draws_its_positions():
+    for name in ("dino-tiny", "barlow-tiny"):
+        config = recipe(name)
+        backbone = build_backbone(replace(config.backbone, embed_dim=512), (), 0)
+        assert float(backbone.cls_token.detach().std()) == pytest.approx(0.02, rel=0.2)
+        assert float(backbone.pos_embed.detach().std()) == pytest.approx(0.02, rel=0.1)
+    assert float(build_backbone(recipe("mocov3-tiny").backbone, (), 0).cls_token.detach().std()) < 1e-4

@@ -117,7 +117,7 @@ def test_the_order_of_add_ons_does_not_matter():
     task = Task(TINY, HEADS, turned, plan, seed=0)
     again = _views(plan, 12)
     assert all(torch.equal(a, b) for a, b in zip(views.crops + views.posed, again.crops + again.posed, strict=True))
-    assert all(torch.equal(views.extra[name][0], again.extra[name][0]) for name in ("essl", "clean"))
+    assert all(torch.equal(views.extra[name][0], again.extra[name][0]) for name in ("essl", "equimod"))
     first = Task(TINY, HEADS, ADDONS, plan_views(ViewsConfig(), TINY, ADDONS, 12), seed=0).state_dict()
     assert set(first) == set(task.state_dict())
     assert all(torch.equal(x, first[name]) for name, x in task.state_dict().items())

@@ -141,7 +141,7 @@ def test_the_turns_of_an_extra_view_are_one_crop_turned():
     batch = make_batch(plan, in_pairs(5))
     assert [x.shape[-1] for x in batch.crops] == [32, 32, 16, 32]
     views = realise(batch, plan, [], CPU)
-    assert list(views.extra) == ["essl", "clean"]
+    assert list(views.extra) == ["essl", "equimod"]
     assert [len(turns) for turns in views.extra.values()] == [4, 1]
     upright = views.extra["essl"][0]
     for turn, shown in enumerate(views.extra["essl"]):

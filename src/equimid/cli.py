@@ -20,7 +20,7 @@ from equimid.errors import UserError
 __all__ = ["main"]
 
 # key=value settings; everything else is tyro's
-_SETTING = re.compile(r"^[a-z_]+(\.[a-z_0-9]+)*=")
+_SETTING = re.compile(r"^[a-z_][a-z_0-9]*(\.[a-z_0-9]+)*=")
 
 
 @dataclass
@@ -39,14 +39,13 @@ class Pretrain:
     """the run's folder; by default runs/NAME-DATA"""
 
     def run(self, settings: list[str]) -> None:
-        from equimid.config import override
         from equimid.engine import is_main_process
-        from equimid.recipes import recipe
+        from equimid.recipes import configured
         from equimid.run import pretrain
 
         if any(setting.startswith("data.source=") for setting in settings):
             raise UserError(f"the images are named twice: {self.data} and data.source; leave data.source out")
-        config = override(recipe(self.recipe), [*settings, f"data.source={_spelled(self.data)}"])
+        config = configured(self.recipe, [*settings, f"data.source={_spelled(self.data)}"])
         folder = self.out or Path("runs") / f"{self.recipe}-{Path(self.data).stem or 'data'}"
         outcome = pretrain(config, folder)
         if not is_main_process():
@@ -148,10 +147,10 @@ def _listed() -> list[str]:
 
 
 def _shown(name: str, settings: list[str]) -> list[str]:
-    from equimid.config import differences, flatten, override
-    from equimid.recipes import parent, recipe
+    from equimid.config import differences, flatten
+    from equimid.recipes import configured, parent, recipe
 
-    config = override(recipe(name), settings)
+    config = configured(name, settings)
     lines = [f"{key}={_written(value)}" for key, value in flatten(config).items()]
     above = parent(name)
     if above is None:
@@ -181,10 +180,11 @@ class Constants:
     """of each view"""
 
     def run(self, settings: list[str]) -> None:
-        from equimid.addons import measure_constants, store_constants
+        from equimid.addons import check_constants_file, measure_constants, store_constants
         from equimid.config import override
         from equimid.recipes import recipe
 
+        check_constants_file(self.out)
         # the views alone: the add-on itself would ask for the constants that are not there yet
         without = replace(recipe(self.recipe), addons={})
         plan = override(without, [s for s in settings if not s.startswith("equimod.")]).plan()

@@ -53,6 +53,8 @@ class Config:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}; it must lie in 0..{2**32 - 1}")
         self.train.check_unit(self.plan().unit)
 
     def plan(self) -> ViewPlan:
@@ -61,7 +63,8 @@ class Config:
 
 
 # What may differ when a run goes on. The data are compared by their content, so a folder may have moved.
-_FREE = ("runtime.", "evaluation.", "data.")
+# EquiMod's constants go on from the checkpoint, wherever their file is now.
+_FREE = ("runtime.", "evaluation.", "data.", "equimod.constants")
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -69,10 +72,14 @@ def flatten(config: Config) -> dict[str, Any]:
     return dict(_leaves(_plain(config)))
 
 
-def override(config: Config, assignments: Sequence[str]) -> Config:
+def override(config: Config, assignments: Sequence[str], starting: Mapping[str, AddonConfig] | None = None) -> Config:
     """The configuration with `key=value` assignments applied; values are YAML, lists also `3,6`.
 
-    A setting of an add-on that is not in the recipe adds it; `method.name` changes the method to another's defaults.
+    A setting of an add-on that is not in the configuration adds it; `method.name` changes the method to another's
+    defaults.
+
+    Args:
+        starting: by name, what an add-on that is added starts from; by default its own defaults.
 
     Raises:
         UserError: not an assignment, an unknown key (the nearest one is named), a value of a wrong type, or parts that
@@ -94,16 +101,18 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
         place = content
         for parent in parents:
             if place.get(parent) is None:
-                place[parent] = {}
+                place[parent] = _plain(starting[parent]) if starting and parent in starting else {}
             place = place[parent]
-        place[last] = _value(text, kind)
+        place[last] = _value(key, text, kind)
     return _build(content, "the settings")
 
 
 def save_config(config: Config, file: Path) -> None:
     """Write it as YAML, resolved; beside its place and renamed."""
     beside = file.with_name(f".{file.name}.tmp")
-    beside.write_text(yaml.safe_dump(_plain(config), sort_keys=False))
+    # an add-on that is left out is not named: it may be another machine's plugin
+    content = {key: value for key, value in _plain(config).items() if value is not None}
+    beside.write_text(yaml.safe_dump(content, sort_keys=False))
     os.replace(beside, file)
 
 
@@ -187,6 +196,8 @@ def _kind(key: str, content: Mapping[str, Any], where: str = "") -> Any:
                 kinds |= _kinds(option, f"{name}.")
     if key in kinds:
         return kinds[key]
+    if where and key.split(".")[0] not in _parts(content):
+        raise UserError(f"{where}: unknown setting {key!r}; is it of an add-on whose package is not installed here?")
     # what this run has comes before what it could have
     known = sorted(kinds, key=lambda known: content.get(known.split(".")[0]) is None)
     same = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
@@ -196,12 +207,15 @@ def _kind(key: str, content: Mapping[str, Any], where: str = "") -> Any:
     raise UserError(f"{where + ': ' if where else ''}unknown setting {key!r}; {hint}")
 
 
-def _value(text: str, kind: Any) -> Any:
+def _value(key: str, text: str, kind: Any) -> Any:
     options = [kind, *get_args(kind)]
     if text.lower() in ("none", "null") and NoneType in options:
         return None
     if kind is str:
         return text
+    if not text or any(dataclasses.is_dataclass(option) for option in options):
+        wrong = f"{key} is a group of settings" if text else f"{key}= has no value"
+        raise UserError(f"{wrong}; set one at a time, such as ser.weight=0.3, or ser=null to leave SER out")
     try:
         value = yaml.safe_load(f"[{text}]" if "," in text and not text.startswith("[") else text)
     except yaml.YAMLError:
@@ -226,5 +240,7 @@ def _validated(kind: Any, value: Any, where: str, name: str) -> Any:
         first = error.errors()[0]
         if first["type"] == "value_error":
             raise UserError(first["msg"].removeprefix("Value error, ")) from None
+        if first["type"] == "missing":
+            raise UserError(f"{where}: {name} is {value!r}; a value is missing in it") from None
         key = ".".join([name, *(str(part) for part in first["loc"] if not str(part).endswith("Config"))])
         raise UserError(f"{where}: {key} is {first['input']!r}; {first['msg'][:1].lower()}{first['msg'][1:]}") from None

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from equimid.config import override
 from equimid.engine import is_main_process
-from equimid.recipes import recipe
+from equimid.recipes import configured
 from equimid.report import write_report
 from equimid.run import pretrain
 
@@ -23,7 +22,7 @@ def run_demo(out: Path, settings: Sequence[str] = ()) -> Path:
     folders = []
     for name in _RECIPES:
         folder = out / name
-        outcome = pretrain(override(recipe(name), settings), folder)
+        outcome = pretrain(configured(name, settings), folder)
         if outcome.stopped_by is not None:
             raise KeyboardInterrupt
         folders.append(folder)

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from equimid.distributed import CrossRankBatchNorm1d
+from equimid.precision import no_autocast, unit_rows
 
 __all__ = ["DINOHead", "mlp_head", "patch_projector"]
 
@@ -56,7 +56,10 @@ class DINOHead(nn.Module):
         gain.requires_grad_(not norm_last_layer)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.last_layer(F.normalize(self.layers(x), dim=1))
+        rows = self.layers(x)
+        with no_autocast(rows):
+            rows = unit_rows(rows)
+        logits: Tensor = self.last_layer(rows)
         return logits
 
 

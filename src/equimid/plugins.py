@@ -1,7 +1,8 @@
 """Registries of what can also come from outside the package: base methods and add-ons."""
 
 import difflib
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
@@ -11,16 +12,20 @@ __all__ = ["Registry"]
 
 T = TypeVar("T", bound=type)
 
+_NAME = re.compile(r"^[a-z_][a-z0-9_]*$")
+
 
 class Registry(Generic[T]):
     """Configuration classes by name: our own, those registered by `register`, and those of installed packages that
     name one under the entry point group `group`.
 
-    what: the word for messages, such as "add-on"
+    what:     the word for messages, such as "add-on"
+    base:     what every class derives from
+    reserved: names that it cannot have
     """
 
-    def __init__(self, what: str, group: str) -> None:
-        self.what, self.group = what, group
+    def __init__(self, what: str, group: str, base: T, reserved: Collection[str] = ()) -> None:
+        self.what, self.group, self.base, self.reserved = what, group, base, reserved
         self._classes: dict[str, T] = {}
         self._looked = False
 
@@ -30,7 +35,17 @@ class Registry(Generic[T]):
         Raises:
             UserError: another class has that name.
         """
-        name = cls.name  # type: ignore[attr-defined]
+        name = getattr(cls, "name", None)
+        if not isinstance(name, str) or not _NAME.match(name) or name in self.reserved:
+            raise UserError(
+                f"the {self.what} {cls.__module__}.{cls.__qualname__} has the name {name!r}; expected a class "
+                "attribute `name` of small letters, digits and _, which is no group of settings already"
+            )
+        if not issubclass(cls, self.base):
+            raise UserError(f"the {self.what} {cls.__qualname__} must derive from {self.base.__qualname__}")
+        # a class inherits that its base is one, and its own settings would be none
+        if "__dataclass_params__" not in vars(cls):
+            raise UserError(f"the {self.what} {cls.__qualname__} is no dataclass; put @dataclass(frozen=True) above it")
         known = self._classes.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise UserError(f"two classes want to be the {self.what} {name!r}: {known!r} and {cls!r}; rename one")
@@ -45,7 +60,7 @@ class Registry(Generic[T]):
         if name not in self:
             near = difflib.get_close_matches(name, self, n=1, cutoff=0.4)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise UserError(f"unknown {self.what} {name!r}; {hint}There are: {', '.join(self)}")
+            raise UserError(f"unknown {self.what} {name!r}; {hint}Installed here: {', '.join(self)}")
         return self._classes[name]
 
     def __contains__(self, name: object) -> bool:
@@ -58,7 +73,6 @@ class Registry(Generic[T]):
     def _look_outside(self) -> None:
         if self._looked:
             return
-        self._looked = True
         for point in entry_points(group=self.group):
             try:
                 self.register(point.load())
@@ -69,3 +83,4 @@ class Registry(Generic[T]):
                     f"the {self.what} {point.name!r} of another package ({point.value}) cannot be loaded: {error!r}; "
                     "mend or uninstall that package"
                 ) from error
+        self._looked = True

@@ -37,6 +37,7 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
     with _locked(folder):
         plan = config.plan()
         task = Task(config.backbone, config.method, config.addons, plan, config.seed)
+        _measured_network(task, config)  # a wrong choice is refused before training, not after it
         fabric = make_fabric(config.runtime)
         config.train.check_ranks(fabric.world_size, plan.unit)
         prepared = _prepare(config, folder, task.patch_size) if is_main_process() else None
@@ -60,7 +61,7 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
         )
         outcome = trainer.fit()
         if fabric.global_rank == 0:
-            _export(task.student, config, folder)
+            _export(_measured_network(task, config), config, folder)
             finished = finish and outcome.stopped_by is None
             if finished and (remeasure or not is_measured(folder, config.data.source)):
                 measure_run(config, folder, config.data.source, fabric.device)
@@ -166,13 +167,24 @@ def _preprocessing(config: Config) -> dict[str, Any]:
     }
 
 
-def _export(student: Backbone, config: Config, folder: Path) -> None:
+def _measured_network(task: Task, config: Config) -> Backbone:
+    if config.evaluation.network == "student":
+        return task.student
+    if not isinstance(task.momentum, Backbone):
+        raise UserError(
+            f"evaluation.network is momentum, but {config.method.name} has no momentum network; use student"
+        )
+    return task.momentum
+
+
+def _export(network: Backbone, config: Config, folder: Path) -> None:
     checkpoint = latest_checkpoint(folder / "checkpoints")
     save_backbone(
-        student,
+        network,
         folder / "backbone",
         config.backbone.name,
         timm_arguments(config.backbone),
         _preprocessing(config),
         checkpoint.identity if checkpoint else "",
+        config.evaluation.network,
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from equimid.backbones import Backbone, BackboneConfig, build_backbone, without_
 from equimid.ema import ema_update_, momentum_copy
 from equimid.errors import UserError
 from equimid.features import Features
-from equimid.methods import MethodConfig
+from equimid.methods import Method, MethodConfig
 from equimid.randomness import counted_torch_seed
 from equimid.schedules import When
 from equimid.views import ViewPlan, Views, ViewsConfig
@@ -61,6 +61,9 @@ def plan_views(views: ViewsConfig, backbone: BackboneConfig, addons: Addons, bat
     """
     setting = Setting(batch_size, backbone.image_size, backbone.patch, backbone.cls_layer)
     plan = views.plan(backbone.image_size, backbone.patch)
+    posing = [name for name, addon in addons.items() if addon.reads_posed]
+    if len(posing) > 1:
+        raise UserError(f"{' and '.join(posing)} both pose images; leave one out, such as {posing[-1]}=null")
     # those that pose images first: what they leave is cropped
     for addon in sorted(addons.values(), key=lambda addon: not addon.reads_posed):
         plan = addon.extend(plan, setting)
@@ -86,12 +89,13 @@ class Task(nn.Module):
         for layer in taps:
             read = any(layer in addon.taps and addon.trains for addon in addons.values())
             self.student.tap_norms[str(layer)].requires_grad_(read)
+        self.method_name = method.name
         with counted_torch_seed(seed, "heads"):
-            self.method = method.build(self.student.embed_dim)
+            self.method: Method = _built(method.build(self.student.embed_dim), Method, method.name)
         self.addons = nn.ModuleDict()
         for name, addon in addons.items():
             with counted_torch_seed(seed, "addon " + name):
-                self.addons[name] = addon.build(self.student.embed_dim, plan)
+                self.addons[name] = _built(addon.build(self.student.embed_dim, plan), Addon, name)
         self.momentum: nn.Module | None = None
         if self.method.uses_momentum:
             self.momentum = without_drop_path(momentum_copy(self.student))
@@ -130,11 +134,9 @@ class Task(nn.Module):
             crops, posed = self._momentum(views)
         seen = replace(seen, momentum_posed=posed, momentum_crops=crops)
         momentum_cls = _joined(crops, posed[: len(crops)])
-        named = {self.method.name: self.method(cls, momentum_cls, when)}
-        for name, addon in self.addons.items():
-            assert isinstance(addon, Addon)
-            named[name] = addon(seen)
-        total = named[self.method.name] + sum(self.configs[name].weight * named[name] for name in self.addons)
+        named = {self.method_name: _scalar(self.method_name, self.method(cls, momentum_cls, when))}
+        named |= {name: _scalar(name, addon(seen), self.configs[name].trains) for name, addon in self.addons.items()}
+        total = named[self.method_name] + sum(self.configs[name].weight * named[name] for name in self.addons)
         return Losses(total, {name: loss.detach() for name, loss in named.items()}, cls[0].detach())
 
     def _student(self, views: Views) -> tuple[Seen, list[Tensor]]:
@@ -163,6 +165,23 @@ class Task(nn.Module):
         mapped = [i for i, wanted in enumerate(reads) if wanted]
         watch = self.watch if network is self.student else None
         return network.forward_packed([*crops, *posed, *extra], mapped, watch)
+
+
+def _built(module: Any, kind: type, name: str) -> Any:
+    """What a configuration built, checked: methods and add-ons come from other packages too."""
+    if not isinstance(module, kind):
+        raise UserError(f"build() of {name!r} gave {type(module).__name__}; expected a {kind.__name__}")
+    return module
+
+
+def _scalar(name: str, loss: object, trains: bool = True) -> Tensor:
+    """A loss, checked likewise."""
+    if not isinstance(loss, Tensor) or loss.ndim:
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UserError(f"the loss of {name!r} is {found}; expected a tensor without dimensions")
+    if trains and torch.is_grad_enabled() and not loss.requires_grad:
+        raise UserError(f"the loss of {name!r} has no gradient; compute it from the student's features")
+    return loss
 
 
 def _take(features: Iterator[Features], count: int) -> list[Features]:

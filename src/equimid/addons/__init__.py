@@ -3,7 +3,13 @@
 from equimid.addons.augself import AugSelf, AugSelfConfig
 from equimid.addons.base import ADDONS, Addon, AddonConfig, EmbeddingAddonConfig, Seen, Setting
 from equimid.addons.equimod import EquiMod, EquiModConfig
-from equimid.addons.equimod_constants import Constants, find_constants, measure_constants, store_constants
+from equimid.addons.equimod_constants import (
+    Constants,
+    check_constants_file,
+    find_constants,
+    measure_constants,
+    store_constants,
+)
 from equimid.addons.essl import ESSL, ESSLConfig
 from equimid.addons.ser import SER, SERConfig, ser_loss
 from equimid.addons.stl import STL, STLConfig
@@ -26,6 +32,7 @@ __all__ = [
     "STLConfig",
     "Seen",
     "Setting",
+    "check_constants_file",
     "find_constants",
     "measure_constants",
     "ser_loss",

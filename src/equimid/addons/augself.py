@@ -30,7 +30,7 @@ from equimid.addons.base import ADDONS, Addon, EmbeddingAddonConfig, Seen, Setti
 from equimid.distributed import mean_over_ranks
 from equimid.errors import UserError
 from equimid.heads import mlp_head
-from equimid.losses.precision import no_autocast, wide
+from equimid.precision import no_autocast, wide
 from equimid.views import FIELDS, Batch, CropView, ViewPlan
 
 __all__ = ["AugSelf", "AugSelfConfig", "colour_widths", "differences"]

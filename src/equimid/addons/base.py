@@ -105,7 +105,7 @@ class AddonConfig:
 
     def build(self, width: int, plan: ViewPlan) -> Addon:
         """The add-on for features of `width` columns and the views of `plan`."""
-        raise NotImplementedError
+        raise UserError(f"the add-on {self.name!r} has no build(width, plan): write one that gives its Addon")
 
 
 @dataclass(frozen=True)
@@ -149,4 +149,6 @@ class EmbeddingAddonConfig(AddonConfig):
         return plan
 
 
-ADDONS: Registry[type[AddonConfig]] = Registry("add-on", "equimid.addons")
+# the other groups of a configuration
+_TAKEN = ("recipe", "seed", "data", "backbone", "views", "method", "addons", "optim", "train", "evaluation", "runtime")
+ADDONS: Registry[type[AddonConfig]] = Registry("add-on", "equimid.addons", AddonConfig, _TAKEN)

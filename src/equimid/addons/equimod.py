@@ -9,6 +9,7 @@ t_v the 18 numbers that describe the view (`PARAMETERS`), standardised. The rows
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -23,7 +24,6 @@ from equimid.views import Batch, CentreView, ExtraView, ViewPlan
 
 __all__ = ["EquiMod", "EquiModConfig"]
 
-_CLEAN = "clean"
 _SHARE = 224 / 256  # of the shorter side: Resize 256, CenterCrop 224
 
 
@@ -52,9 +52,11 @@ class EquiModConfig(EmbeddingAddonConfig):
     def extend(self, plan: ViewPlan, setting: Setting) -> ViewPlan:
         """Adds the clean view, which the base objective does not see."""
         plan = super().extend(plan, setting)
-        find_constants(plan, self.constants)
+        # a run's folder can be read where its file of constants is not: they are in its checkpoint
+        if not self.constants or Path(self.constants).exists():
+            find_constants(plan, self.constants)
         clean = ExtraView(CentreView(setting.image_size, _SHARE))
-        return replace(plan, extra={**plan.extra, _CLEAN: clean})
+        return replace(plan, extra={**plan.extra, self.name: clean})
 
     def build(self, width: int, plan: ViewPlan) -> "EquiMod":
         return EquiMod(self, width, find_constants(plan, self.constants))
@@ -82,7 +84,7 @@ class EquiMod(Addon):
         if seen.views.batch is None:
             raise ValueError("EquiMod needs what was drawn for the views, and found views without their batch")
         # one batch of all three views for the projector's norms, as in the original
-        features = (*seen.extra[_CLEAN], *seen.crops[:2])
+        features = (*seen.extra[self.config.name], *seen.crops[:2])
         clean, first, second = self.projector(torch.cat([self.config.read(f) for f in features])).chunk(3)
         predicted = self.predict(clean, self.parameters_of(seen.views.batch))
         return FORMS[self.config.form](torch.cat([first, second]), predicted, self.config.temperature)

@@ -27,7 +27,15 @@ from equimid.randomness import counted_generator
 from equimid.views import FIELDS, CropView, ViewPlan, draw
 from equimid.views.worker import sample_crop
 
-__all__ = ["PARAMETERS", "Constants", "draw_parameters", "find_constants", "measure_constants", "store_constants"]
+__all__ = [
+    "PARAMETERS",
+    "Constants",
+    "check_constants_file",
+    "draw_parameters",
+    "find_constants",
+    "measure_constants",
+    "store_constants",
+]
 
 _SIGMA = FIELDS.index("sigma")
 # of one view, in this order: crop and flip, jitter and grey, whether blurred, how much, solarised
@@ -60,10 +68,19 @@ class Constants:
     def __post_init__(self) -> None:
         if self.names != list(PARAMETERS):
             raise ValueError(f"names are {self.names}, expected {list(PARAMETERS)}")
+        if len(self.views) != 2 or self.views[0].keys() != self.views[1].keys():
+            raise ValueError("expected the settings of two views")
+        for value in (x for view in self.views for setting in view.values() for x in _listed(setting)):
+            if not isinstance(value, int | float):
+                raise ValueError(f"a setting of a view is {value!r}, expected numbers")
         if not len(self.mean) == len(self.std) == len(self.names):
             raise ValueError(f"expected {len(self.names)} means and deviations")
         if not all(math.isfinite(x) for x in self.mean) or not all(0 <= x < math.inf for x in self.std):
             raise ValueError("means must be finite, deviations 0 or more")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def parameters(boxes: Tensor, rows: Tensor) -> Tensor:
@@ -111,19 +128,33 @@ def find_constants(plan: ViewPlan, file: str = "") -> Constants:
     Raises:
         UserError: there are none, or the file is damaged; the command that measures them is told.
     """
-    wanted, stored = _settings(plan), _load(Path(file) if file else None)
+    missing = bool(file) and not Path(file).exists()
+    wanted, stored = _settings(plan), _load(Path(file) if file and not missing else None)
     told = [_differing(entry.views, wanted) for entry in stored]
-    if {} in told:
+    if {} in told and not missing:
         return stored[told.index({})]
     nearest = min(told, key=len) if told else {}
     where, target = file or "equimid's own file", file or "equimod_constants.json"
     apart = "; ".join(f"{key}={new}, stored with {old}" for key, (old, new) in nearest.items())
     settings = "".join(f"{key}={new} " for key, (_, new) in nearest.items())
+    found = "does not exist" if missing else "holds no EquiMod constants for these views"
     raise UserError(
-        f"{where} holds no EquiMod constants for these views{f' (nearest: {apart})' if apart else ''}; measure them: "
+        f"{where} {found}{f' (nearest: {apart})' if apart else ''}; measure them: "
         f"equimid constants --recipe NAME {settings}--out {target} (NAME: this run's recipe), "
         f"then set equimod.constants={target}"
     )
+
+
+def check_constants_file(file: Path) -> None:
+    """Before measuring: constants can be stored there.
+
+    Raises:
+        UserError: the folder is missing, or what is there is something else.
+    """
+    if not file.parent.is_dir():
+        raise UserError(f"the folder {file.parent} does not exist; make it, or choose another --out")
+    if file.exists():
+        _load(file)
 
 
 def store_constants(constants: Constants, file: Path) -> None:
@@ -145,10 +176,10 @@ def _load(file: Path | None) -> list[Constants]:
     try:
         text = (file or _PACKAGED).read_text(encoding="utf-8")
         return TypeAdapter(list[Constants]).validate_json(text)
-    except FileNotFoundError:
-        return []
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
+        raise UserError(
+            f"{file} cannot be read as EquiMod constants ({error}); name a file that equimid constants wrote"
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".strip(": ")
@@ -175,8 +206,7 @@ def _differing(stored: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> di
         for place, view in zip(("first", "second"), views, strict=True):
             for key, value in view.items():
                 setting = f"views.{key}" if key in ("crop_scale", "flip") else f"views.{place}.{key}"
-                values = value if isinstance(value, list) else [value]
-                named[setting] = ",".join(str(float(x)) for x in values)
+                named[setting] = ",".join(str(float(x)) for x in _listed(value))
         return named
 
     old, new = spelled(stored), spelled(wanted)

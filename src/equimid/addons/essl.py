@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from equimid.addons.base import ADDONS, Addon, EmbeddingAddonConfig, Seen, Setting
 from equimid.distributed import mean_over_ranks
 from equimid.errors import UserError
-from equimid.losses.precision import no_autocast, wide
+from equimid.precision import no_autocast, wide
 from equimid.views import CropView, ExtraView, Photometric, ViewPlan, check_size
 
 __all__ = ["ESSL", "ESSLConfig", "turn_loss"]

@@ -77,8 +77,10 @@ class SERConfig(AddonConfig):
             )
         for name in ("area", "aspect"):
             low, high = getattr(self, name)
-            if not 0 < low <= high:
-                raise UserError(f"ser.{name} is {[low, high]}; it must be a range of positive numbers [low, high]")
+            if not 1 / 16 <= low <= high <= 16:
+                raise UserError(f"ser.{name} is {[low, high]}; it must be a range [low, high] within 1/16 to 16")
+        if self.hidden < 1:
+            raise UserError(f"ser.hidden is {self.hidden}; it must be 1 or more")
 
     @property
     def taps(self) -> tuple[int, ...]:

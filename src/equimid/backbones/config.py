@@ -27,7 +27,7 @@ class BackboneConfig:
     embed_dim, depth, num_heads: width, blocks, attention heads (MoCo-v3 uses 12 heads in its ViT-S, timm 6)
     cls_layer:   k, CLS enters after block k; 0 = the ordinary vision transformer
     positions:   learned, or fixed two-dimensional sin-cos as in MoCo-v3
-    init:        timm's, or MoCo-v3's (Xavier, q k v apart; CLS near 0)
+    init:        timm's (CLS near 0), DINO's (timm's, but CLS as the positions), or MoCo-v3's (Xavier, q k v apart)
     freeze_patch_embed: keep the random patch embedding, as MoCo-v3 does for stability
     drop_path:   stochastic depth of the last block, linear from 0
     """
@@ -40,9 +40,19 @@ class BackboneConfig:
     num_heads: int | None = None
     cls_layer: int = 3
     positions: Literal["learned", "sincos"] = "sincos"
-    init: Literal["timm", "mocov3"] = "mocov3"
+    init: Literal["timm", "dino", "mocov3"] = "mocov3"
     freeze_patch_embed: bool = True
     drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"backbone.drop_path is {self.drop_path}; it must be a probability, 0 or more and below 1")
+        for name in ("image_size", "patch_size", "embed_dim", "depth", "num_heads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"backbone.{name} is {value}; it must be 1 or more")
+        if self.cls_layer < 0:
+            raise UserError(f"backbone.cls_layer is {self.cls_layer}; it must be 0 (CLS from the start) or more")
 
     @property
     def patch(self) -> int:
@@ -86,6 +96,8 @@ def build_backbone(config: BackboneConfig, taps: Sequence[int], seed: int, purpo
             )
         if config.init == "mocov3":
             _initialise_as_mocov3(vit)
+        elif config.init == "dino":
+            nn.init.trunc_normal_(vit.cls_token, std=0.02)
     if config.positions == "sincos":
         vit.pos_embed.data.copy_(sincos_positions(vit.patch_embed.grid_size, vit.embed_dim))
         vit.pos_embed.requires_grad_(False)

@@ -79,7 +79,8 @@ class TrainConfig:
         if self.micro_batch % (ranks * unit):
             raise UserError(
                 f"train.batch_size is {self.batch_size}, in {self.accumulate} micro-batch(es) it does not divide over "
-                f"{ranks} processes; make it a multiple of {ranks * unit * self.accumulate}"
+                f"{ranks} processes{f', each with whole groups of {unit} images' if unit > 1 else ''}; "
+                f"make it a multiple of {ranks * unit * self.accumulate}"
             )
 
     def total_steps(self, images: int) -> int:

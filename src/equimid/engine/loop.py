@@ -145,6 +145,8 @@ class Trainer:
                 part = self.module(views, when)
                 self.fabric.backward(part.total / self.train.accumulate)
             parts.append(part)
+        if step == self.start:
+            self._refuse_unused()
         losses = _mean_losses(parts)
         self._refuse_infinite(step, losses)
         for parameter in self.task.method.frozen_at(when):
@@ -155,6 +157,15 @@ class Trainer:
         if self.task.method.ema_last:
             self.task.follow(when)
         return losses
+
+    def _refuse_unused(self) -> None:
+        """Otherwise several processes stop with torch's numbers of parameters, and one goes on in silence."""
+        unused = [name for name, p in self.task.named_parameters() if p.requires_grad and p.grad is None]
+        if unused:
+            raise UserError(
+                f"no loss has a gradient for {', '.join(unused[:3])}{' and others' if len(unused) > 3 else ''}: every "
+                "parameter of a method or an add-on must take part in its loss"
+            )
 
     def _poses(self, step: int, micro: int) -> list[Any]:
         counter = step * self.train.accumulate + micro
@@ -170,7 +181,7 @@ class Trainer:
             csv.writer(stream).writerows([self.dataset.source.describe(index), "found in training"] for index in new)
 
     def _refuse_infinite(self, step: int, losses: Losses) -> None:
-        values = {name: float(value) for name, value in losses.named.items()}
+        values = {name: float(value) for name, value in {**losses.named, "total": losses.total.detach()}.items()}
         bad = {name: value for name, value in values.items() if not math.isfinite(value)}
         if any_rank(bool(bad), self.fabric.device):
             which = (

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from equimid.errors import UserError
 
@@ -11,6 +12,7 @@ __all__ = ["EvaluationConfig"]
 @dataclass(frozen=True)
 class EvaluationConfig:
     """
+    network:        the student is exported and measured, or the momentum network (as DINO does)
     crop:           centre crop's share of the resized image (0.875: 224 of 256 px); 1 keeps the whole height
     knn_k:          neighbours of the kNN probe
     knn_temperature: of its votes, e^(cosine / T)
@@ -20,6 +22,7 @@ class EvaluationConfig:
     equivariance_images: images that equivariance is measured on
     """
 
+    network: Literal["student", "momentum"] = "student"
     crop: float = 0.875
     knn_k: int = 20
     knn_temperature: float = 0.07

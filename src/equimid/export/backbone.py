@@ -22,6 +22,7 @@ def save_backbone(
     arguments: dict[str, Any],
     preprocessing: dict[str, Any],
     checkpoint: str = "",
+    network: str = "student",
 ) -> None:
     """Write the folder beside its place and rename it.
 
@@ -30,6 +31,7 @@ def save_backbone(
         arguments: what `create_backbone` got beside the name, cls_layer and taps.
         preprocessing: timm's keys of how images must look: input_size, mean, std, interpolation, crop_pct.
         checkpoint: identity of the checkpoint that the weights are from, for records.
+        network: which one they are, "student" or "momentum"; told in config.json.
     """
     config = {
         "architecture": "equimid_vit",
@@ -37,6 +39,7 @@ def save_backbone(
         "num_features": backbone.embed_dim,
         "global_pool": "token",
         "checkpoint": checkpoint,
+        "network": network,
         "model_args": {
             "arch": arch,
             "cls_layer": backbone.cls_after,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from equimid.distributed import standardise_over_ranks, sum_with_gradient
-from equimid.losses.precision import no_autocast
+from equimid.precision import no_autocast
 
 __all__ = ["barlow_twins_loss", "off_diagonal"]
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from equimid.distributed import gather_detached, row_offset, world_size
-from equimid.losses.precision import no_autocast, unit_rows
+from equimid.precision import no_autocast, unit_rows
 
 __all__ = ["contrast"]
 

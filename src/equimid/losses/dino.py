@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equimid.distributed import mean_over_ranks, sum_detached
-from equimid.losses.precision import no_autocast, wide
+from equimid.precision import no_autocast, wide
 
 __all__ = ["DINOLoss"]
 

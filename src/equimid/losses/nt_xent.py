@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from equimid.distributed import gather_with_gradient, mean_over_ranks, row_offset
-from equimid.losses.precision import no_autocast, unit_rows
+from equimid.precision import no_autocast, unit_rows
 
 __all__ = ["nt_xent"]
 

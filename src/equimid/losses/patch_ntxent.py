@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from equimid.distributed import gather_detached, gather_with_gradient, mean_over_ranks, world_size
-from equimid.losses.precision import no_autocast, unit_rows
+from equimid.precision import no_autocast, unit_rows
 
 __all__ = ["patch_ntxent", "patch_ntxent_cross_view"]
 

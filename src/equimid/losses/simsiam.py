@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from equimid.distributed import mean_over_ranks
-from equimid.losses.precision import no_autocast, unit_rows
+from equimid.precision import no_autocast, unit_rows
 
 __all__ = ["simsiam_loss"]
 

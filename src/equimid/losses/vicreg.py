@@ -15,7 +15,7 @@ from torch import Tensor
 
 from equimid.distributed import mean_over_ranks, sum_detached, sum_with_gradient
 from equimid.losses.barlow_twins import off_diagonal
-from equimid.losses.precision import no_autocast, wide
+from equimid.precision import no_autocast, wide
 
 __all__ = ["vicreg_loss"]
 

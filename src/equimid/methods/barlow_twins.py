@@ -47,8 +47,6 @@ class BarlowTwinsConfig(MethodConfig):
 class BarlowTwins(Method):
     """The projector of Barlow Twins and its loss, for CLS embeddings of `width` columns."""
 
-    name = "barlow_twins"
-
     def __init__(self, config: BarlowTwinsConfig, width: int) -> None:
         super().__init__()
         self.config = config

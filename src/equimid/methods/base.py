@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from equimid.errors import UserError
 from equimid.plugins import Registry
 from equimid.schedules import When
 
@@ -22,12 +23,10 @@ __all__ = ["METHODS", "Method", "MethodConfig", "unordered_pairs", "view_pairs"]
 class Method(nn.Module):
     """Embeddings of the views in, one scalar out. It never sees a backbone.
 
-    name:          the name of its loss in metrics
     uses_momentum: whether the task keeps a momentum network
     ema_last:      whether that network follows after the optimizer's step (DINO) or before the forward pass (MoCo-v3)
     """
 
-    name: str
     uses_momentum: bool = False
     ema_last: bool = False
 
@@ -60,16 +59,16 @@ class Method(nn.Module):
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Settings of a base objective. A subclass narrows `name` to a Literal, its registered name."""
+    """Settings of a base objective. A subclass narrows `name` to a Literal: its registered name and its loss's."""
 
     name: str = ""
 
     def build(self, width: int) -> Method:
         """The objective for CLS embeddings of `width` columns."""
-        raise NotImplementedError
+        raise UserError(f"the method {self.name!r} has no build(width): write one that gives its Method")
 
 
-METHODS: Registry[type[MethodConfig]] = Registry("method", "equimid.methods")
+METHODS: Registry[type[MethodConfig]] = Registry("method", "equimid.methods", MethodConfig)
 
 
 def view_pairs(views: int) -> list[tuple[int, int]]:

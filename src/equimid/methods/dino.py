@@ -73,7 +73,6 @@ class DINOConfig(MethodConfig):
 class DINO(Method):
     """The heads of DINO and its loss, for CLS embeddings of `width` columns."""
 
-    name = "dino"
     uses_momentum = True
     ema_last = True
 

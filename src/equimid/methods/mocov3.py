@@ -57,7 +57,6 @@ class MoCoV3Config(MethodConfig):
 class MoCoV3(Method):
     """The heads of MoCo-v3 and its loss, for CLS embeddings of `width` columns."""
 
-    name = "mocov3"
     uses_momentum = True
 
     def __init__(self, config: MoCoV3Config, width: int) -> None:

@@ -46,8 +46,6 @@ class SimCLRConfig(MethodConfig):
 class SimCLR(Method):
     """The projector of SimCLR and its loss, for CLS embeddings of `width` columns."""
 
-    name = "simclr"
-
     def __init__(self, config: SimCLRConfig, width: int) -> None:
         super().__init__()
         self.config = config

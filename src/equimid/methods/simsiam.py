@@ -45,8 +45,6 @@ class SimSiamConfig(MethodConfig):
 class SimSiam(Method):
     """The heads of SimSiam and its loss, for CLS embeddings of `width` columns."""
 
-    name = "simsiam"
-
     def __init__(self, config: SimSiamConfig, width: int) -> None:
         super().__init__()
         self.config = config

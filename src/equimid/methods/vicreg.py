@@ -48,8 +48,6 @@ class VICRegConfig(MethodConfig):
 class VICReg(Method):
     """The expander of VICReg and its loss, for CLS embeddings of `width` columns."""
 
-    name = "vicreg"
-
     def __init__(self, config: VICRegConfig, width: int) -> None:
         super().__init__()
         self.config = config

@@ -6,14 +6,14 @@ the rows, any base goes with any add-on: BASE+ADDON-SIZE, with @LAYER to move th
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from equimid.config import Config
+from equimid.config import Config, override
 from equimid.errors import UserError
 from equimid.recipes.rows import ADDITIONS, BASES, ROWS, Row, combined
 from equimid.recipes.sizes import SIZES
 
-__all__ = ["ADDITIONS", "BASES", "ROWS", "SIZES", "Row", "names", "parent", "recipe"]
+__all__ = ["ADDITIONS", "BASES", "ROWS", "SIZES", "Row", "configured", "names", "parent", "recipe"]
 
 _DEPTH = 12  # blocks of ViT-S and ViT-Ti; the tiny size halves the layer
 _COMBINED = re.compile(r"^([a-z0-9]+)\+([a-z0-9]+)(?:@(\d+))?$")
@@ -32,7 +32,8 @@ def recipe(name: str) -> Config:
     """
     row, _, size = name.rpartition("-")
     if size not in SIZES:
-        raise UserError(f"unknown recipe {name!r}; {_near(name, names())}Sizes are: {', '.join(SIZES)}")
+        whole = [f"{name}-small"] if name in ROWS or _COMBINED.match(name) else names()
+        raise UserError(f"unknown recipe {name!r}; {_near(name, whole)}Sizes are: {', '.join(SIZES)}")
     told = _COMBINED.match(row)
     if told and told[3] and not 1 <= int(told[3]) <= _DEPTH:
         raise UserError(f"unknown recipe {name!r}; the network of a recipe has the layers 1 to {_DEPTH}")
@@ -44,8 +45,21 @@ def recipe(name: str) -> Config:
             "dino+essl-tiny"
         )
     if row not in ROWS:
-        raise UserError(f"unknown recipe {name!r}; {_near(name, names())}Rows are: {', '.join(ROWS)}")
+        more = "or BASE+ADDON, as dino+essl, with more add-ons as settings"
+        raise UserError(f"unknown recipe {name!r}; {_near(name, names())}Rows are: {', '.join(ROWS)}; {more}")
     return SIZES[size](ROWS[row].make())
+
+
+def configured(name: str, settings: Sequence[str]) -> Config:
+    """The recipe with `key=value` settings; an add-on that they add starts as the recipes of its size have it.
+
+    Raises:
+        UserError: see `recipe` and `equimid.config.override`.
+    """
+    config, size = recipe(name), name.rpartition("-")[2]
+    added = {setting.partition(".")[0] for setting in settings} & set(ADDITIONS) - set(config.addons)
+    starting = {addition: recipe(f"mocov3+{addition}-{size}").addons[addition] for addition in added}
+    return override(config, settings, starting)
 
 
 def parent(name: str) -> str | None:
@@ -60,5 +74,5 @@ def parent(name: str) -> str | None:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name.lower(), list(known), n=1, cutoff=0.4)
     return f"did you mean {near[0]!r}? " if near else ""

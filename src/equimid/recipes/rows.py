@@ -11,6 +11,7 @@ from equimid.addons import AugSelfConfig, EquiModConfig, ESSLConfig, SERConfig, 
 from equimid.backbones import BackboneConfig
 from equimid.config import Config
 from equimid.engine import OptimConfig, RuntimeConfig, TrainConfig
+from equimid.evaluation import EvaluationConfig
 from equimid.methods import BarlowTwinsConfig, DINOConfig, MethodConfig, SimCLRConfig, SimSiamConfig, VICRegConfig
 from equimid.methods import MoCoV3Config as MoCoV3
 from equimid.views import LocalViews, Photometric, ViewsConfig
@@ -57,7 +58,7 @@ def _row(name: str, parent: str = "", published: str = "") -> Callable[[Callable
 
 _TRAIN = TrainConfig(batch_size=2048, epochs=100)
 _RUNTIME = RuntimeConfig(workers=8)
-_TRAINED_PATCHES: dict[str, Any] = {"positions": "learned", "init": "timm", "freeze_patch_embed": False}
+_TRAINED_PATCHES: dict[str, Any] = {"positions": "learned", "init": "dino", "freeze_patch_embed": False}
 
 
 def _moco_like(method: MethodConfig) -> Config:
@@ -101,7 +102,7 @@ def barlow() -> Config:
         backbone=BackboneConfig(cls_layer=0, **_TRAINED_PATCHES),
         views=ViewsConfig(interpolation="bicubic"),
         method=BarlowTwinsConfig(),
-        optim=OptimConfig(lr=1e-4, warmup_epochs=10, clip=0.3, clip_per_parameter=True),
+        optim=OptimConfig(lr=1e-4, final_lr=1e-7, warmup_epochs=10, clip=0.3, clip_per_parameter=True),
         train=_TRAIN,
         runtime=_RUNTIME,
     )
@@ -148,6 +149,7 @@ def dino_published() -> Config:
         config,
         views=replace(config.views, crop_scale=(0.4, 1.0), local=local),
         method=DINOConfig(),
+        evaluation=EvaluationConfig(network="momentum"),
         # final_lr: 1e-6 at batch 1024
         optim=replace(config.optim, lr=5e-4, final_lr=2.5e-7, clip=3.0),
         train=TrainConfig(batch_size=1024, epochs=100),
@@ -156,7 +158,7 @@ def dino_published() -> Config:
 
 @_row("barlow-published")
 def barlow_published() -> Config:
-    """Barlow Twins as published (there for a ResNet-50): LARS, batch 2048"""
+    """Barlow Twins as published (there for a ResNet-50): LARS, batch 2048, here for 100 epochs"""
     return replace(
         barlow(),
         optim=OptimConfig(

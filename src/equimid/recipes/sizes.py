@@ -44,9 +44,12 @@ def small(config: Config) -> Config:
         recipe=config.recipe.replace("-imagenet", "-small"),
         backbone=replace(config.backbone, name="vit_tiny_patch16_224", image_size=96, num_heads=None),
         views=replace(config.views, local=replace(config.views.local, size=32)),
-        method=_changed(config.method, _SMALL_HEADS.get(config.method.name, {})),
-        addons={name: _changed(addon, _SMALL_ADDONS.get(name, {})) for name, addon in config.addons.items()},
-        optim=replace(config.optim, lr=2 * config.optim.lr) if config.optim.name == "adamw" else config.optim,
+        method=replace(config.method, **_SMALL_HEADS.get(config.method.name, {})),
+        addons={name: replace(addon, **_SMALL_ADDONS.get(name, {})) for name, addon in config.addons.items()},
+        # a batch of 128 is far from where the rate per image must be small
+        optim=replace(config.optim, lr=2 * config.optim.lr, final_lr=2 * config.optim.final_lr)
+        if config.optim.name == "adamw"
+        else config.optim,
         train=replace(config.train, batch_size=128, epochs=100),
         runtime=replace(config.runtime, workers=2),
     )
@@ -70,7 +73,7 @@ def tiny(config: Config) -> Config:
             cls_layer=_tiny_layer(config.backbone.cls_layer),
         ),
         views=views,
-        method=_changed(config.method, _TINY_HEADS.get(config.method.name, {})),
+        method=replace(config.method, **_TINY_HEADS.get(config.method.name, {})),
         addons=addons,
         optim=replace(config.optim, warmup_epochs=3, lr=_tiny_rate(config)),
         train=replace(config.train, epochs=24),
@@ -79,10 +82,6 @@ def tiny(config: Config) -> Config:
 
 
 SIZES: Mapping[str, Callable[[Config], Config]] = {"imagenet": imagenet, "small": small, "tiny": tiny}
-
-
-def _changed(part: Any, changes: Mapping[str, Any]) -> Any:
-    return replace(part, **changes)
 
 
 def _tiny_layer(layer: int) -> int:

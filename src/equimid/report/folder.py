@@ -38,7 +38,7 @@ class Run:
     def addons(self) -> dict[str, Any]:
         """{add-on: weight}: the groups of settings that have one."""
         groups = {name: group for name, group in self.config.items() if isinstance(group, Mapping)}
-        return {name: group["weight"] for name, group in groups.items() if "weight" in group}
+        return {name: group["weight"] for name, group in groups.items() if "weight" in group and name != "method"}
 
     @property
     def views(self) -> str | None:
@@ -65,7 +65,7 @@ def read_run(path: Path, name: str, index: int) -> Run:
     )
     if not settings.is_file():
         raise UserError(
-            f"{path} is not a run: found no config.yaml in it, expected the folder that 'equimid train' "
+            f"{path} is not a run: found no config.yaml in it, expected the folder that 'equimid pretrain' "
             "wrote; check the path"
         )
     text = settings.read_text(encoding="utf-8")

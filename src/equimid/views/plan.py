@@ -148,6 +148,11 @@ class ViewsConfig:
         _check_scale("views.crop_scale", self.crop_scale)
         if self.full not in (2, 3):
             raise UserError(f"views.full is {self.full}; it must be 2 or 3 (views.local.count adds small views)")
+        if not all(0 < std < float("inf") for std in self.std) or not all(abs(mean) < 1e6 for mean in self.mean):
+            raise UserError(
+                f"views.mean is {list(self.mean)} and views.std {list(self.std)}; give three finite numbers each, "
+                "deviations above 0"
+            )
         if not 0 <= self.flip <= 1:
             raise UserError(f"views.flip is {self.flip}; it must lie in 0..1")
 

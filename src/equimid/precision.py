@@ -1,4 +1,4 @@
-"""Losses compute in float32 or wider, whatever autocast surrounds them."""
+"""Losses and normalisations compute in float32 or wider, whatever autocast surrounds them."""
 
 from contextlib import AbstractContextManager, nullcontext
 
