@@ -1,14 +1,20 @@
 """The momentum network in a task: without drop path, moved once a step where the method says."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from drawing import drawn
 from equimid.addons import ESSLConfig, SERConfig
+from equimid.config import override
 from equimid.engine import OptimConfig, RuntimeConfig, TrainConfig, Trainer, make_fabric
+from equimid.errors import UserError
 from equimid.methods import DINOConfig, MoCoV3Config
+from equimid.recipes import recipe
+from equimid.run import pretrain
 from equimid.task import Task, plan_views
 from equimid.views import ViewDataset, ViewsConfig
 from tasks import HEADS, TINY, make_task, make_views
@@ -53,3 +59,21 @@ def test_the_momentum_network_follows_once_a_step_where_its_method_says(method, 
     ).fit()  # fmt: skip
     assert order == expected * 2
     assert MoCoV3Config().build(8).ema_last is False
+
+
+def test_the_network_that_is_asked_for_is_exported_and_told(tmp_path):
+    """DINO's own measure is of its teacher; the default is the student (law 8: it is said which)."""
+    quick = ["data.source=digits", "train.batch_size=16", "train.steps=3", "backbone.embed_dim=32", "runtime.workers=0",
+             "runtime.tensorboard=false", "method.hidden=16", "optim.warmup_epochs=0"]  # fmt: skip
+    pretrain(override(recipe("dino-tiny"), quick), tmp_path / "run", finish=False)
+    (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
+    saved = load_file(folder / "model.safetensors")
+    for name in ("student", "momentum"):
+        config = override(recipe("dino-tiny"), [*quick, f"evaluation.network={name}"])
+        pretrain(config, tmp_path / "run", finish=False)  # trained already: exported anew
+        weights = load_file(tmp_path / "run" / "backbone" / "model.safetensors")
+        assert all(torch.equal(value, saved[f"{name}.{key}"]) for key, value in weights.items())
+        assert json.loads((tmp_path / "run" / "backbone" / "config.json").read_text())["network"] == name
+    other = override(recipe("simclr-tiny"), [*quick, "evaluation.network=momentum"])
+    with pytest.raises(UserError, match="simclr has no momentum network; use student"):
+        pretrain(other, tmp_path / "other", finish=False)

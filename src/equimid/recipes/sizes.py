@@ -5,13 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 from equimid.addons import AddonConfig, EmbeddingAddonConfig, ESSLConfig, SERConfig
+from equimid.backbones import BackboneConfig
 from equimid.config import Config
 from equimid.views import Photometric
 
 __all__ = ["SIZES", "small", "tiny"]
 
 # the objective's heads, by method, and the add-ons', by name
-_SMALL_HEADS: dict[str, dict[str, Any]] = {
+_SMALL_METHODS: dict[str, dict[str, Any]] = {
     "mocov3": {"hidden": 1024, "dim": 128},
     "dino": {"out_dim": 4096, "hidden": 1024, "bottleneck": 128},
     "barlow_twins": {"hidden": 1024, "dim": 1024},
@@ -25,8 +26,8 @@ _SMALL_ADDONS: dict[str, dict[str, Any]] = {
     "essl": {"size": 32},
     "equimod": {"dim": 64},
 }
-_TINY_HEADS: dict[str, dict[str, Any]] = {
-    "dino": {"out_dim": 1024, "hidden": 512},
+_TINY_METHODS: dict[str, dict[str, Any]] = {
+    "dino": {"out_dim": 1024, "hidden": 512, "momentum": 0.99, "teacher_temperature": 0.04, "teacher_warmup_epochs": 0},
     "barlow_twins": {"hidden": 512, "dim": 512},
     "vicreg": {"hidden": 512, "dim": 512},
 }
@@ -44,7 +45,7 @@ def small(config: Config) -> Config:
         recipe=config.recipe.replace("-imagenet", "-small"),
         backbone=replace(config.backbone, name="vit_tiny_patch16_224", image_size=96, num_heads=None),
         views=replace(config.views, local=replace(config.views.local, size=32)),
-        method=replace(config.method, **_SMALL_HEADS.get(config.method.name, {})),
+        method=replace(config.method, **_SMALL_METHODS.get(config.method.name, {})),
         addons={name: replace(addon, **_SMALL_ADDONS.get(name, {})) for name, addon in config.addons.items()},
         # a batch of 128 is far from where the rate per image must be small
         optim=replace(config.optim, lr=2 * config.optim.lr, final_lr=2 * config.optim.final_lr)
@@ -65,7 +66,7 @@ def tiny(config: Config) -> Config:
         local=replace(config.views.local, size=16, photometric=mild),
     )  # fmt: skip
     addons = {name: _tiny_addon(addon, config, mild) for name, addon in config.addons.items()}
-    return replace(
+    made = replace(
         config,
         recipe=config.recipe.replace("-small", "-tiny"),
         backbone=replace(
@@ -73,15 +74,31 @@ def tiny(config: Config) -> Config:
             cls_layer=_tiny_layer(config.backbone.cls_layer),
         ),
         views=views,
-        method=replace(config.method, **_TINY_HEADS.get(config.method.name, {})),
+        method=replace(config.method, **_TINY_METHODS.get(config.method.name, {})),
         addons=addons,
         optim=replace(config.optim, warmup_epochs=3, lr=_tiny_rate(config)),
         train=replace(config.train, epochs=24),
         evaluation=replace(config.evaluation, crop=1.0),
     )  # fmt: skip
+    return _patient(made) if config.method.name == "dino" else made
 
 
 SIZES: Mapping[str, Callable[[Config], Config]] = {"imagenet": imagenet, "small": small, "tiny": tiny}
+
+
+def _patient(config: Config) -> Config:
+    """DINO, which first falls to equal prototypes for all images and leaves that slowly: a hundred epochs, constant
+    weight decay, and MoCo-v3's initial network (docs/methods.md)."""
+    start = BackboneConfig()
+    return replace(
+        config,
+        backbone=replace(
+            config.backbone, init=start.init, positions=start.positions, freeze_patch_embed=start.freeze_patch_embed,
+            drop_path=0.0,
+        ),
+        optim=replace(config.optim, lr=5e-4, weight_decay_end=None, warmup_epochs=10),
+        train=replace(config.train, epochs=100),
+    )  # fmt: skip
 
 
 def _tiny_layer(layer: int) -> int:
