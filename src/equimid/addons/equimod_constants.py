@@ -27,15 +27,7 @@ from equimid.randomness import counted_generator
 from equimid.views import FIELDS, CropView, ViewPlan, draw
 from equimid.views.worker import sample_crop
 
-__all__ = [
-    "PARAMETERS",
-    "Constants",
-    "check_constants_file",
-    "draw_parameters",
-    "find_constants",
-    "measure_constants",
-    "store_constants",
-]
+__all__ = ["PARAMETERS", "Constants", "check_constants_file", "find_constants", "measure_constants", "store_constants"]
 
 _SIGMA = FIELDS.index("sigma")
 # of one view, in this order: crop and flip, jitter and grey, whether blurred, how much, solarised
@@ -68,11 +60,9 @@ class Constants:
     def __post_init__(self) -> None:
         if self.names != list(PARAMETERS):
             raise ValueError(f"names are {self.names}, expected {list(PARAMETERS)}")
-        if len(self.views) != 2 or self.views[0].keys() != self.views[1].keys():
-            raise ValueError("expected the settings of two views")
-        for value in (x for view in self.views for setting in view.values() for x in _listed(setting)):
-            if not isinstance(value, int | float):
-                raise ValueError(f"a setting of a view is {value!r}, expected numbers")
+        settings = [x for view in self.views for setting in view.values() for x in _listed(setting)]
+        if len(self.views) != 2 or not all(isinstance(x, int | float) for x in settings):
+            raise ValueError("expected the settings of two views, in numbers")
         if not len(self.mean) == len(self.std) == len(self.names):
             raise ValueError(f"expected {len(self.names)} means and deviations")
         if not all(math.isfinite(x) for x in self.mean) or not all(0 <= x < math.inf for x in self.std):
@@ -115,8 +105,7 @@ def measure_constants(plan: ViewPlan, draws: int, command: str = "") -> Constant
     sizes = [_SHAPES[i % 2] for i in range(draws)]
     drawn = torch.cat([draw_parameters(view, sizes, rng) for view in plan.crops[:2]]).double()
     mean, deviation = ([float(f"{x:.6g}") for x in row.tolist()] for row in (drawn.mean(0), drawn.std(0, correction=0)))
-    today = date.today().isoformat()
-    return Constants(_settings(plan), today, command, draws, list(PARAMETERS), mean, deviation)
+    return Constants(_settings(plan), date.today().isoformat(), command, draws, list(PARAMETERS), mean, deviation)
 
 
 def find_constants(plan: ViewPlan, file: str = "") -> Constants:
@@ -146,11 +135,7 @@ def find_constants(plan: ViewPlan, file: str = "") -> Constants:
 
 
 def check_constants_file(file: Path) -> None:
-    """Before measuring: constants can be stored there.
-
-    Raises:
-        UserError: the folder is missing, or what is there is something else.
-    """
+    """Before measuring: a UserError where constants cannot be stored."""
     if not file.parent.is_dir():
         raise UserError(f"the folder {file.parent} does not exist; make it, or choose another --out")
     if file.exists():
@@ -163,8 +148,7 @@ def store_constants(constants: Constants, file: Path) -> None:
     Raises:
         UserError: the file is damaged.
     """
-    kept = _load(file) if file.exists() else []
-    kept = [entry for entry in kept if _differing(entry.views, constants.views)]
+    kept = [e for e in (_load(file) if file.exists() else []) if _differing(e.views, constants.views)]
     beside = file.with_name(f".{file.name}.tmp")
     # a line for each field, not for each number
     entries = [",\n ".join(f'"{k}": {json.dumps(x)}' for k, x in asdict(entry).items()) for entry in [*kept, constants]]
