@@ -96,7 +96,7 @@ def override(config: Config, assignments: Sequence[str], starting: Mapping[str, 
         if key == "method.name" and text != content["method"]["name"]:
             content["method"] = _plain(METHODS[text]())
             continue
-        kind = _kind(key, content)
+        kind = _kind(key, _kinds(_parts(content)), content)
         *parents, last = key.split(".")
         place = content
         for parent in parents:
@@ -130,8 +130,9 @@ def load_config(file: Path) -> Config:
         raise UserError(f"{file} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} does not hold settings")
+    kinds = _kinds(_parts(content))
     for key, _ in _leaves(content):
-        _kind(key, content, str(file))
+        _kind(key, kinds, content, str(file))
     return _build(content, str(file))
 
 
@@ -166,16 +167,16 @@ def _leaves(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any
     return leaves
 
 
-def _kinds(part: type, prefix: str = "") -> dict[str, Any]:
-    """{dotted key: type} of every setting, groups included."""
+def _kinds(parts: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{dotted key: type} of every setting in these parts, groups included."""
     kinds: dict[str, Any] = {}
-    for name, kind in get_type_hints(part).items():
+    for name, kind in parts.items():
         if get_origin(kind) is ClassVar:
             continue
         kinds[prefix + name] = kind
         for option in [kind, *get_args(kind)]:
             if dataclasses.is_dataclass(option) and isinstance(option, type):
-                kinds |= _kinds(option, f"{prefix}{name}.")
+                kinds |= _kinds(get_type_hints(option), f"{prefix}{name}.")
     return kinds
 
 
@@ -187,16 +188,10 @@ def _parts(content: Mapping[str, Any]) -> dict[str, Any]:
     return parts | {"method": METHODS[name]} | {name: ADDONS[name] | None for name in ADDONS}
 
 
-def _kind(key: str, content: Mapping[str, Any], where: str = "") -> Any:
-    kinds: dict[str, Any] = {}
-    for name, kind in _parts(content).items():
-        kinds[name] = kind
-        for option in [kind, *get_args(kind)]:
-            if dataclasses.is_dataclass(option) and isinstance(option, type):
-                kinds |= _kinds(option, f"{name}.")
+def _kind(key: str, kinds: Mapping[str, Any], content: Mapping[str, Any], where: str = "") -> Any:
     if key in kinds:
         return kinds[key]
-    if where and key.split(".")[0] not in _parts(content):
+    if where and key.split(".")[0] not in kinds:
         raise UserError(f"{where}: unknown setting {key!r}; is it of an add-on whose package is not installed here?")
     # what this run has comes before what it could have
     known = sorted(kinds, key=lambda known: content.get(known.split(".")[0]) is None)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from equimid.distributed import standardise_over_ranks, sum_with_gradient
+from equimid.losses.checks import check_rows
 from equimid.precision import no_autocast
 
 __all__ = ["barlow_twins_loss", "off_diagonal"]
@@ -30,8 +31,7 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, off_diagonal_weight: float = 0.005
     Raises:
         ValueError: the two do not have one shape (b, D).
     """
-    if z1.shape != z2.shape or z1.ndim != 2:
-        raise ValueError(f"z1 and z2 must have one shape (b, D), found {tuple(z1.shape)} and {tuple(z2.shape)}")
+    check_rows(z1=z1, z2=z2)
     with no_autocast(z1):
         y1, *_ = standardise_over_ranks(z1, 1e-5)
         y2, _, _, count = standardise_over_ranks(z2, 1e-5)

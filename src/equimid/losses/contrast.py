@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from equimid.distributed import gather_detached, row_offset, world_size
+from equimid.losses.checks import check_rows, check_temperature
 from equimid.precision import no_autocast, unit_rows
 
 __all__ = ["contrast"]
@@ -30,10 +31,8 @@ def contrast(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     Raises:
         ValueError: the two do not have one shape (b, D), or the temperature is not positive.
     """
-    if q.shape != k.shape or q.ndim != 2:
-        raise ValueError(f"q and k must have one shape (b, D), found {tuple(q.shape)} and {tuple(k.shape)}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, found {temperature}")
+    check_rows(q=q, k=k)
+    check_temperature(temperature)
     with no_autocast(q):
         q, k = unit_rows(q), unit_rows(k)
         keys = gather_detached(k)

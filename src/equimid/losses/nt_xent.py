@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from equimid.distributed import gather_with_gradient, mean_over_ranks, row_offset
+from equimid.losses.checks import check_rows, check_temperature
 from equimid.precision import no_autocast, unit_rows
 
 __all__ = ["nt_xent"]
@@ -30,10 +31,8 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     Raises:
         ValueError: the two do not have one shape (b, D), or the temperature is not positive.
     """
-    if z1.shape != z2.shape or z1.ndim != 2:
-        raise ValueError(f"z1 and z2 must have one shape (b, D), found {tuple(z1.shape)} and {tuple(z2.shape)}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, found {temperature}")
+    check_rows(z1=z1, z2=z2)
+    check_temperature(temperature)
     with no_autocast(z1):
         z = torch.cat([unit_rows(z1), unit_rows(z2)])
         rows = torch.arange(len(z), device=z.device)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from equimid.distributed import gather_detached, gather_with_gradient, mean_over_ranks, world_size
+from equimid.losses.checks import check_temperature
 from equimid.precision import no_autocast, unit_rows
 
 __all__ = ["patch_ntxent", "patch_ntxent_cross_view"]
@@ -72,8 +73,7 @@ def _check(z0: Tensor, z1: Tensor, image_ids: Tensor, temperature: float) -> Non
     if z0.ndim != 2 or z0.shape != z1.shape or image_ids.shape != z0.shape[:1]:
         shapes = tuple(z0.shape), tuple(z1.shape), tuple(image_ids.shape)
         raise ValueError(f"expected two (M, D) and image_ids (M,), found {shapes[0]}, {shapes[1]} and {shapes[2]}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, found {temperature}")
+    check_temperature(temperature)
 
 
 # ---- log-sum-exp over the keys of other images, in blocks ------------------------------------------------------

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from equimid.distributed import mean_over_ranks
+from equimid.losses.checks import check_rows
 from equimid.precision import no_autocast, unit_rows
 
 __all__ = ["simsiam_loss"]
@@ -20,7 +21,6 @@ def simsiam_loss(p: Tensor, z: Tensor) -> Tensor:
     Raises:
         ValueError: the two do not have one shape (b, D).
     """
-    if p.shape != z.shape or p.ndim != 2:
-        raise ValueError(f"p and z must have one shape (b, D), found {tuple(p.shape)} and {tuple(z.shape)}")
+    check_rows(p=p, z=z)
     with no_autocast(p):
         return mean_over_ranks(-(unit_rows(p) * unit_rows(z.detach())).sum(1))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from equimid.distributed import mean_over_ranks, sum_detached, sum_with_gradient
 from equimid.losses.barlow_twins import off_diagonal
+from equimid.losses.checks import check_rows
 from equimid.precision import no_autocast, wide
 
 __all__ = ["vicreg_loss"]
@@ -35,8 +36,7 @@ def vicreg_loss(
     Raises:
         ValueError: the two do not have one shape (b, D).
     """
-    if z1.shape != z2.shape or z1.ndim != 2:
-        raise ValueError(f"z1 and z2 must have one shape (b, D), found {tuple(z1.shape)} and {tuple(z2.shape)}")
+    check_rows(z1=z1, z2=z2)
     with no_autocast(z1):
         z1, z2 = wide(z1), wide(z2)
         loss = invariance * mean_over_ranks((z1 - z2).pow(2).mean(1))
