@@ -1,4 +1,4 @@
-"""The command line: equimid pretrain, evaluate, report, demo, recipes, constants."""
+"""The command line: equimid pretrain, evaluate, measure, sweep, report, demo, recipes, constants."""
 
 import contextlib
 import errno
@@ -10,7 +10,7 @@ import signal
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import Positional, arg
@@ -74,6 +74,87 @@ class Evaluate:
 
         _refuse(settings)
         _say(f"report: {evaluate(self.run_, self.data and _spelled(self.data))}")
+
+
+@dataclass
+class Measure:
+    """Measure WHAT of any network; `equimid measure` alone lists what there is.
+
+    Settings of the groups evaluation and runtime follow as key=value, such as evaluation.knn_k=10.
+    """
+
+    what: Annotated[Positional[tuple[str, ...]], arg(metavar="WHAT")] = ()
+    """one or more measurements"""
+    model: Annotated[str | None, arg(metavar="MODEL")] = None
+    """a run's folder, a backbone's folder, timm:NAME, or hf:NAME (also a folder of Hugging Face's)"""
+    data: Annotated[str | None, arg(metavar="DATA")] = None
+    """what it is measured on"""
+    train: Annotated[str | None, arg(metavar="DATA")] = None
+    """labelled training images that lie elsewhere, for probes and robustness"""
+    out: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """records and page; by default the run's folder, or measured/NAME-DATA"""
+    weights: Literal["auto", "pretrained", "random"] = "auto"
+    """of timm: and hf: models; auto takes pretrained ones, and says so where it cannot have them"""
+    random: bool = False
+    """measure a network of random weights beside it"""
+
+    def run(self, settings: list[str]) -> None:
+        if not self.what:
+            from equimid.evaluation import MEASUREMENTS
+
+            lines = [f"  {name:16} {measurement.text}" for name, measurement in MEASUREMENTS.items()]
+            sys.stdout.write("\n".join(["equimid measure WHAT --model MODEL --data DATA", *lines]) + "\n")
+            return
+        if self.model is None or self.data is None:
+            missing = "--model" if self.model is None else "--data"
+            raise UserError(f"measure needs {missing}: equimid measure {' '.join(self.what)} --model MODEL --data DATA")
+        from equimid.engine import is_main_process
+        from equimid.measure import measure
+
+        page = measure(
+            self.what,
+            self.model.rstrip(os.sep),
+            _spelled(self.data),
+            train=self.train and _spelled(self.train),
+            out=self.out,
+            weights=self.weights,
+            random=self.random,
+            settings=settings,
+        )
+        if is_main_process():
+            _say(f"records: {page.parent / 'records.jsonl'}\nreport:  {page}")
+
+
+@dataclass
+class Sweep:
+    """Run RECIPE for several seeds and values of settings, and compare them: means, intervals, paired differences.
+
+    Settings for all runs follow as key=value. The same command goes on where it stopped.
+    """
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
+    """see `equimid recipes`"""
+    data: Annotated[str, arg(metavar="DATA")] = "digits"
+    """a folder of images, a text file of paths, or a name"""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """of weights, order, views and probes"""
+    vary: Annotated[tuple[str, ...], arg(metavar="KEY=VALUE,VALUE")] = ()
+    """settings with their values; several make every combination"""
+    out: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """where the runs and the page go; by default sweeps/RECIPE-DATA"""
+
+    def run(self, settings: list[str]) -> None:
+        from equimid.engine import is_main_process
+        from equimid.sweep import run_sweep
+
+        out = self.out or Path("sweeps") / f"{self.recipe}-{Path(self.data).stem or 'data'}"
+        page, failures = run_sweep(self.recipe, _spelled(self.data), self.seeds, self.vary, out, settings)
+        if is_main_process():
+            _say(f"the page that compares them: {page.resolve()}")
+            for failure in failures:
+                _say(f"equimid: {failure}")
+        if failures:
+            sys.exit(2)
 
 
 @dataclass
@@ -193,14 +274,13 @@ class Constants:
         _say(f"constants of {self.draws:,} draws a view: {self.out}")
 
 
-Command = Pretrain | Evaluate | Report | Demo | Recipes | Constants
+Command = Pretrain | Evaluate | Measure | Sweep | Report | Demo | Recipes | Constants
 
 
 def main() -> None:
     """Entry point: exit status 0, 2 for a user's mistake (one line, no traceback), 128 + signal when stopped."""
     _set_up_logging()
-    arguments = [a for a in sys.argv[1:] if not _is_setting(a)]
-    settings = [a for a in sys.argv[1:] if _is_setting(a)]
+    arguments, settings = _sorted(sys.argv[1:])
     try:
         _parse(arguments or ["--help"]).run(settings)
     except UserError as error:
@@ -252,6 +332,17 @@ def _set_up_logging() -> None:
     logger.handlers[:] = [handler]
 
 
+def _sorted(words: list[str]) -> tuple[list[str], list[str]]:
+    """Arguments and settings; what follows --vary looks like a setting and is none."""
+    arguments: list[str] = []
+    settings: list[str] = []
+    option = ""
+    for word in words:
+        option = word if word.startswith("--") else option
+        (settings if _is_setting(word) and option != "--vary" else arguments).append(word)
+    return arguments, settings
+
+
 def _is_setting(argument: str) -> bool:
     return bool(_SETTING.match(argument)) and not os.path.exists(argument)
 
@@ -263,7 +354,9 @@ def _spelled(data: str) -> str:
 
 def _refuse(settings: list[str]) -> None:
     if settings:
-        raise UserError(f"{settings[0]!r}: this command takes no settings; pretrain, demo, recipes and constants do")
+        raise UserError(
+            f"{settings[0]!r}: this command takes no settings; pretrain, measure, sweep, demo, recipes and constants do"
+        )
 
 
 def _say(text: str) -> None:

@@ -17,6 +17,7 @@ __all__ = [
     "barrier",
     "gather_detached",
     "gather_with_gradient",
+    "leave_group",
     "mean_detached",
     "mean_over_ranks",
     "rank",
@@ -42,6 +43,13 @@ def barrier() -> None:
     """Wait for every rank."""
     if world_size() > 1:
         dist.barrier()
+
+
+def leave_group() -> None:
+    """End this process's part in the group: from here on it is alone."""
+    if world_size() > 1:
+        barrier()
+        dist.destroy_process_group()
 
 
 def sum_detached(x: Tensor) -> Tensor:

@@ -1,82 +1,138 @@
-"""Everything that is measured of a run: probes where there are labels, equivariance and pictures always."""
+"""Everything that is measured of a network: of a run's, and of anybody's."""
 
+import json
 import logging
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+import yaml
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress
 
-from equimid.backbones import Backbone, build_backbone
-from equimid.config import Config
-from equimid.data import Source, check_images, open_source
-from equimid.engine import is_main_process, latest_checkpoint
+from equimid.backbones import Encoder, TimmEncoder, Weights, build_backbone, create_backbone, open_foreign
+from equimid.config import Config, load_config, override
+from equimid.engine import is_main_process, latest_checkpoint, make_fabric
 from equimid.errors import UserError
-from equimid.evaluation import (
-    FeatureTable,
-    Scope,
-    draw_feature_maps,
-    embed,
-    measure_equivariance,
-    measure_knn,
-    measure_linear,
-    pixels,
-)
+from equimid.evaluation import MEASUREMENTS, EvaluationConfig, Measurement, Pixels, Scope, Study, labelled_splits
 from equimid.export import load_backbone
+from equimid.randomness import counted_torch_seed
 from equimid.records import Record, read_records, write_records
 from equimid.report import write_report
 
-__all__ = ["is_measured", "measure_run", "progress_bar"]
+__all__ = ["ROUTINE", "is_measured", "locked", "measure", "measure_run", "open_encoder", "progress_bar", "study_of"]
 
 logger = logging.getLogger("equimid")
 
+# what every run is measured by; the first ones where there are labels
+_PROBES = ("knn", "linear")
+ROUTINE = ("equivariance", "feature-maps", "attention", "neighbours", "explorer")
+
 
 def measure_run(config: Config, folder: Path, data: str, device: torch.device) -> Path:
-    """Everything that can be measured of the folder's backbone on `data`; then the report."""
-    backbone = load_backbone(folder)
-    taps = sorted({layer for addon in config.addons.values() for layer in addon.taps})
-    random = build_backbone(config.backbone, taps, config.seed)
-    random.pretrained_cfg = backbone.pretrained_cfg
-    scope = Scope("backbone", data, config.seed, backbone.checkpoint)
-    subjects: list[tuple[Scope, Backbone]] = [
-        (scope, backbone),
-        (replace(scope, subject="random", checkpoint=""), random),
-    ]
-    workers = config.runtime.workers
-    records = [_view_setting(config, scope)]
-    labelled = _labelled_splits(data)
-    if labelled:
-        for about, network in subjects:
-            with progress_bar(f"features, {about.subject}") as progress:
-                tables = [embed(network, s, device=device, workers=workers, progress=progress) for s in labelled]
-            records += _probe(tables, config, about)
-        with progress_bar("features, pixels") as progress:
-            tables = [pixels(s, workers=workers, progress=progress) for s in labelled]
-        records += _probe(tables, config, replace(scope, subject="pixels", checkpoint=""))
-        images = labelled[1]
-    else:
-        logger.info("%s has no labels to probe with: no kNN and no linear probe", data)
-        images = _readable(open_source(data))
-    if len(images) >= 2:
-        for about, network in subjects:
-            with progress_bar(f"equivariance, {about.subject}") as progress:
-                records += measure_equivariance(
-                    network,
-                    images,
-                    config.evaluation,
-                    about,
-                    device=device,
-                    workers=workers,
-                    progress=progress,
-                )
-    depth = len(backbone.blocks)
-    layers = sorted({1, *(taps or (max(1, depth // 4),)), depth // 2, depth} - {0})
-    records += draw_feature_maps(backbone, images, layers, folder, scope, device=device)
-    write_records(folder / "records.jsonl", records)
+    """The routine measurements of a run's network on `data`; then the report, whose path is returned."""
+    study = study_of(str(folder), data, config, folder, device)
+    try:
+        labelled_splits(data)
+        names = [*_PROBES, *ROUTINE]
+    except UserError as error:
+        logger.info("no kNN and no linear probe: %s", error)
+        names = [*ROUTINE]
+    write_records(folder / "records.jsonl", [_view_setting(config, study.scope)])
+    _measure(study, [MEASUREMENTS[name] for name in names], data, None)
     return write_report([folder], folder / "report.html")
+
+
+def measure(
+    names: Sequence[str],
+    model: str,
+    data: str,
+    *,
+    train: str | None = None,
+    out: Path | None = None,
+    weights: Weights = "auto",
+    random: bool = False,
+    settings: Sequence[str] = (),
+) -> Path:
+    """Measure any network; returns the path of the page.
+
+    Args:
+        names: of MEASUREMENTS.
+        model: a run's folder, a backbone's folder, "timm:NAME" or "hf:NAME".
+        data, train: what is measured on, and labelled training images that lie elsewhere.
+        out: where records and page go; by default the run's folder, or measured/NAME-DATA for networks of others.
+        weights: of networks of others, see `open_foreign`.
+        random: whether a network of random weights is measured beside it where that is not the rule anyway.
+        settings: `key=value` of the groups evaluation and runtime, and seed.
+
+    Raises:
+        UserError: no such measurement, network, images or setting, or a folder of another network.
+    """
+    chosen = [_measurement(name) for name in dict.fromkeys(names)]
+    config = _settings(model, settings)
+    fabric = make_fabric(config.runtime)
+    fabric.launch()
+    run = _run_of(model)
+    folder = out or run or Path("measured") / _file_name(f"{model}-{Path(data).stem or 'data'}")
+    study = study_of(model, data, config, folder, fabric.device, weights)
+    if any(setting.startswith("evaluation.crop=") for setting in settings):
+        study.encoder.pretrained_cfg = {**study.encoder.pretrained_cfg, "crop_pct": config.evaluation.crop}
+    with locked(folder):
+        if folder != run:
+            _describe(folder, model, study.scope.subject, config)
+        _measure(study, chosen, data, train, random)
+        page = folder / "report.html"
+        return write_report([folder], page) if is_main_process() else page
+
+
+def study_of(
+    model: str, data: str, config: Config, folder: Path, device: torch.device, weights: Weights = "auto"
+) -> Study:
+    """The study of a network, see `measure`; its records call it "random" where its weights are, else "backbone".
+
+    Raises:
+        UserError: there is no such network.
+    """
+    encoder, subject, checkpoint = _open_encoder(model, weights, config.seed)
+    scope = Scope(subject, data, config.seed, checkpoint)
+    return Study(encoder, scope, config.evaluation, folder, device, config.runtime.workers, progress_bar)
+
+
+def open_encoder(model: str, weights: Weights = "auto", seed: int = 0) -> Encoder:
+    """The network behind a run's folder, a backbone's folder, "timm:NAME" or "hf:NAME".
+
+    Raises:
+        UserError: there is none.
+    """
+    return _open_encoder(model, weights, seed)[0]
+
+
+def _open_encoder(model: str, weights: Weights, seed: int) -> tuple[Encoder, str, str]:
+    """Also the subject of its records, and the identity of its checkpoint."""
+    if model.startswith(("timm:", "hf:")):
+        encoder, pretrained = open_foreign(model, weights, seed)
+        return (encoder, "backbone", encoder.identity) if pretrained else (encoder, "random", "")
+    if not Path(model).exists():
+        raise UserError(f"no model {model!r}: expected a run's folder, a backbone's folder, timm:NAME or hf:NAME")
+    if weights == "random":
+        raise UserError(
+            f"--weights random is for timm: and hf: models; beside {model}, --random measures such a network"
+        )
+    run = _run_of(model)
+    backbone = load_backbone(model)
+    random = _like_run(load_config(run / "config.yaml")) if run else _like_backbone(Path(model))
+
+    def twin(seed: int) -> Encoder:
+        encoder = random(seed)
+        encoder.pretrained_cfg = backbone.pretrained_cfg
+        return encoder
+
+    opened = TimmEncoder(backbone, model, twin)
+    return opened, "backbone", backbone.checkpoint or opened.identity
 
 
 def is_measured(folder: Path, data: str) -> bool:
@@ -85,7 +141,105 @@ def is_measured(folder: Path, data: str) -> bool:
     records = folder / "records.jsonl"
     if checkpoint is None or not records.exists() or not (folder / "report.html").exists():
         return False
-    return any((r.checkpoint, r.data) == (checkpoint.identity, data) for r in read_records(records))
+    wanted = {"equivariance", "explorer"}  # the first and the last of what is always measured
+    found = {r.evaluation for r in read_records(records) if (r.checkpoint, r.data) == (checkpoint.identity, data)}
+    return wanted <= found
+
+
+def _measure(
+    study: Study, measurements: Sequence[Measurement], data: str, train: str | None, random: bool = False
+) -> None:
+    """Each measurement of the network and its references; what is done is written before the next one starts."""
+    for measurement in measurements:
+        records: list[Record] = []
+        for about in _subjects(study, measurement, random):
+            logger.info("%s, %s", measurement.name, about.scope.subject)
+            records += measurement.run(about, data, train)
+        if records and is_main_process():
+            study.folder.mkdir(parents=True, exist_ok=True)
+            write_records(study.folder / "records.jsonl", records)
+
+
+def _subjects(study: Study, measurement: Measurement, random: bool) -> Iterator[Study]:
+    yield study
+    wanted = [*measurement.references, *(["random"] if random else [])]
+    if "random" in wanted and study.scope.subject != "random" and study.encoder.random is not None:
+        yield study.about(study.encoder.random(study.scope.seed), "random")
+    if "pixels" in wanted:
+        yield study.about(Pixels(), "pixels")
+
+
+def _measurement(name: str) -> Measurement:
+    if name not in MEASUREMENTS:
+        raise UserError(f"there is no measurement {name!r}; there are {', '.join(MEASUREMENTS)}")
+    return MEASUREMENTS[name]
+
+
+def _settings(model: str, settings: Sequence[str]) -> Config:
+    """The run's settings, or the defaults, with those of how it is measured changed."""
+    free = ("evaluation.", "runtime.", "seed=")
+    for setting in settings:
+        if not setting.startswith(free) or setting.startswith("evaluation.network="):
+            raise UserError(
+                f"{setting!r} does not say how a finished network is measured; settings of the groups evaluation and "
+                "runtime do, and seed"
+            )
+    run = _run_of(model)
+    config = load_config(run / "config.yaml") if run else Config()
+    # where it was trained does not bind where it is measured
+    return override(replace(config, runtime=replace(config.runtime, devices=1, accelerator="auto")), settings)
+
+
+def _run_of(model: str) -> Path | None:
+    """The run that a folder is, or whose backbone it is."""
+    path = Path(model)
+    return next((p for p in (path, path.parent) if path.is_dir() and (p / "config.yaml").is_file()), None)
+
+
+def _like_run(config: Config) -> Callable[[int], Encoder]:
+    taps = sorted({layer for addon in config.addons.values() for layer in addon.taps})
+    return lambda seed: TimmEncoder(build_backbone(config.backbone, taps, seed), "random")
+
+
+def _like_backbone(folder: Path) -> Callable[[int], Encoder]:
+    arguments = json.loads((folder / "config.json").read_text())["model_args"]
+    name = arguments.pop("arch")
+
+    def build(seed: int) -> Encoder:
+        with counted_torch_seed(seed, "backbone"):
+            return TimmEncoder(create_backbone(name, **arguments), "random")
+
+    return build
+
+
+def _describe(folder: Path, model: str, subject: str, config: Config) -> None:
+    """What the folder is about, for the page; a folder is of one network."""
+    file = folder / "model.yaml"
+    if (folder / "config.yaml").exists():
+        raise UserError(f"{folder} is a run's folder, and {model} is not its network; choose another --out")
+    weights = "random" if subject == "random" else "pretrained" if ":" in model else "trained"
+    if file.exists():
+        before = yaml.safe_load(file.read_text()) or {}
+        if (before.get("model"), before.get("weights")) != (model, weights):
+            raise UserError(
+                f"{folder} holds measurements of {before.get('model')} ({before.get('weights')} weights), and this is "
+                f"{model} ({weights} weights); choose another --out"
+            )
+    if not is_main_process():
+        return
+    content = {"model": model, "weights": weights, "seed": config.seed, "evaluation": _plain(config.evaluation)}
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.tmp")
+    beside.write_text(yaml.safe_dump(content, sort_keys=False))
+    os.replace(beside, file)
+
+
+def _plain(config: EvaluationConfig) -> object:
+    return json.loads(json.dumps(asdict(config)))
+
+
+def _file_name(text: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_.@" else "-" for c in text)
 
 
 def _view_setting(config: Config, scope: Scope) -> Record:
@@ -98,29 +252,28 @@ def _view_setting(config: Config, scope: Scope) -> Record:
     )  # fmt: skip
 
 
-def _probe(tables: list[FeatureTable], config: Config, scope: Scope) -> list[Record]:
-    fit, test = tables
-    records = measure_knn(fit, test, config.evaluation, scope)
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The folder made, and kept from other processes; on the main process, the others rely on it."""
+    if not is_main_process():
+        yield
+        return
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; --out must name a folder")
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        return records + measure_linear(fit, test, config.evaluation, scope)
-    except UserError as error:
-        logger.warning("no linear probe: %s", error)
-        return records
-
-
-def _labelled_splits(data: str) -> list[Source]:
-    """Training and test images, or nothing where there are no labels."""
-    open_source(data)  # what cannot be opened at all is an error
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{folder} is in use by another equimid process; wait for it, or choose another --out"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}; choose another --out") from None
     try:
-        splits = [open_source(data, split) for split in ("train", "test")]
-    except UserError as error:
-        logger.warning("no training and test images in %s: %s", data, error)
-        return []
-    return [_readable(s) for s in splits] if all(s.labels is not None for s in splits) else []
-
-
-def _readable(source: Source) -> Source:
-    return check_images(source, smallest_side=1, tolerated=1.0).apply(source)
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -1,22 +1,18 @@
 """A run and its folder: pretrain, export, measure; and again where it stopped."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from equimid.backbones import Backbone, timm_arguments
 from equimid.config import Config, differences, load_config, save_config
 from equimid.data import Ledger, Source, ledger_for, open_source
-from equimid.distributed import barrier
+from equimid.distributed import barrier, leave_group
 from equimid.engine import Outcome, Trainer, is_main_process, latest_checkpoint, make_fabric
 from equimid.errors import UserError
 from equimid.export import save_backbone
-from equimid.measure import is_measured, measure_run, progress_bar
+from equimid.measure import is_measured, locked, measure_run, progress_bar
 from equimid.task import Task
 from equimid.views import ViewDataset
 
@@ -34,7 +30,7 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
     Raises:
         UserError: bad settings or data, a folder of another run, a folder in use, a full disk.
     """
-    with _locked(folder):
+    with locked(folder):
         plan = config.plan()
         task = Task(config.backbone, config.method, config.addons, plan, config.seed)
         _measured_network(task, config)  # a wrong choice is refused before training, not after it
@@ -60,7 +56,9 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
             run={"images": len(source), "data": source.fingerprint()},
         )
         outcome = trainer.fit()
-        if fabric.global_rank == 0:
+        rank = fabric.global_rank
+        leave_group()  # the main process measures alone
+        if rank == 0:
             _export(_measured_network(task, config), config, folder)
             finished = finish and outcome.stopped_by is None
             if finished and (remeasure or not is_measured(folder, config.data.source)):
@@ -78,33 +76,10 @@ def evaluate(folder: Path, data: str | None = None) -> Path:
         UserError: no run, no backbone, or bad data.
     """
     config = load_config(folder / "config.yaml")
-    with _locked(folder):
+    with locked(folder):
         # where it was trained does not bind where it is measured
         fabric = make_fabric(replace(config.runtime, devices=1, accelerator="auto"))
         return measure_run(config, folder, data or config.data.source, fabric.device)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    if not is_main_process():
-        yield
-        return
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; --out must name a folder")
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"{folder} is in use by another equimid process; wait for it, or choose another --out"
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror}; choose another --out") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _prepare(config: Config, folder: Path, patch_size: int) -> tuple[Source, bool]:

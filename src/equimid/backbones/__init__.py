@@ -1,6 +1,8 @@
 """Backbones: timm vision transformers with CLS entering after block k, and taps on token maps."""
 
 from equimid.backbones.config import BackboneConfig, build_backbone, timm_arguments, without_drop_path
+from equimid.backbones.encoder import Encoder, TimmEncoder
+from equimid.backbones.foreign import HuggingFaceEncoder, Weights, open_foreign
 from equimid.backbones.registry import equimid_vit
 from equimid.backbones.vit import Backbone, LateCLSViT, create_backbone
 from equimid.features import Features
@@ -8,11 +10,16 @@ from equimid.features import Features
 __all__ = [
     "Backbone",
     "BackboneConfig",
+    "Encoder",
     "Features",
+    "HuggingFaceEncoder",
     "LateCLSViT",
+    "TimmEncoder",
+    "Weights",
     "build_backbone",
     "create_backbone",
     "equimid_vit",
+    "open_foreign",
     "timm_arguments",
     "without_drop_path",
 ]

@@ -9,6 +9,7 @@ image = source.load(0)                               # PIL, RGB
 from equimid.data.config import DataConfig
 from equimid.data.decode import IMAGE_SUFFIXES, open_image, read_size
 from equimid.data.ledger import Ledger, check_images, ledger_for
+from equimid.data.named import data_home
 from equimid.data.opening import KNOWN_NAMES, open_source
 from equimid.data.sources import ArraySource, FileSource, Source, TorchvisionSource
 from equimid.data.splits import holdout
@@ -24,6 +25,7 @@ __all__ = [
     "Source",
     "TorchvisionSource",
     "check_images",
+    "data_home",
     "holdout",
     "leave_signals_to_the_main_process",
     "ledger_for",

@@ -28,16 +28,17 @@ def open_source(data: str, split: str | None = None) -> Source:
            or a .txt or .lst file: a path a line, relative to it or absolute, then perhaps a tab and a label.
     split: None to pretrain: all that is not a test split. "train" and "test" to evaluate: the published
            split, the folders train/ and test/ (or val/), or else 80/20 of the images, stratified, seed 0.
+           "whole" to test on images that were not trained on: the test split where there is one, else all.
 
     Without a published split or such folders, None thus covers the images of "test" too, without labels.
 
     Raises:
         UserError: nothing there, no image, an unknown name or split.
     """
-    if split not in (None, "train", "test"):
-        raise UserError(f"unknown split '{split}'; expected 'train', 'test' or none")
+    if split not in (None, "train", "test", "whole"):
+        raise UserError(f"unknown split '{split}'; expected 'train', 'test', 'whole' or none")
     if data in NAMED:
-        return NAMED[data](split)
+        return NAMED[data]("test" if split == "whole" else split)
     path = Path(data).expanduser()
     if not data or not path.exists():
         raise UserError(_nothing_there(data))
@@ -61,7 +62,7 @@ def _nothing_there(data: str) -> str:
 
 
 def _split(source: FileSource, split: str | None) -> Source:
-    if split is None:
+    if split in (None, "whole"):
         return source
     labels = np.zeros(len(source)) if source.labels is None else source.labels
     train, test = holdout(labels, 0.2, seed=0)
@@ -76,7 +77,7 @@ def _open_folder(data: str, root: Path, split: str | None) -> Source:
     if parts is None:
         files = _image_files(root)
         return _split(_labelled(data, "all", root, files, _class_folders(files)), split)
-    chosen, other = parts[::-1] if split == "test" else parts
+    chosen, other = parts[::-1] if split in ("test", "whole") else parts
     files = _image_files(chosen)
     classes = _class_folders(files)
     if classes is not None:

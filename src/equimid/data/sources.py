@@ -57,6 +57,11 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """32 hex digits that change when the data change. No file is read."""
 
+    def stamp(self) -> str:
+        """The fingerprint, and whatever else may tell that a file was rewritten: what is computed from the images is
+        kept by it."""
+        return self.fingerprint()
+
     @abstractmethod
     def take(self, indices: Indices) -> Self:
         """The images at these indices, in this order."""
@@ -100,6 +105,10 @@ class FileSource(Source):
         rewritten to the same size goes unnoticed."""
         sizes = np.array([_bytes_of(self.path(i)) for i in range(len(self))], dtype=np.int64)
         return _digest(b"\0".join(self.files.tolist()), sizes, self.labels, *self.classes)
+
+    def stamp(self) -> str:
+        times = np.array([_changed(self.path(i)) for i in range(len(self))], dtype=np.int64)
+        return _digest(self.fingerprint(), times)
 
     def take(self, indices: Indices) -> Self:
         return replace(self, files=self.files[indices], labels=self._labels_at(indices))
@@ -183,6 +192,13 @@ def pack_paths(paths: Iterable[str]) -> npt.NDArray[np.bytes_]:
 def _bytes_of(path: Path) -> int:
     try:
         return os.stat(path).st_size
+    except (OSError, ValueError):
+        return -1
+
+
+def _changed(path: Path) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
     except (OSError, ValueError):
         return -1
 

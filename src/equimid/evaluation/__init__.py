@@ -1,23 +1,19 @@
-"""Evaluation: a frozen backbone in, records out. Nothing here knows what trained the weights."""
+"""Evaluation: a frozen network in, records out. Nothing here knows what trained the weights."""
 
 from equimid.evaluation.config import EvaluationConfig
-from equimid.evaluation.equivariance import measure_equivariance
-from equimid.evaluation.feature_maps import draw_feature_maps
-from equimid.evaluation.features import FeatureTable, Preprocessing, embed, pixels
-from equimid.evaluation.knn import knn_predictions, measure_knn
-from equimid.evaluation.linear import measure_linear
+from equimid.evaluation.features import FeatureTable, Pixels, Preprocessing
+from equimid.evaluation.measurements import MEASUREMENTS
 from equimid.evaluation.scope import Scope
+from equimid.evaluation.study import Measurement, Study, labelled_splits
 
 __all__ = [
+    "MEASUREMENTS",
     "EvaluationConfig",
     "FeatureTable",
+    "Measurement",
+    "Pixels",
     "Preprocessing",
     "Scope",
-    "draw_feature_maps",
-    "embed",
-    "knn_predictions",
-    "measure_equivariance",
-    "measure_knn",
-    "measure_linear",
-    "pixels",
+    "Study",
+    "labelled_splits",
 ]

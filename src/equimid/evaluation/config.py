@@ -1,12 +1,52 @@
 """How a run is measured."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from equimid.errors import UserError
 
-__all__ = ["EvaluationConfig"]
+__all__ = ["DetectionConfig", "EquivarianceConfig", "EvaluationConfig", "RobustnessConfig", "SegmentationConfig"]
+
+
+@dataclass(frozen=True)
+class EquivarianceConfig:
+    """How equivariance is measured.
+
+    interpolation: that resamples images and maps where a pose is no permutation
+    """
+
+    interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
+
+
+@dataclass(frozen=True)
+class RobustnessConfig:
+    """How robustness is measured.
+
+    severities: of the generated corruptions, 1 to 5
+    """
+
+    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+
+
+@dataclass(frozen=True)
+class DetectionConfig:
+    """How detection is trained on a frozen network.
+
+    steps: of training
+    """
+
+    steps: int = 500
+
+
+@dataclass(frozen=True)
+class SegmentationConfig:
+    """How linear segmentation is trained on frozen tokens.
+
+    epochs: of training
+    """
+
+    epochs: int = 20
 
 
 @dataclass(frozen=True)
@@ -16,20 +56,28 @@ class EvaluationConfig:
     crop:           centre crop's share of the resized image (0.875: 224 of 256 px); 1 keeps the whole height
     knn_k:          neighbours of the kNN probe
     knn_temperature: of its votes, e^(cosine / T)
+    linear_features: what the linear probe reads: the final CLS (as MoCo-v3), or the CLS of the last four blocks, each
+                    through the final norm (as DINO and SER)
     linear_epochs:  of the linear probe
     linear_rates:   learning rates (per 256 images) that are trained at once
     held_out:       share of the training images that chooses the rate
     equivariance_images: images that equivariance is measured on
+    equivariance, robustness, detection, segmentation: groups of their own
     """
 
     network: Literal["student", "momentum"] = "student"
     crop: float = 0.875
     knn_k: int = 20
     knn_temperature: float = 0.07
+    linear_features: Literal["cls", "last4"] = "cls"
     linear_epochs: int = 100
     linear_rates: tuple[float, ...] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
     held_out: float = 0.1
     equivariance_images: int = 256
+    equivariance: EquivarianceConfig = field(default_factory=EquivarianceConfig)
+    robustness: RobustnessConfig = field(default_factory=RobustnessConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= 1:

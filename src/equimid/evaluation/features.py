@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from equimid.backbones import Backbone, Features
+from equimid.backbones import Encoder, Features
 from equimid.data import Source, leave_signals_to_the_main_process
 from equimid.errors import UnreadableImage, UserError
 
-__all__ = ["FeatureTable", "Preprocessing", "embed", "image_batches", "pixels"]
+__all__ = ["FeatureTable", "Pixels", "Preprocessing", "Progress", "image_batches"]
 
 Progress = Callable[[int, int], None]
 
@@ -92,51 +92,11 @@ def image_batches(
     )
 
 
-@torch.inference_mode()
-def embed(
-    backbone: Backbone,
-    source: Source,
-    *,
-    device: torch.device,
-    workers: int = 0,
-    batch_size: int = 64,
-    progress: Progress | None = None,
-) -> FeatureTable:
-    """Final CLS embeddings of a labelled source, in eval mode.
-
-    Raises:
-        ValueError: the source has no labels.
-    """
-    preprocessing = Preprocessing.of(backbone.pretrained_cfg)
-    backbone = backbone.to(device).eval()
-
-    def features(images: Tensor) -> Tensor:
-        found: Features = backbone(images.to(device))
-        return found.cls.float().cpu()
-
-    return _table(source, preprocessing, features, workers, batch_size, progress)
-
-
-def pixels(source: Source, *, workers: int = 0, progress: Progress | None = None) -> FeatureTable:
+class Pixels(Encoder):
     """The reference without a network: the pixels at 32 px, each channel in [-1, 1]."""
-    preprocessing = Preprocessing(32, 1.0, (0.5,) * 3, (0.5,) * 3)
-    return _table(source, preprocessing, lambda images: images.flatten(1), workers, 256, progress)
 
+    depth, width, patch = 0, 3 * 32 * 32, 1
+    pretrained_cfg: Mapping[str, Any] = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3}
 
-def _table(
-    source: Source,
-    preprocessing: Preprocessing,
-    features: Callable[[Tensor], Tensor],
-    workers: int,
-    batch_size: int,
-    progress: Progress | None,
-) -> FeatureTable:
-    if source.labels is None:
-        raise ValueError(f"{source.name} has no labels")
-    parts, done = [], 0
-    for images in image_batches(source, preprocessing, batch_size=batch_size, workers=workers):
-        parts.append(features(images))
-        done += len(images)
-        if progress:
-            progress(done, len(source))
-    return FeatureTable(torch.cat(parts), torch.as_tensor(source.labels))
+    def look(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
+        return Features(images.flatten(1))

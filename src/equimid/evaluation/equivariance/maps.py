@@ -11,19 +11,14 @@ and a network of the same shape with random weights ("random").
 from collections import defaultdict
 from collections.abc import Iterator
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from equimid.backbones import Backbone
-from equimid.data import Source
-from equimid.evaluation.config import EvaluationConfig
-from equimid.evaluation.features import Preprocessing, Progress, image_batches
-from equimid.evaluation.scope import Scope
+from equimid.backbones import Encoder
+from equimid.errors import UserError
+from equimid.evaluation.study import Study, images_of, sample_images
 from equimid.poses import Pose, transport
-from equimid.randomness import counted_generator
 from equimid.records import Record
 
 __all__ = ["measure_equivariance", "pose_kinds"]
@@ -44,50 +39,35 @@ def pose_kinds(grid: int) -> dict[str, list[tuple[int, bool, tuple[int, int]]]]:
     }
 
 
-def sample_images(source: Source, count: int, seed: int) -> npt.NDArray[np.int64]:
-    """Indices of at most `count` images, drawn once for a seed."""
-    order = counted_generator(seed, "equivariance").permutation(len(source))
-    return np.sort(order[:count])
-
-
 @torch.inference_mode()
-def measure_equivariance(
-    backbone: Backbone,
-    source: Source,
-    config: EvaluationConfig,
-    scope: Scope,
-    *,
-    device: torch.device,
-    workers: int = 0,
-    progress: Progress | None = None,
-) -> list[Record]:
+def measure_equivariance(study: Study, data: str, train: str | None = None) -> list[Record]:
     """Records for every layer and kind: cosine and centred cosine, and for a trained subject the mismatched images.
 
     Raises:
-        ValueError: fewer than two images.
+        UserError: fewer than two images.
     """
+    source, scope = images_of(data), study.scope
     if len(source) < 2:
-        raise ValueError(f"{source.name} has {len(source)} image(s); equivariance needs other images to compare with")
-    backbone = backbone.to(device).eval()
-    layers = list(range(1, len(backbone.blocks) + 1))
-    indices = sample_images(source, config.equivariance_images, scope.seed)
+        raise UserError(f"{data} has {len(source)} image(s); equivariance needs other images to compare with")
+    encoder = study.encoder.to(study.device)
+    layers = list(range(1, encoder.depth + 1))
+    indices = sample_images(source, study.config.equivariance_images, scope.seed)
 
     def batches() -> Iterator[Tensor]:
         # a last batch of one image has no other image to be compared with
         count = len(indices) - (1 if len(indices) % _BATCH == 1 else 0)
-        preprocessing = Preprocessing.of(backbone.pretrained_cfg)
-        for images in image_batches(source, preprocessing, batch_size=_BATCH, workers=workers, indices=indices[:count]):
-            yield images.to(device)
+        return study.batches(source, _BATCH, indices[:count])
 
-    means = _mean_tokens(backbone, batches(), layers)
+    means = _mean_tokens(encoder, batches(), layers)
     values: _Values = defaultdict(list)
     done = 0
-    for images in batches():
-        for kind, found in _compare(backbone, images, layers, means).items():
-            values[kind].append(found)
-        done += len(images)
-        if progress:
-            progress(done, len(indices))
+    with study.bar(f"equivariance, {scope.subject}") as progress:
+        for images in batches():
+            for kind, found in _compare(encoder, images, layers, means).items():
+                values[kind].append(found)
+            done += len(images)
+            if progress:
+                progress(done, len(indices))
     subjects = {"same": scope.subject, "other": "mismatched"}
     return [
         scope.mean(
@@ -102,17 +82,17 @@ def measure_equivariance(
     ]
 
 
-def _maps(backbone: Backbone, images: Tensor, layers: list[int]) -> dict[int, Tensor]:
+def _maps(encoder: Encoder, images: Tensor, layers: list[int]) -> dict[int, Tensor]:
     """Normalised token maps {layer: (B, D, h, w)}."""
-    maps = backbone.token_maps(images, layers)
+    maps = encoder.token_maps(images, layers)
     return {layer: F.layer_norm(m.movedim(1, -1).float(), m.shape[1:2]).movedim(-1, 1) for layer, m in maps.items()}
 
 
-def _mean_tokens(backbone: Backbone, batches: Iterator[Tensor], layers: list[int]) -> dict[int, Tensor]:
+def _mean_tokens(encoder: Encoder, batches: Iterator[Tensor], layers: list[int]) -> dict[int, Tensor]:
     sums: dict[int, Tensor] = {}
     count = 0
     for images in batches:
-        for layer, m in _maps(backbone, images, layers).items():
+        for layer, m in _maps(encoder, images, layers).items():
             total = m.sum((0, 2, 3))
             sums[layer] = sums[layer] + total if layer in sums else total
         count += len(images) * m.shape[2] * m.shape[3]
@@ -120,19 +100,19 @@ def _mean_tokens(backbone: Backbone, batches: Iterator[Tensor], layers: list[int
 
 
 def _compare(
-    backbone: Backbone, images: Tensor, layers: list[int], means: dict[int, Tensor]
+    encoder: Encoder, images: Tensor, layers: list[int], means: dict[int, Tensor]
 ) -> dict[tuple[str, str, str, int], Tensor]:
     """Per image, the mean cosine over patches and over the poses of a kind."""
-    n, patch = len(images), backbone.patch_embed.patch_size[0]
+    n, patch = len(images), encoder.patch
     grid = images.shape[-1] // patch
     upright = Pose.identity(n, (grid, grid), images.device)
-    base = _maps(backbone, images, layers)
+    base = _maps(encoder, images, layers)
     found: dict[tuple[str, str, str, int], Tensor] = {}
     for kind, poses in pose_kinds(grid).items():
         sums: dict[tuple[str, str, str, int], Tensor] = defaultdict(lambda: torch.zeros(n))
         for turns, flip, size in poses:
             pose = Pose(torch.full_like(upright.turns, turns), torch.full_like(upright.flip, flip), size)
-            posed = _maps(backbone, pose.act(images, patch), layers)
+            posed = _maps(encoder, pose.act(images, patch), layers)
             for layer in layers:
                 carried = transport(base[layer], upright, pose)
                 for pairing, other in (("same", carried), ("other", carried.roll(1, 0))):

@@ -1,6 +1,7 @@
 """Pictures of feature maps: image, posed image, and both maps beside the transported one, in three colours."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from equimid.backbones import Backbone
-from equimid.data import Source
-from equimid.evaluation.equivariance import sample_images
-from equimid.evaluation.features import Preprocessing, image_batches
-from equimid.evaluation.scope import Scope
+from equimid.evaluation.features import Preprocessing
+from equimid.evaluation.study import Study, images_of, sample_images
 from equimid.poses import Pose, transport
 from equimid.records import Record
 
@@ -24,23 +22,28 @@ _TITLES = ("image", "its map", "posed image", "its map", "first map, transported
 
 @torch.inference_mode()
 def draw_feature_maps(
-    backbone: Backbone, source: Source, layers: list[int], folder: Path, scope: Scope, *, device: torch.device,
-    images: int = 3,
-) -> list[Record]:  # fmt: skip
-    """One PNG per layer under `folder`/pictures, a row per image: first three principal components as red, green,
+    study: Study, data: str, train: str | None = None, *, layers: Sequence[int] | None = None, images: int = 3
+) -> list[Record]:
+    """One PNG per layer under the study's pictures, a row per image: first three principal components as red, green,
     blue. The pose is a quarter turn of the flipped image on a larger grid. If the layer is equivariant, the last two
-    maps of a row are alike."""
-    backbone = backbone.to(device).eval()
-    preprocessing = Preprocessing.of(backbone.pretrained_cfg)
+    maps of a row are alike.
+
+    Args:
+        layers: by default the first, one at a quarter, at half and at the full depth.
+    """
+    source, scope, folder = images_of(data), study.scope, study.folder
+    encoder = study.encoder.to(study.device)
+    depth = encoder.depth
+    layers = sorted(set(layers or (1, max(1, depth // 4), max(1, depth // 2), depth)))
     chosen = sample_images(source, images, scope.seed)
-    x = next(image_batches(source, preprocessing, batch_size=len(chosen), indices=chosen)).to(device)
-    patch = backbone.patch_embed.patch_size[0]
+    x = next(study.batches(source, len(chosen), chosen))
+    patch = encoder.patch
     grid = x.shape[-1] // patch
-    upright = Pose.identity(len(x), (grid, grid), device)
+    upright = Pose.identity(len(x), (grid, grid), study.device)
     larger = max(grid + 1, round(grid * 1.14))
     pose = Pose(upright.turns + 1, ~upright.flip, (larger, larger))
     posed = pose.act(x, patch)
-    base, turned = backbone.token_maps(x, layers), backbone.token_maps(posed, layers)
+    base, turned = encoder.token_maps(x, layers), encoder.token_maps(posed, layers)
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     # records of other data and subjects stay beside these, so their pictures must too
@@ -49,7 +52,7 @@ def draw_feature_maps(
     for layer in layers:
         carried = transport(base[layer].float(), upright, pose)
         colours = _principal_colours([base[layer].float(), turned[layer].float(), carried])
-        columns = [_photo(x, preprocessing), colours[0], _photo(posed, preprocessing), colours[1], colours[2]]
+        columns = [_photo(x, study.preprocessing), colours[0], _photo(posed, study.preprocessing), colours[1], colours[2]]
         file = pictures / f"feature_maps_{of}_layer_{layer}.png"
         _draw(columns, file)
         caption = (

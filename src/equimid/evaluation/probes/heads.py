@@ -1,0 +1,111 @@
+"""Linear heads of a grid of learning rates, trained side by side as one matrix.
+
+Letters: G learning rates, C classes, D columns, b images of a mini-batch (of this rank), B of all ranks.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equimid.distributed import sum_detached, world_size
+
+__all__ = ["Choice", "HeadGrid", "Chooser", "cosine", "predicted"]
+
+_MOMENTUM = 0.9
+_ROWS = 16384  # of images whose logits are in memory at once
+
+
+class HeadGrid:
+    """G softmax regressions (C, D) that start alike and read the same mini-batches; SGD, momentum 0.9, no weight decay.
+
+    A step is one matrix product (b, D) (D, G C) forward and one (G C, b) (b, D) for the gradient (p - onehot) x. A head
+    that diverges harms no other: no product mixes two heads.
+    """
+
+    def __init__(
+        self, rates: Sequence[float], classes: int, columns: int, rng: np.random.Generator, device: torch.device
+    ) -> None:
+        """rates: per 256 images; weights N(0, 0.01²), drawn from `rng`, biases 0."""
+        self.count, self.classes = len(rates), classes
+        self.rates = torch.tensor(rates, device=device).repeat_interleave(classes)[:, None]  # (G C, 1)
+        start = torch.from_numpy(rng.normal(0, 0.01, size=(classes, columns))).float()
+        self.weight = start.repeat(self.count, 1).to(device)  # (G C, D)
+        self.bias = torch.zeros(self.count * classes, device=device)
+        self._speed, self._bias_speed = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
+
+    @torch.no_grad()
+    def step(self, x: Tensor, y: Tensor, scale: float, images: int) -> None:
+        """One SGD step on this rank's rows x (b, D), y (b,) of a batch of `images` over all ranks; b may be 0."""
+        error = self.logits(x).softmax(-1)
+        error[torch.arange(len(y), device=y.device), :, y] -= 1
+        error = error.flatten(1) / images
+        if world_size() == 1:
+            self._speed.addmm_(error.T, x, beta=_MOMENTUM)
+            self._bias_speed.mul_(_MOMENTUM).add_(error.sum(0))
+        else:
+            self._speed.mul_(_MOMENTUM).add_(sum_detached(error.T @ x))
+            self._bias_speed.mul_(_MOMENTUM).add_(sum_detached(error.sum(0)))
+        rate = self.rates * scale
+        self.weight.addcmul_(rate, self._speed, value=-1)
+        self.bias.addcmul_(rate[:, 0], self._bias_speed, value=-1)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(b, G, C) of rows (b, D)."""
+        return torch.addmm(self.bias, x, self.weight.T).view(len(x), self.count, self.classes)
+
+    @torch.no_grad()
+    def top1(self, x: Tensor, y: Tensor) -> list[float]:
+        """Percent of rows that each head gets right, (G)."""
+        right = torch.zeros(self.count, dtype=torch.int64, device=x.device)
+        rows = max(1, _ROWS // self.count)
+        for part, labels in zip(x.split(rows), y.split(rows), strict=True):
+            right += (predicted(self.logits(part)) == labels[:, None]).sum(0)
+        return [100 * int(count) / len(x) for count in right]
+
+    def head(self, number: int) -> tuple[Tensor, Tensor]:
+        """Copies of weight (C, D) and bias (C,) of one head, on the CPU."""
+        rows = slice(number * self.classes, (number + 1) * self.classes)
+        return self.weight[rows].cpu().clone(), self.bias[rows].cpu().clone()
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """Classes (...) of logits (..., C); -1, which is never right, where a head has diverged to NaN."""
+    return logits.argmax(-1).masked_fill_(logits.isnan().any(-1), -1)
+
+
+def cosine(epoch: int, epochs: int) -> float:
+    """Factor of the learning rate in `epoch`, from 1 towards 0; constant within it."""
+    return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Learning rate number `number` after epoch `epoch` (from 1), and its held-out top-1 in percent."""
+
+    number: int
+    epoch: int
+    top1: float
+
+
+class Chooser:
+    """The best learning rate and epoch by held-out accuracy.
+
+    Of equals the latest epoch, where the cosine has the smallest steps and chance the least say; of one epoch the
+    smallest rate. The order of the grid thus decides nothing.
+    """
+
+    def __init__(self, rates: Sequence[float]) -> None:
+        self._ascending = sorted(range(len(rates)), key=lambda number: rates[number])
+        self.best: Choice | None = None
+
+    def see(self, epoch: int, top1: Sequence[float]) -> bool:
+        """Held-out top-1 (G) after an epoch (from 1, ascending); whether it has the best so far."""
+        number = max(self._ascending, key=lambda g: top1[g])  # the first of equals
+        if self.best is not None and top1[number] < self.best.top1:
+            return False
+        self.best = Choice(number, epoch, top1[number])
+        return True

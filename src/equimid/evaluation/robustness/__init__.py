@@ -1,0 +1,1 @@
+"""Accuracy under corruptions, shifts and poses."""

@@ -1,0 +1,196 @@
+"""A study: one network to be measured, and how. Every measurement takes one, with the name of the data.
+
+A measurement is a function (study, data, train) -> records:
+    data:  what the user named: images to measure on; where it needs a training part and `train` is None, both parts
+           are in it
+    train: labelled training images that lie elsewhere, or None
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from equimid.backbones import Encoder
+from equimid.data import Source, data_home, ledger_for, open_source
+from equimid.distributed import gather_detached, rank, world_size
+from equimid.errors import UserError
+from equimid.evaluation.cache import cached, store
+from equimid.evaluation.config import EvaluationConfig
+from equimid.evaluation.features import FeatureTable, Preprocessing, Progress, image_batches
+from equimid.evaluation.scope import Scope
+from equimid.randomness import counted_generator
+from equimid.records import Record
+
+__all__ = ["Measurement", "Study", "images_of", "labelled_splits", "readable", "sample_images"]
+
+logger = logging.getLogger("equimid")
+
+Bar = Callable[[str], AbstractContextManager[Progress | None]]
+
+
+@contextmanager
+def _no_bar(what: str) -> Iterator[Progress | None]:
+    yield None
+
+
+@dataclass(frozen=True)
+class Study:
+    """
+    encoder: the network, in eval mode
+    scope:   what its records say that they are about
+    config:  how it is measured
+    folder:  of the records; pictures go into its `pictures`
+    device:  where the network runs
+    workers: processes that load images
+    bar:     progress bar for what is named
+    """
+
+    encoder: Encoder
+    scope: Scope
+    config: EvaluationConfig
+    folder: Path
+    device: torch.device = torch.device("cpu")
+    workers: int = 0
+    bar: Bar = field(default=_no_bar, repr=False)
+
+    def about(self, encoder: Encoder, subject: str) -> "Study":
+        """The same study of another network, a reference without a checkpoint."""
+        return replace(self, encoder=encoder, scope=replace(self.scope, subject=subject, checkpoint=""))
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images must look to the network."""
+        return Preprocessing.of(self.encoder.pretrained_cfg)
+
+    @cached_property
+    def identity(self) -> str:
+        """Of the network's weights; computed once."""
+        return self.encoder.identity
+
+    def batches(self, source: Source, batch_size: int = 64, indices: npt.NDArray[np.int64] | None = None) -> Iterator[Tensor]:
+        """Preprocessed images (b, 3, S, S) in order, on the device."""
+        for images in image_batches(
+            source, self.preprocessing, batch_size=batch_size, workers=self.workers, indices=indices
+        ):
+            yield images.to(self.device, non_blocking=True)
+
+    def columns(self, images: Tensor) -> Tensor:
+        """The features that a linear probe reads, (b, D) or (b, 4 D): see `evaluation.linear_features`."""
+        count = 4 if self.config.linear_features == "last4" else 1
+        return self._embeddings(images)[:, -count * self.encoder.width :]
+
+    def features(self, source: Source) -> FeatureTable:
+        """Final embeddings (n, D) of labelled images, from the cache where they were computed before."""
+        table = self._table(source)
+        return FeatureTable(table.features[:, -self.encoder.width :], table.labels)
+
+    def probe_features(self, source: Source) -> FeatureTable:
+        """`columns` of labelled images, (n, D) or (n, 4 D), from the cache where they were computed before."""
+        if self.config.linear_features == "cls":
+            return self.features(source)
+        return self._table(source)
+
+    def _table(self, source: Source) -> FeatureTable:
+        """Embeddings of the last four blocks, so that one pass serves every probe; each rank takes its share."""
+        if source.labels is None:
+            raise UserError(f"{source.name} has no labels, and a probe needs them: give folders of classes")
+        key = (self.identity, source.stamp(), repr(self.preprocessing))
+        found = cached(*key)
+        if found is None or len(found) != len(source):
+            found = self._compute(source)
+            if rank() == 0:
+                store(found, *key)
+        return FeatureTable(found, torch.as_tensor(source.labels))
+
+    @torch.inference_mode()
+    def _compute(self, source: Source) -> Tensor:
+        mine = np.arange(rank(), len(source), world_size())
+        encoder, parts = self.encoder.to(self.device), []
+        with self.bar(f"features, {self.scope.subject}") as progress:
+            for images in self.batches(source, indices=mine):
+                parts.append(self._embeddings(images).float().cpu())
+                if progress:
+                    progress(min(sum(map(len, parts)) * world_size(), len(source)), len(source))
+        width = parts[0].shape[1] if parts else encoder.width
+        own = torch.cat(parts) if parts else torch.zeros(0, width)
+        if world_size() == 1:
+            return own
+        # ranks took every W-th image: back into order
+        numbers = gather_detached(torch.from_numpy(mine).to(self.device)).cpu()
+        gathered = gather_detached(own.to(self.device)).cpu()
+        return torch.empty_like(gathered).index_copy_(0, numbers, gathered)
+
+    def _embeddings(self, images: Tensor) -> Tensor:
+        """(b, up to 4 D): CLS (or, without one, the mean token) of the blocks before the last through the final norm,
+        then the final embedding."""
+        encoder = self.encoder
+        layers = range(max(1, encoder.depth - 3), encoder.depth)
+        found = encoder.look(images, layers)
+        earlier = [found.cls_at[layer] for layer in layers if layer in found.cls_at]
+        if not found.cls_at:
+            earlier = [found.maps[layer].mean((2, 3)) for layer in layers]
+        return torch.cat([*(encoder.final_norm(x) for x in earlier), found.cls], dim=1)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """
+    name:       on the command line
+    text:       what it measures, one line
+    run:        (study, data, train) -> records
+    references: subjects that are measured beside the network by default: "random", "pixels"
+    """
+
+    name: str
+    text: str
+    run: Callable[[Study, str, str | None], list[Record]]
+    references: tuple[str, ...] = ()
+
+
+def readable(source: Source) -> Source:
+    """The source without the images that cannot be read; the check is kept, and made once for the same files."""
+    return ledger_for(source, data_home() / "checked" / source.stamp(), smallest_side=1, tolerated=1.0).apply(source)
+
+
+def images_of(data: str) -> Source:
+    """The images to measure on where no label is needed: the test part where there is one, else all."""
+    return readable(open_source(data, "whole"))
+
+
+def sample_images(source: Source, count: int, seed: int) -> npt.NDArray[np.int64]:
+    """Indices of at most `count` images, drawn once for a seed."""
+    order = counted_generator(seed, "equivariance").permutation(len(source))
+    return np.sort(order[:count])
+
+
+def labelled_splits(data: str, train: str | None = None) -> tuple[Source, Source]:
+    """Training and test images with labels over the same classes; with `train`, all of `data` is tested on that is not
+    its own training part.
+
+    Raises:
+        UserError: no such data, no labels, or classes of the two parts that do not agree.
+    """
+    fit = open_source(train or data, "train")
+    test = open_source(data, "whole" if train else "test")
+    for source in (fit, test):
+        if source.labels is None:
+            raise UserError(
+                f"{source.name} has no labels, and a probe needs them: give a folder with a folder for each class, or "
+                "train/ and test/ with class folders"
+            )
+    missing = sorted(set(np.unique(test.labels)) - set(np.unique(fit.labels)))
+    if fit.classes != test.classes or missing:
+        only = [test.classes[i] for i in missing] or sorted(set(fit.classes) ^ set(test.classes))
+        raise UserError(
+            f"the classes of training and test images do not match: {', '.join(only[:5])}"
+            f"{' and more' if len(only) > 5 else ''} in one of them alone; give both parts the same class folders"
+        )
+    return readable(fit), readable(test)
