@@ -10,6 +10,7 @@ import pytest
 from equimid.addons import ADDONS
 from equimid.config import override
 from equimid.errors import UserError
+from equimid.evaluation import MEASUREMENTS
 from equimid.methods import METHODS
 from equimid.recipes import recipe
 
@@ -49,20 +50,43 @@ def check(words):
         UserError: the recipe or a setting is not known.
     """
     command = words[0]
-    assert command in ("pretrain", "evaluate", "report", "demo", "recipes", "constants"), words
+    known = ("pretrain", "evaluate", "measure", "sweep", "report", "demo", "recipes", "constants")
+    assert command in known, words
+    if command == "measure":
+        measured = words[1 : next((i for i, word in enumerate(words) if word.startswith("--")), len(words))]
+        assert set(measured) <= {"WHAT", *MEASUREMENTS}, measured
     named = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--recipe"]
     if command == "recipes":
         named = [word for word in words[1:] if word != "show" and not SETTING.match(word)]
+    if command == "sweep":
+        named = [words[1]]
+        recipe_of(named[0], [f"{key}={value}" for key, value in varied(words)])
     if any(name.isupper() or "..." in name for name in named):
         return  # a placeholder
     settings = [word for word in words if SETTING.match(word) and "..." not in word]
-    # files that the command reads are not there
+    # values to vary are no settings, and files that the command reads are not there
+    settings = [word for word in settings if word.partition("=")[0] not in dict(varied(words))]
     settings = [word for word in settings if not word.startswith("equimod.constants=")]
     config = recipe((named or [DEFAULTS.get(command, "ser-small")])[0])
     if command == "constants" or any(word.startswith("equimod.constants=") for word in words):
         override(config, ["equimod=null", *settings])
     else:
         override(config, settings)
+
+
+def varied(words):
+    """Key and first value of what follows --vary."""
+    after = words[words.index("--vary") + 1 :] if "--vary" in words else []
+    for word in after:
+        if word.startswith("--") or not SETTING.match(word):
+            return
+        key, _, values = word.partition("=")
+        yield key, values.split(",")[0]
+
+
+def recipe_of(name, settings):
+    if not name.isupper():
+        override(recipe(name), settings)
 
 
 def names_in(file):

@@ -1,136 +1,16 @@
 """The page: complete in itself, legible to a screen reader, and true to the records."""
 
-import math
-import random
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from PIL import Image
 
 from equimid.errors import UserError
 from equimid.records import Record, write_records
 from equimid.report import write_report
-
-KINDS = ("quarter turns", "flip", "scale")
-
-
-def fake_run(
-    path: Path,
-    *,
-    ser: bool = True,
-    records: bool = True,
-    steps: int = 0,
-    gain: float = 20.0,
-    depth: int = 6,
-    source: str = "digits",
-    seed: int = 0,
-) -> Path:
-    """A folder as a run leaves it: random numbers, but of the usual shape."""
-    path.mkdir(parents=True)
-    draw = random.Random(f"{path.name} {seed}")
-    config: dict[str, Any] = {
-        "recipe": "demo",
-        "seed": seed,
-        "data": {"source": source, "workers": 2},
-        "backbone": {
-            "name": "vit_tiny", "image_size": 32, "patch_size": 4, "embed_dim": 96, "depth": depth,
-            "num_heads": 3, "cls_layer": 3, "init": "random",
-        },
-        "views": {"posed_share": 0.02},
-        "method": {"name": "mocov3", "temperature": 0.2},
-        "ser": {"weight": 1.0, "temperature": 0.2, "layers": [3], "share": 0.5} if ser else None,
-        "optim": {"name": "adamw", "lr": 1.5e-4},
-        "train": {"batch_size": 256, "epochs": 30},
-        "evaluation": {"knn_k": 20},
-        "runtime": {"precision": "bf16"},
-    }  # fmt: skip
-    (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    (path / "data.json").write_text('{"schema": 1, "usable": 1794, "listed": 1797, "unreadable": []}')
-    if steps:
-        _fake_metrics(path / "metrics.csv", steps, ser, draw)
-    if records:
-        (path / "pictures").mkdir()
-        Image.effect_noise((240, 80), 60).convert("RGB").save(path / "pictures" / "layer3.png")
-        write_records(path / "records.jsonl", _fake_records(gain, depth, seed, draw, ser))
-    return path
-
-
-def _fake_metrics(path: Path, steps: int, ser: bool, draw: random.Random) -> None:
-    parts = ["total", "mocov3", *(["ser"] if ser else [])]
-    header = ["step", "epoch", "seconds", "images_per_second", "lr", "momentum"]
-    header += [f"loss/{p}" for p in parts] + ["gradient/base", *(["gradient/ser"] if ser else [])]
-    header += ["feature/std", "feature/effective_rank"]
-    lines = [",".join(header)]
-    for step in range(1, steps + 1):
-        done = step / steps
-        row: list[object] = [step, step // 10, 1.3 * step, 190 + draw.gauss(0, 6)]
-        row += [1.5e-4 * min(step / 40, 0.5 + 0.5 * math.cos(math.pi * done)), 1 - 0.01 * (1 - done)]
-        row += [2 + 5 * math.exp(-4 * done) + draw.gauss(0, 0.08) for _ in parts]
-        row += [5 * math.exp(-5 * done * draw.uniform(0.9, 1.1)) for _ in parts[1:]]
-        row += [0.04 + 0.02 * done, 30 + 20 * done if step % 10 == 0 else ""]
-        lines.append(",".join(map(str, row)))
-    path.write_text("\n".join(lines) + "\n")
-
-
-def _fake_records(gain: float, depth: int, seed: int, draw: random.Random, ser: bool) -> list[Record]:
-    common: dict[str, Any] = {"data": "digits test", "seed": seed, "checkpoint": "abc"}
-    records = []
-    for evaluation, base in (("knn", 61.25), ("linear", 64.5)):
-        for subject, value in (("backbone", base + gain), ("random", base), ("pixels", base - 7.5)):
-            bounds = {"low": value - 2.25, "high": value + 2.25, "n": 597}
-            records.append(Record(evaluation, "top1", value, subject=subject, unit="%", **bounds, **common))
-    for kind in KINDS:
-        for layer in range(1, depth + 1):
-            top = 0.5 + (0.4 * math.exp(-((layer - 3) ** 2) / 4) if ser else 0.25 - 0.05 * layer)
-            for subject, value in (("backbone", top), ("random", 0.45 - 0.03 * layer), ("mismatched", 0.02)):
-                value += draw.uniform(-0.02, 0.02) if subject != "random" else 0.0
-                details = {"layer": layer, "kind": kind}
-                bounds = {"low": value - 0.02, "high": value + 0.02, "n": 256}
-                for metric, more in (("centred_cosine", 0.0), ("cosine", 0.05)):
-                    bounds = {"low": value + more - 0.02, "high": value + more + 0.02, "n": 256}
-                    records.append(
-                        Record(
-                            "equivariance",
-                            metric,
-                            value + more,
-                            subject=subject,
-                            details=details,
-                            **bounds,
-                            **common,
-                        )
-                    )
-    caption = {"layer": 3, "caption": "Layer 3: images, their quarter turns, and both token maps"}
-    picture = "pictures/layer3.png"
-    records.append(Record("feature_maps", "picture", None, 4, "backbone", details=caption, picture=picture, **common))
-    return records
-
-
-class Page(HTMLParser):
-    """What a test asks of a page: its elements with their attributes, and its text."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.source = path.read_text(encoding="utf-8")
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(self.source)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, *tags: str) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.elements if tag in tags]
-
-
-def report(tmp_path: Path, *runs: Path) -> Page:
-    return Page(write_report(runs, tmp_path / "report.html"))
+from fake_runs import KINDS, Page, fake_run, report
 
 
 @pytest.fixture(scope="module")

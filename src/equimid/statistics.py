@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 from equimid.errors import UserError
@@ -110,7 +111,7 @@ def verdict(difference: Difference, adjusted: float | None) -> str:
     return "higher" if difference.mean.value > 0 else "lower"
 
 
-def _mean(values: np.ndarray, scale: float) -> Mean:
+def _mean(values: npt.NDArray[np.float64], scale: float) -> Mean:
     if not len(values):
         raise UserError("no value to take the mean of; give one for each seed")
     if not np.isfinite(values).all():

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import secrets
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -10,22 +12,30 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from equimid.data import data_home
+from equimid.errors import UserError
 
 __all__ = ["cached", "store"]
 
 _VERSION = "1"  # of what is computed: another one makes all that was stored before unknown
 _GIB = 10.0  # the oldest go when there is more
+_ABANDONED = 86400.0  # seconds; a killed process leaves what it was writing
 
 
 def cached(*key: str) -> Tensor | None:
-    """What was stored under that key, or None; a damaged file is as good as none."""
+    """What was stored under that key, or None; a damaged file is as good as none.
+
+    Raises:
+        UserError: as `store`: $EQUIMID_CACHE_GIB is no number of GiB; told before anything is computed.
+    """
+    _bound()
     file = _file(key)
     try:
         found = load_file(file)["features"]
-        os.utime(file)  # the least recently used go first
-        return found
     except (OSError, SafetensorError, KeyError):
         return None
+    with suppress(OSError):  # of a cache that may only be read
+        os.utime(file)  # the least recently used go first
+    return found
 
 
 def store(features: Tensor, *key: str) -> None:
@@ -38,7 +48,8 @@ def store(features: Tensor, *key: str) -> None:
         os.replace(beside, file)
         _forget(file)
     except (OSError, SafetensorError):
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
 
 
 def _file(key: tuple[str, ...]) -> Path:
@@ -48,9 +59,32 @@ def _file(key: tuple[str, ...]) -> Path:
 
 def _forget(newest: Path) -> None:
     """The least recently used files beyond $EQUIMID_CACHE_GIB (10)."""
-    left = float(os.environ.get("EQUIMID_CACHE_GIB") or _GIB) * 2**30
-    files = sorted(newest.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
-    for file in files:
-        left -= file.stat().st_size
+    left = _bound()
+    used = []
+    for file in newest.parent.iterdir():
+        with suppress(OSError):  # another process may have removed it
+            status = file.stat()
+            if file.suffix == ".safetensors":
+                used.append((status.st_mtime_ns, status.st_size, file))
+            elif file.suffix == ".tmp" and status.st_mtime < time.time() - _ABANDONED:
+                file.unlink()
+    for _, size, file in sorted(used, reverse=True):
+        left -= size
         if left < 0:
             file.unlink(missing_ok=True)
+
+
+def _bound() -> float:
+    """Bytes that may be kept.
+
+    Raises:
+        UserError: the variable is no number of GiB.
+    """
+    given = os.environ.get("EQUIMID_CACHE_GIB") or _GIB
+    try:
+        bound = float(given)
+    except ValueError:
+        bound = -1.0
+    if not bound >= 0:
+        raise UserError(f"EQUIMID_CACHE_GIB is {given!r}; expected how many GiB of features may be kept, such as 10")
+    return bound * 2**30

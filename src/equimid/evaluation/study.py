@@ -20,7 +20,7 @@ from torch import Tensor
 
 from equimid.backbones import Encoder
 from equimid.data import Source, data_home, ledger_for, open_source
-from equimid.distributed import gather_detached, rank, world_size
+from equimid.distributed import any_rank, gather_detached, rank, world_size
 from equimid.errors import UserError
 from equimid.evaluation.cache import cached, store
 from equimid.evaluation.config import EvaluationConfig
@@ -104,7 +104,9 @@ class Study:
             raise UserError(f"{source.name} has no labels, and a probe needs them: give folders of classes")
         key = (self.identity, source.stamp(), repr(self.preprocessing))
         found = cached(*key)
-        if found is None or len(found) != len(source):
+        missing = found is None or len(found) != len(source)
+        # ranks on other machines have other disks, and all must take part
+        if any_rank(missing, self.device) or found is None:
             found = self._compute(source)
             if rank() == 0:
                 store(found, *key)
@@ -119,8 +121,10 @@ class Study:
                 parts.append(self._embeddings(images).float().cpu())
                 if progress:
                     progress(min(sum(map(len, parts)) * world_size(), len(source)), len(source))
-        width = parts[0].shape[1] if parts else encoder.width
-        own = torch.cat(parts) if parts else torch.zeros(0, width)
+            if not parts:  # a rank without images; it still has columns
+                side = self.preprocessing.size
+                parts.append(self._embeddings(torch.zeros(1, 3, side, side, device=self.device))[:0].float().cpu())
+        own = torch.cat(parts)
         if world_size() == 1:
             return own
         # ranks took every W-th image: back into order
@@ -129,13 +133,13 @@ class Study:
         return torch.empty_like(gathered).index_copy_(0, numbers, gathered)
 
     def _embeddings(self, images: Tensor) -> Tensor:
-        """(b, up to 4 D): CLS (or, without one, the mean token) of the blocks before the last through the final norm,
-        then the final embedding."""
+        """(b, up to 4 D): CLS (or, of networks whose output pools patches, the mean token) of the blocks before the last
+        through the final norm, then the final embedding."""
         encoder = self.encoder
         layers = range(max(1, encoder.depth - 3), encoder.depth)
         found = encoder.look(images, layers)
         earlier = [found.cls_at[layer] for layer in layers if layer in found.cls_at]
-        if not found.cls_at:
+        if not encoder.reads_cls or not found.cls_at:
             earlier = [found.maps[layer].mean((2, 3)) for layer in layers]
         return torch.cat([*(encoder.final_norm(x) for x in earlier), found.cls], dim=1)
 
@@ -180,13 +184,14 @@ def labelled_splits(data: str, train: str | None = None) -> tuple[Source, Source
     """
     fit = open_source(train or data, "train")
     test = open_source(data, "whole" if train else "test")
-    for source in (fit, test):
-        if source.labels is None:
-            raise UserError(
-                f"{source.name} has no labels, and a probe needs them: give a folder with a folder for each class, or "
-                "train/ and test/ with class folders"
-            )
-    missing = sorted(set(np.unique(test.labels)) - set(np.unique(fit.labels)))
+    trained_on, tested_on = fit.labels, test.labels
+    if trained_on is None or tested_on is None:
+        bare = fit.name if trained_on is None else test.name
+        raise UserError(
+            f"{bare} has no labels, and a probe needs them: give a folder with a folder for each class, or train/ and "
+            "test/ with class folders"
+        )
+    missing = sorted(set(np.unique(tested_on)) - set(np.unique(trained_on)))
     if fit.classes != test.classes or missing:
         only = [test.classes[i] for i in missing] or sorted(set(fit.classes) ^ set(test.classes))
         raise UserError(

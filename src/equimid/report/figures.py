@@ -4,21 +4,22 @@ import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any, ParamSpec
 
 import matplotlib.style
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
-__all__ = ["INK", "Dot", "Line", "colour_and_marker", "dots", "lines", "swatch", "thin"]
+__all__ = ["INK", "Dot", "Line", "colour_and_marker", "dots", "lines", "swatch", "thin", "with_points"]
 
 INK = "#010203"  # drawn so, shown as currentColor: legible on light and on dark
 # Okabe and Ito's colours for every kind of colour vision, those with the best contrast first
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v")  # five against six colours: thirty pairs before one returns
 POINTS = 240  # a curve is thinned to about so many
+NARROW = 2.5  # inches: below that, lines and marks are finer and numbers fewer
 
 RC = {
     "svg.fonttype": "none",
@@ -49,6 +50,9 @@ RC = {
 
 P = ParamSpec("P")
 
+DRAWN = ("d", "x", "y", "transform", "points")  # attributes that are coordinates
+_DIGITS = re.compile(r"(\.\d\d)\d+")
+
 
 @dataclass(frozen=True)
 class Line:
@@ -66,7 +70,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Dot:
-    """One row of a dot plot: a value and its interval."""
+    """One row of a dot plot: a value and its interval; `points` are what it is the mean of."""
 
     label: str
     value: float
@@ -74,11 +78,18 @@ class Dot:
     high: float | None
     colour: str = INK
     marker: str = "o"
+    points: Sequence[float] = ()
 
 
 def colour_and_marker(index: int) -> tuple[str, str]:
     """The look of run number `index`, the same in every plot."""
     return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+
+
+def with_points(line: Line, points: Sequence[tuple[float, float, float | None, float | None]]) -> Line:
+    """The line of that look through points (x, y, low, high)."""
+    x, y, low, high = zip(*points, strict=True) if points else ((), (), (), ())
+    return replace(line, x=x, y=y, low=low, high=high)
 
 
 def thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -113,18 +124,33 @@ def lines(
     y_range: tuple[float, float] | None = None,
     log: bool = False,
     height: float = 2.1,
+    width: float = 3.4,
+    x_names: Sequence[str] = (),
+    x_step: float | None = None,
 ) -> str:
-    """Lines over steps or layers. `name` is unique on the page: the SVG's ids begin with it."""
-    figure = Figure(figsize=(3.4, height), layout="constrained")
-    axes = figure.add_subplot()
+    """Lines over steps, layers or what else `x_label` says. `name` is unique on the page: the SVG's ids begin with it.
+
+    x_names: of x = 0, 1, ..., where x is no number
+    x_step: between numbers of x; by default what fits
+    height, width: inches
+    """
+    if width < NARROW:
+        # small ones are many, and fitting the margins would take longer than drawing
+        figure = Figure(figsize=(width, height))
+        axes = figure.add_axes((0.17, 0.16, 0.8, 0.8))
+    else:
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot()
     for index, line in enumerate(series):
         every = 1 if len(line.x) <= 32 else len(line.x) // 5
         look: dict[str, Any] = {"color": line.colour, "linestyle": line.dash}
         if line.dash != "-" or len(line.x) > 100:
             look["linewidth"] = 1.1
-        for x, low, high in zip(line.x, line.low, line.high, strict=False):
-            if low is not None and high is not None:
-                axes.plot([x, x], [low, high], color=line.colour, linewidth=1, alpha=0.6)
+        if width < NARROW:
+            look |= {"linewidth": 1.1, "markersize": 3.5}
+        bars = [bar for bar in zip(line.x, line.low, line.high, strict=False) if None not in bar]
+        if bars:
+            axes.vlines(*zip(*bars, strict=True), color=line.colour, linewidth=1, alpha=0.6)
         # markers of several runs do not start at the same place, or one would hide the other
         start = index * every // max(1, len(series)) if every > 1 else 0
         axes.plot(line.x, line.y, marker=line.marker or None, markevery=(start, every), **look)
@@ -139,10 +165,18 @@ def lines(
     if y_range is not None:
         axes.set_ylim(*y_range)
     axes.set_xlabel(x_label)
-    bins = 8 if axes.get_xlim()[1] < 100 else 6  # long numbers need room
-    axes.xaxis.set_major_locator(MaxNLocator(bins, steps=[1, 2, 5, 10], integer=True))
+    if width < NARROW and not log:
+        axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     # not matplotlib's own: a logarithmic axis would write its numbers as formulas
     axes.yaxis.set_major_formatter(FuncFormatter(_number))
+    if x_names:
+        axes.set_xticks(range(len(x_names)), [_short(x, 14) for x in x_names])
+        axes.set_xlim(-0.5, len(x_names) - 0.5)
+        axes.grid(axis="x", visible=False)
+        return _svg(figure, name, alt)
+    bins = 8 if axes.get_xlim()[1] < 100 else 6  # long numbers need room
+    fitting = MaxNLocator(bins, steps=[1, 2, 5, 10], integer=True)
+    axes.xaxis.set_major_locator(fitting if x_step is None else MultipleLocator(x_step))
     axes.xaxis.set_major_formatter(FuncFormatter(_number))
     return _svg(figure, name, alt)
 
@@ -155,6 +189,14 @@ def dots(name: str, alt: str, rows: Sequence[Dot], x_label: str) -> str:
     for y, row in enumerate(rows):
         if row.low is not None and row.high is not None:
             axes.plot([row.low, row.high], [y, y], color=row.colour, linewidth=2, solid_capstyle="round")
+        if row.points:
+            look: dict[str, Any] = {
+                "markerfacecolor": "none",
+                "markeredgecolor": row.colour,
+                "markersize": 6,
+                "alpha": 0.75,
+            }
+            axes.plot(row.points, [y] * len(row.points), "o", **look)
         axes.plot([row.value], [y], row.marker, color=row.colour)
     axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -201,6 +243,8 @@ def _svg(figure: Figure, name: str, alt: str) -> str:
             attributes.pop("id", None)
         if "id" in attributes:
             attributes["id"] = f"{name}-{attributes['id']}"
+        # hundredths of a point are not seen, and half of the page would be digits
+        attributes = {k: _DIGITS.sub(r"\1", v) if k in DRAWN else v for k, v in attributes.items()}
         element.attrib = {
             key: re.sub(r"(^|url\()#(?=[\w-]+\)?$)", rf"\1#{name}-", value)
             if key in ("href", "clip-path")

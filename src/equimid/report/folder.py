@@ -14,19 +14,37 @@ from equimid.records import Record, read_records
 
 __all__ = ["Run", "names", "read_run"]
 
+SETTINGS = ("config.yaml", "model.yaml")  # a run's, and those of a network of others that was measured
+
 
 @dataclass(frozen=True)
 class Run:
-    """What lies in one run's folder."""
+    """What lies in one run's folder, or in one of measurements of a network that was not trained here."""
 
     path: Path
     name: str
     index: int
+    file: str  # of the settings: config.yaml or model.yaml
     text: str
     config: Mapping[str, Any]
     counts: Mapping[str, int]
     curves: Mapping[str, tuple[list[float], list[float]]]  # column -> steps, values
     records: Sequence[Record]
+
+    @property
+    def trained_here(self) -> bool:
+        """A run's folder, with the settings of its training."""
+        return self.model is None
+
+    @property
+    def model(self) -> str | None:
+        """The network of others that was measured, such as "timm:NAME"; None for a run."""
+        return None if self.file == "config.yaml" else str(self.config.get("model", "an unnamed network"))
+
+    @property
+    def subject(self) -> str:
+        """What records call the folder's own network."""
+        return "random" if self.model and self.config.get("weights") == "random" else "backbone"
 
     @property
     def ser_layers(self) -> tuple[Any, ...]:
@@ -55,20 +73,19 @@ class Run:
 
 
 def read_run(path: Path, name: str, index: int) -> Run:
-    """Read a run's folder; all but config.yaml may be missing.
+    """Read a folder of a run or of measurements; all but config.yaml or model.yaml may be missing.
 
     Raises:
-        UserError: the folder is not a run, or a file in it cannot be read.
+        UserError: the folder is neither, or a file in it cannot be read.
     """
-    settings, counts, metrics, records = (
-        path / n for n in ("config.yaml", "data.json", "metrics.csv", "records.jsonl")
-    )
-    if not settings.is_file():
+    counts, metrics, records = (path / n for n in ("data.json", "metrics.csv", "records.jsonl"))
+    settings = next((path / n for n in SETTINGS if (path / n).is_file()), None)
+    if settings is None:
         raise UserError(
-            f"{path} is not a run: found no config.yaml in it, expected the folder that 'equimid pretrain' "
-            "wrote; check the path"
+            f"{path} is not a run: found no {' and no '.join(SETTINGS)} in it, expected the folder that 'equimid "
+            "pretrain' or 'equimid measure' wrote; check the path"
         )
-    text = settings.read_text(encoding="utf-8")
+    text = _read(settings)
     try:
         config = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -76,7 +93,7 @@ def read_run(path: Path, name: str, index: int) -> Run:
     if not isinstance(config, dict):
         raise UserError(f"{settings} holds {type(config).__name__}, expected settings by name; restore it")
     try:
-        counted = json.loads(counts.read_text(encoding="utf-8")) if counts.is_file() else {}
+        counted = json.loads(_read(counts)) if counts.is_file() else {}
     except json.JSONDecodeError as error:
         raise UserError(f"{counts} is not JSON ({error}); delete it, the report does without") from None
     if not isinstance(counted, dict):
@@ -85,6 +102,7 @@ def read_run(path: Path, name: str, index: int) -> Run:
         path=path,
         name=name,
         index=index,
+        file=settings.name,
         text=text,
         config=config,
         counts={name: counted[name] for name in ("usable", "listed") if type(counted.get(name)) is int},
@@ -93,9 +111,16 @@ def read_run(path: Path, name: str, index: int) -> Run:
     )
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8 ({error.reason}); restore it") from None
+
+
 def _read_metrics(path: Path) -> dict[str, tuple[list[float], list[float]]]:
     """Column -> steps and values. The last line may be half written, a step may return after a resume."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = _read(path).splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     rows: dict[float, dict[str, float]] = {}

@@ -9,7 +9,6 @@ Boxes are (x0, y0, x1, y1) in pixels of the image, x to the right and y down, (0
 import json
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -27,8 +26,8 @@ logger = logging.getLogger("equimid")
 
 Split = Literal["train", "test", "train without val", "val"]
 _EXPECTED = (
-    "expected Pascal VOC's layout (Annotations/*.xml, JPEGImages/, ImageSets/Main/train.txt and test.txt or val.txt) or "
-    "COCO's (annotations/instances_train*.json and instances_val*.json, train*/ and val*/)"
+    "expected Pascal VOC's layout (Annotations/*.xml, JPEGImages/, ImageSets/Main/train.txt and test.txt or val.txt) "
+    "or COCO's (annotations/instances_train*.json and instances_val*.json, train*/ and val*/)"
 )
 
 
@@ -43,8 +42,8 @@ class DetectionSet:
     sizes:   (n, 2) width and height, pixels
     boxes:   n arrays (k, 4) float64, xyxy, within the image and of positive area
     labels:  n arrays (k,) int64, indices into classes
-    ignored: n arrays (k,) bool: COCO's crowds and VOC's difficult objects. Nothing is trained on them, and what is found
-             there is neither right nor wrong
+    ignored: n arrays (k,) bool: COCO's crowds and VOC's difficult objects. Nothing is trained on them, and what is
+             found there is neither right nor wrong
     classes: C names
     categories: C category ids, COCO's or 1 to C
     """
@@ -83,10 +82,14 @@ def detection_splits(
     """
     fit = open_detection(train or data, "train" if tested_on == "test" else "train without val")
     test = open_detection(data, tested_on)
+    for part in (fit, test):
+        if not part.present():
+            raise UserError(f"{part.name} ({part.parts}) has ignored boxes alone (crowds or difficult); give others")
     missing = sorted(test.present() - fit.present())
     if missing:
+        names = ", ".join(missing[:5]) + (" and more" if len(missing) > 5 else "")
         raise UserError(
-            f"{test.name} ({test.parts}) has boxes of {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}, "
+            f"{test.name} ({test.parts}) has boxes of {names}, "
             f"of which {fit.name} ({fit.parts}) has none; give both parts the same classes"
         )
     number = {name: i for i, name in enumerate(fit.classes)}
@@ -115,7 +118,9 @@ def open_detection(data: str, split: Split) -> DetectionSet:
     found = _roots(root) or [below for child in sorted(root.iterdir()) if child.is_dir() for below in _roots(child)]
     if len(found) != 1:
         names = ", ".join(str(folder) for folder, _ in found[:3])
-        raise UserError(f"{data} holds {f'several sets of boxes ({names}): give one' if found else f'none: {_EXPECTED}'}")
+        raise UserError(
+            f"{data} holds {f'several sets of boxes ({names}): give one' if found else f'none: {_EXPECTED}'}"
+        )
     folder, layout = found[0]
     read = _read_voc if layout == "voc" else _read_coco
     parts, classes, categories, entries = read(folder, split)
@@ -125,8 +130,8 @@ def open_detection(data: str, split: Split) -> DetectionSet:
     missing = [entry.image for entry in entries if not entry.image.is_file()]
     if missing:
         raise UserError(
-            f"{where} names {len(missing)} of {len(entries)} images that are not there, the first {missing[0]}; add them, "
-            "or take them off the list"
+            f"{where} names {len(missing)} of {len(entries)} images that are not there, the first {missing[0]}; "
+            "add them, or take them off the list"
         )
     if not any(entry.boxes for entry in entries):
         raise UserError(f"{where} has no boxes in its {len(entries)} images; detection cannot be measured on it")
@@ -147,7 +152,8 @@ def open_detection(data: str, split: Split) -> DetectionSet:
 
 # --- what both layouts give
 
-_Box = tuple[tuple[float, float, float, float], int, bool]  # xyxy, label, ignored
+_Corners = tuple[float, float, float, float]  # xyxy
+_Box = tuple[_Corners, int, bool]  # label, ignored
 _Read = tuple[str, tuple[str, ...], tuple[int, ...], "list[_Entry]"]
 
 
@@ -159,7 +165,7 @@ class _Entry:
     boxes: tuple[_Box, ...]
 
 
-def _roots(folder: Path) -> Iterator[tuple[Path, str]] | list[tuple[Path, str]]:
+def _roots(folder: Path) -> list[tuple[Path, str]]:
     found = []
     if (folder / "Annotations").is_dir() and (folder / "ImageSets" / "Main").is_dir():
         found.append((folder, "voc"))
@@ -186,7 +192,9 @@ def _within(entries: list[_Entry], where: str) -> list[_Entry]:
             boxes.append((inside, label, ignored))
         kept.append(replace(entry, boxes=tuple(boxes)))
     if cut:
-        logger.warning("%s: %d boxes reach out of their image and were cut to it, the first in %s", where, len(cut), cut[0])
+        logger.warning(
+            "%s: %d boxes reach out of their image and were cut to it, the first in %s", where, len(cut), cut[0]
+        )
     if dropped:
         logger.warning("%s: %d boxes without area were left out, the first in %s", where, len(dropped), dropped[0])
     if not any(entry.boxes for entry in kept):
@@ -212,7 +220,11 @@ def _size(image: Path, width: Any, height: Any) -> tuple[int, int]:
 def _read_voc(folder: Path, split: Split) -> _Read:
     lists = folder / "ImageSets" / "Main"
     has = [name for name in ("train", "val", "trainval", "test") if (lists / f"{name}.txt").is_file()]
-    both = ["train", "val"] if {"train", "val"} <= set(has) else [name for name in ("trainval", "train") if name in has][:1]
+    both = (
+        ["train", "val"]
+        if {"train", "val"} <= set(has)
+        else [name for name in ("trainval", "train") if name in has][:1]
+    )
     wanted = {
         "train": both if "test" in has else ["train"],
         "test": ["test"] if "test" in has else ["val"],
@@ -250,11 +262,11 @@ def _images(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _objects(file: Path, image: Path) -> tuple[tuple[int, int], list[tuple[tuple[float, ...], str, bool]]]:
+def _objects(file: Path, image: Path) -> tuple[tuple[int, int], list[tuple[_Corners, str, bool]]]:
     """Size and boxes of an image. VOC counts pixels from 1 and names the last one: 1 to W is the whole width."""
     try:
         root = ElementTree.parse(file).getroot()
-        objects = []
+        objects: list[tuple[_Corners, str, bool]] = []
         for entry in root.iter("object"):
             place = entry.find("bndbox")
             corners = ["" if place is None else place.findtext(key, "") for key in ("xmin", "ymin", "xmax", "ymax")]
@@ -284,8 +296,8 @@ def _read_coco(folder: Path, split: Split) -> _Read:
     files = sorted((folder / "annotations").glob(f"instances_{part}*.json"))
     if len(files) != 1:
         raise UserError(
-            f"{folder / 'annotations'} has {', '.join(f.name for f in files) or f'no instances_{part}*.json'}; expected "
-            f"one instances_{part}*.json"
+            f"{folder / 'annotations'} has {', '.join(f.name for f in files) or f'no instances_{part}*.json'}; "
+            f"expected one instances_{part}*.json"
         )
     file = files[0]
     name = file.stem.removeprefix("instances_")

@@ -68,6 +68,10 @@ class SimpleFeaturePyramid(nn.Module):
 class Detector(nn.Module):
     """Everything that is trained: neck, region proposals and box heads; the tokens come from elsewhere.
 
+    The tokens are standardised first, by `standardise`: those of a frozen network share most of their length (96 % of
+    their squares in a small network pretrained here), and without that the neck first has to unlearn it. The batch norm
+    before the linear probe of MAE (He et al. 2022, appendix A.1) does the same.
+
     Args:
         columns:   D
         classes:   number of them, without the background
@@ -76,8 +80,13 @@ class Detector(nn.Module):
         anchor:    side of the smallest anchors in the frame; it doubles with each of the five levels
     """
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, columns: int, classes: int, width: int, proposals: int, anchor: int) -> None:
         super().__init__()
+        self.register_buffer("mean", torch.zeros(columns, 1, 1))
+        self.register_buffer("deviation", torch.ones(columns, 1, 1))
         pyramid = SimpleFeaturePyramid(columns, width)
         sides = tuple((anchor * 2**level,) for level in range(5))
         inner = 4 * width  # 1,024 at ViTDet's 256
@@ -94,6 +103,11 @@ class Detector(nn.Module):
             box_predictor=_BoxPredictor(inner, classes + 1),
             box_batch_size_per_image=min(512, proposals),
         )
+
+    def standardise(self, tokens: Tensor) -> None:
+        """From now on each column of tokens like these (n, D, h, w) has mean 0 and deviation 1."""
+        deviation, mean = torch.std_mean(tokens, dim=(0, 2, 3), keepdim=True)
+        self.mean, self.deviation = mean[0], deviation[0].clamp(min=1e-6)
 
     def losses(self, tokens: Tensor, sizes: Sequence[tuple[float, float]], boxes: Sequence[Tensor],
                labels: Sequence[Tensor]) -> Tensor:  # fmt: skip
@@ -120,7 +134,7 @@ class Detector(nn.Module):
     def _run(
         self, tokens: Tensor, sizes: Sequence[tuple[float, float]], targets: list[dict[str, Tensor]] | None
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        maps = self.parts.backbone(tokens)
+        maps = self.parts.backbone((tokens - self.mean) / self.deviation)
         # only the shape of the images is asked for
         canvas = tokens.new_empty(1).expand(len(tokens), 1, *(STRIDE * side for side in tokens.shape[-2:]))
         proposals, rpn_losses = self.parts.rpn(ImageList(canvas, list(sizes)), maps, targets)

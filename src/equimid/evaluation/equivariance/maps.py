@@ -1,15 +1,25 @@
-"""Equivariance of every layer: does the map of the posed image equal the transported map?
+"""Equivariance of every layer: does the map of the changed image equal the carried map?
 
-For layer l, image x and pose g:  cos( f_l(g x), rho(g) f_l(x) ), mean over patches, then over images. Tokens are
-normalised first (layer norm without parameters), so that a network without taps is measured alike.
+For layer l, image x and change g, over the T tokens that both maps show, with f_l(x) as (T, D):
 
-Token maps share a large common vector, which alone gives high cosines; `centred_cosine` subtracts the layer's mean
-token before it compares. Two references say what a number means: other images ("mismatched": rho(g) f_l(x'), x' != x),
-and a network of the same shape with random weights ("random").
+    cosine          mean over tokens of cos( f_l(g x), rho(g) f_l(x) )
+    centred_cosine  the same after the layer's mean token m_l is subtracted from both
+    relative_error  || f_l(g x) - rho(g) f_l(x) || / || f_l(g x) - m_l ||, norms over all T tokens
+
+averaged over the changes of a kind, then over images. Tokens are normalised first (layer norm without parameters), so
+that a network without taps is measured alike. m_l is the mean over patches and images, upright.
+
+Token maps share a large common vector, which alone gives high cosines; the other two metrics are free of it. An
+equivariant layer has cosines of 1 and an error of 0; a map that knows nothing but m_l has an error of 1, and one that
+is independent of it but alike in spread has sqrt(2). Two references say what a number means: other images
+("mismatched": rho(g) f_l(x'), x' != x), and a network of the same shape with random weights ("random").
+
+Source: SER (ICLR 2026, arXiv 2603.06693) for turns and scales; a per-layer measurement is ours.
 """
 
+import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,31 +27,22 @@ from torch import Tensor
 
 from equimid.backbones import Encoder
 from equimid.errors import UserError
+from equimid.evaluation.equivariance.changes import Change, changes, pose_kinds
 from equimid.evaluation.study import Study, images_of, sample_images
-from equimid.poses import Pose, transport
 from equimid.records import Record
 
 __all__ = ["measure_equivariance", "pose_kinds"]
 
-_BATCH = 32
-_Values = dict[tuple[str, str, str, int], list[Tensor]]  # (metric, subject, kind, layer): per image
+logger = logging.getLogger("equimid")
 
-
-def pose_kinds(grid: int) -> dict[str, list[tuple[int, bool, tuple[int, int]]]]:
-    """The poses (turns, flip, grid) that each kind averages over, for an upright map of `grid` x `grid` patches."""
-    small, large = max(2, round(grid * 0.7**0.5)), round(grid * 1.3**0.5)
-    small, large = min(small, grid - 1) or 1, max(large, grid + 1)
-    upright = (grid, grid)
-    return {
-        "quarter turns": [(1, False, upright), (2, False, upright), (3, False, upright)],
-        "flip": [(0, True, upright)],
-        "scale": [(0, False, size) for size in ((small, small), (large, large), (small, large), (large, small))],
-    }
+_Key = tuple[str, str, str, float | None, int]  # metric, pairing, kind, angle (None = the kind's mean), layer
 
 
 @torch.inference_mode()
 def measure_equivariance(study: Study, data: str, train: str | None = None) -> list[Record]:
-    """Records for every layer and kind: cosine and centred cosine, and for a trained subject the mismatched images.
+    """Records for every layer and kind, of a trained network also for mismatched images.
+
+    Of rotations there is a record for every angle, {"layer", "kind", "angle"}, then the kind's mean.
 
     Raises:
         UserError: fewer than two images.
@@ -51,20 +52,21 @@ def measure_equivariance(study: Study, data: str, train: str | None = None) -> l
         raise UserError(f"{data} has {len(source)} image(s); equivariance needs other images to compare with")
     encoder = study.encoder.to(study.device)
     layers = list(range(1, encoder.depth + 1))
+    grid = int(encoder.pretrained_cfg["input_size"][-1]) // encoder.patch
+    todo = changes(grid, encoder.patch, study.config.equivariance, encoder.any_size)
+    if not encoder.any_size:
+        logger.warning("this network takes images of one size: its equivariance to scales and crops is not measured")
+    batch = max(2, min(32, 8192 // grid**2))
     indices = sample_images(source, study.config.equivariance_images, scope.seed)
-
-    def batches() -> Iterator[Tensor]:
-        # a last batch of one image has no other image to be compared with
-        count = len(indices) - (1 if len(indices) % _BATCH == 1 else 0)
-        return study.batches(source, _BATCH, indices[:count])
-
-    means = _mean_tokens(encoder, batches(), layers)
-    values: _Values = defaultdict(list)
+    # a last batch of one image has no other image to be compared with
+    indices = indices[: len(indices) - (len(indices) % batch == 1)]
+    means = _mean_tokens(encoder, study.batches(source, batch, indices), layers)
+    values: dict[_Key, list[Tensor]] = defaultdict(list)
     done = 0
     with study.bar(f"equivariance, {scope.subject}") as progress:
-        for images in batches():
-            for kind, found in _compare(encoder, images, layers, means).items():
-                values[kind].append(found)
+        for images in study.batches(source, batch, indices):
+            for key, found in _compare(encoder, images, layers, means, todo).items():
+                values[key].append(found)
             done += len(images)
             if progress:
                 progress(done, len(indices))
@@ -74,50 +76,60 @@ def measure_equivariance(study: Study, data: str, train: str | None = None) -> l
             "equivariance",
             metric,
             torch.cat(parts).double().numpy(),
-            {"layer": layer, "kind": kind},
+            {"layer": layer, "kind": kind} | ({} if angle is None else {"angle": angle}),
             subject=subjects[pairing],
         )
-        for (metric, pairing, kind, layer), parts in values.items()
+        for (metric, pairing, kind, angle, layer), parts in values.items()
         if pairing == "same" or scope.subject == "backbone"
     ]
 
 
 def _maps(encoder: Encoder, images: Tensor, layers: list[int]) -> dict[int, Tensor]:
-    """Normalised token maps {layer: (B, D, h, w)}."""
+    """Normalised token maps {layer: (n, D, h, w)}."""
     maps = encoder.token_maps(images, layers)
     return {layer: F.layer_norm(m.movedim(1, -1).float(), m.shape[1:2]).movedim(-1, 1) for layer, m in maps.items()}
 
 
 def _mean_tokens(encoder: Encoder, batches: Iterator[Tensor], layers: list[int]) -> dict[int, Tensor]:
+    """{layer: (D, 1)}"""
     sums: dict[int, Tensor] = {}
     count = 0
     for images in batches:
         for layer, m in _maps(encoder, images, layers).items():
-            total = m.sum((0, 2, 3))
+            total = m.sum((0, 2, 3), dtype=torch.float64)
             sums[layer] = sums[layer] + total if layer in sums else total
         count += len(images) * m.shape[2] * m.shape[3]
-    return {layer: total[:, None, None] / count for layer, total in sums.items()}
+    return {layer: (total[:, None] / count).float() for layer, total in sums.items()}
 
 
 def _compare(
-    encoder: Encoder, images: Tensor, layers: list[int], means: dict[int, Tensor]
-) -> dict[tuple[str, str, str, int], Tensor]:
-    """Per image, the mean cosine over patches and over the poses of a kind."""
-    n, patch = len(images), encoder.patch
-    grid = images.shape[-1] // patch
-    upright = Pose.identity(n, (grid, grid), images.device)
-    base = _maps(encoder, images, layers)
-    found: dict[tuple[str, str, str, int], Tensor] = {}
-    for kind, poses in pose_kinds(grid).items():
-        sums: dict[tuple[str, str, str, int], Tensor] = defaultdict(lambda: torch.zeros(n))
-        for turns, flip, size in poses:
-            pose = Pose(torch.full_like(upright.turns, turns), torch.full_like(upright.flip, flip), size)
-            posed = _maps(encoder, pose.act(images, patch), layers)
-            for layer in layers:
-                carried = transport(base[layer], upright, pose)
-                for pairing, other in (("same", carried), ("other", carried.roll(1, 0))):
-                    for metric, mean in (("cosine", 0.0), ("centred_cosine", means[layer])):
-                        cosine = F.cosine_similarity(posed[layer] - mean, other - mean, dim=1)
-                        sums[metric, pairing, kind, layer] += cosine.mean((1, 2)).cpu() / len(poses)
-        found |= sums
-    return found
+    encoder: Encoder, images: Tensor, layers: list[int], means: dict[int, Tensor], todo: Sequence[Change]
+) -> dict[_Key, Tensor]:
+    """Per image (n,), the mean over the changes of a kind, and of rotations over those of an angle."""
+    bases: dict[tuple[int, int] | None, dict[int, Tensor]] = {}
+    parts: dict[_Key, list[Tensor]] = defaultdict(list)
+    for change in todo:
+        if change.place not in bases:
+            bases[change.place] = _maps(encoder, change.before(images), layers)
+        changed = _maps(encoder, change.after(images), layers)
+        for layer in layers:
+            there, carried = change.select(changed[layer]), change.carry(bases[change.place][layer])
+            for pairing, other in (("same", carried), ("other", carried.roll(1, 0))):
+                for metric, value in _agreement(there, other, means[layer]).items():
+                    if change.member is not None:
+                        parts[metric, pairing, change.kind, change.member, layer].append(value)
+                    parts[metric, pairing, change.kind, None, layer].append(value)
+    found = {key: torch.stack(values).mean(0).cpu() for key, values in parts.items()}
+    # kind by kind, an angle's records before the kind's mean
+    kinds = list(dict.fromkeys(change.kind for change in todo))
+    return dict(sorted(found.items(), key=lambda entry: (kinds.index(entry[0][2]), entry[0][3] is None)))
+
+
+def _agreement(there: Tensor, carried: Tensor, mean: Tensor) -> dict[str, Tensor]:
+    """Per image (n,), of tokens (n, D, T) and the mean token (D, 1)."""
+    spread = (there - mean).flatten(1).norm(dim=1).clamp(min=1e-12)
+    return {
+        "cosine": F.cosine_similarity(there, carried, dim=1).mean(1),
+        "centred_cosine": F.cosine_similarity(there - mean, carried - mean, dim=1).mean(1),
+        "relative_error": (there - carried).flatten(1).norm(dim=1) / spread,
+    }

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from equimid.distributed import sum_detached, world_size
 
-__all__ = ["Choice", "HeadGrid", "Chooser", "cosine", "predicted"]
+__all__ = ["Choice", "Chooser", "HeadGrid", "Score", "averaged", "cosine", "last_fifth", "measure", "predicted"]
+
+Score = tuple[float, float]  # top-1 in percent, mean log-likelihood
 
 _MOMENTUM = 0.9
 _ROWS = 16384  # of images whose logits are in memory at once
@@ -58,13 +60,11 @@ class HeadGrid:
         return torch.addmm(self.bias, x, self.weight.T).view(len(x), self.count, self.classes)
 
     @torch.no_grad()
-    def top1(self, x: Tensor, y: Tensor) -> list[float]:
-        """Percent of rows that each head gets right, (G)."""
-        right = torch.zeros(self.count, dtype=torch.int64, device=x.device)
+    def scores(self, x: Tensor, y: Tensor) -> list[Score]:
+        """Of each head (G) on rows x (n, D) with labels y (n,)."""
         rows = max(1, _ROWS // self.count)
-        for part, labels in zip(x.split(rows), y.split(rows), strict=True):
-            right += (predicted(self.logits(part)) == labels[:, None]).sum(0)
-        return [100 * int(count) / len(x) for count in right]
+        parts = [measure(self.logits(part), labels) for part, labels in zip(x.split(rows), y.split(rows), strict=True)]
+        return averaged(parts, len(x))
 
     def head(self, number: int) -> tuple[Tensor, Tensor]:
         """Copies of weight (C, D) and bias (C,) of one head, on the CPU."""
@@ -77,9 +77,27 @@ def predicted(logits: Tensor) -> Tensor:
     return logits.argmax(-1).masked_fill_(logits.isnan().any(-1), -1)
 
 
+def measure(logits: Tensor, y: Tensor) -> Tensor:
+    """Right answers and summed log-likelihood, (G, 2), of logits (b, G, C) and labels (b,)."""
+    likelihood = logits.log_softmax(-1)[torch.arange(len(y), device=y.device), :, y].sum(0)
+    return torch.stack([(predicted(logits) == y[:, None]).sum(0).float(), likelihood], dim=1)
+
+
+def averaged(parts: Sequence[Tensor], images: int) -> list[Score]:
+    """Scores (G) of parts (G, 2) from `measure`; a head of NaN has the likelihood 0."""
+    total = torch.stack(list(parts)).cpu().double().sum(0).nan_to_num(nan=-math.inf, neginf=-math.inf) / images
+    return [(100 * right, likelihood) for right, likelihood in total.tolist()]
+
+
 def cosine(epoch: int, epochs: int) -> float:
     """Factor of the learning rate in `epoch`, from 1 towards 0; constant within it."""
     return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+
+
+def last_fifth(epochs: int) -> int:
+    """The first epoch, from 1, that a linear probe may stop after: SER's 40 of 50. Steps are small by then, so that a
+    head trained anew ends alike; before, a large rate has a lucky epoch sooner or later."""
+    return math.ceil(0.8 * epochs)
 
 
 @dataclass(frozen=True)
@@ -94,18 +112,20 @@ class Choice:
 class Chooser:
     """The best learning rate and epoch by held-out accuracy.
 
-    Of equals the latest epoch, where the cosine has the smallest steps and chance the least say; of one epoch the
-    smallest rate. The order of the grid thus decides nothing.
+    Few images give many equals: the likelihood decides between them, then the later epoch, then the smaller rate. The
+    order of the grid decides nothing. Epochs before `first` are no candidates.
     """
 
-    def __init__(self, rates: Sequence[float]) -> None:
+    def __init__(self, rates: Sequence[float], first: int = 1) -> None:
+        self.first = first
         self._ascending = sorted(range(len(rates)), key=lambda number: rates[number])
         self.best: Choice | None = None
+        self._score: Score = (-1.0, -math.inf)
 
-    def see(self, epoch: int, top1: Sequence[float]) -> bool:
-        """Held-out top-1 (G) after an epoch (from 1, ascending); whether it has the best so far."""
-        number = max(self._ascending, key=lambda g: top1[g])  # the first of equals
-        if self.best is not None and top1[number] < self.best.top1:
+    def see(self, epoch: int, scores: Sequence[Score]) -> bool:
+        """Held-out scores (G) after an epoch (from 1, ascending); whether it has the best so far."""
+        number = max(self._ascending, key=lambda g: scores[g])  # the first of equals
+        if scores[number] < self._score:
             return False
-        self.best = Choice(number, epoch, top1[number])
+        self.best, self._score = Choice(number, epoch, scores[number][0]), scores[number]
         return True

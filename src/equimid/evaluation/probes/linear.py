@@ -2,9 +2,9 @@
 
 Letters: G learning rates, C classes, D columns. SGD with momentum 0.9, no weight decay, cosine per epoch, rates times
 B / 256, as the linear probes of MoCo-v3 (`main_lincls.py`: the final CLS) and DINO (`eval_linear.py`: CLS of the last
-four blocks), which SER follows. Those report the best epoch of the test images. Here learning rate and epoch are chosen
-on a held-out part of the training images; the head is then trained anew on all of them, to that epoch of the same
-schedule, and the test images are used once.
+four blocks), which SER follows. MoCo-v3 and DINO report the best epoch of the test images. Here learning rate and epoch
+(of the last fifth, as SER) are chosen on a held-out part of the training images; the head is then trained anew on all
+of them, to that epoch of the same schedule, and the test images are used once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from equimid.data import Source
 from equimid.evaluation.classifier import Classifier
 from equimid.evaluation.config import EvaluationConfig
 from equimid.evaluation.features import FeatureTable
-from equimid.evaluation.probes.heads import Chooser, HeadGrid, cosine, predicted
+from equimid.evaluation.probes.heads import Chooser, HeadGrid, cosine, last_fifth, predicted
 from equimid.evaluation.probes.linear_crops import fit_on_crops
 from equimid.evaluation.probes.splits import split_to_choose
 from equimid.evaluation.study import Study, labelled_splits
@@ -56,9 +56,10 @@ def choose_linear(
     """Weight (C, D) and bias (C,) that labelled features (n, D) give, and how they were found."""
     fit, held = split_to_choose(table.labels, config.held_out, seed)
     x, y, rates = table.features.to(device), table.labels.to(device), config.linear_rates
-    chooser, x_held, y_held = Chooser(rates), x[held], y[held]
+    chooser, x_held, y_held = Chooser(rates, last_fifth(config.linear_epochs)), x[held], y[held]
     for epoch, heads in _epochs(x[fit], y[fit], classes, rates, config, seed):
-        chooser.see(epoch, heads.top1(x_held, y_held))
+        if epoch >= chooser.first:
+            chooser.see(epoch, heads.scores(x_held, y_held))
     best = chooser.best
     assert best is not None
     rate = rates[best.number]

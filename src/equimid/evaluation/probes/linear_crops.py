@@ -5,10 +5,10 @@ Crops: RandomResizedCrop(S, [0.08, 1]) and a flip in half of them (MoCo-v3, DINO
 decay, rates times B / 256, cosine per epoch. All heads of the grid take their step on the same batch, so that a grid
 costs one run. Held-out and test images are centre crops.
 
-Learning rate and epoch are chosen on the held-out part of the training images, and the head is kept as it was then: it
-has not seen the held-out images. That is SER's way; training anew on all images would double the cost, which the
-probe on cached features can afford and this one cannot. MoCo-v3 and DINO train on all training images and report the
-best epoch of the test images, which flatters.
+Learning rate and epoch (of the last fifth, as SER) are chosen on the held-out part of the training images, and the head
+is kept as it was then: it has not seen the held-out images. That is SER's way; training anew on all images would double
+the cost, which the probe on cached features can afford and this one cannot. MoCo-v3 and DINO train on all training
+images and report the best epoch of the test images, which flatters.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ from equimid.distributed import rank, world_size
 from equimid.errors import UnreadableImage, UserError
 from equimid.evaluation.classifier import Classifier
 from equimid.evaluation.features import Preprocessing
-from equimid.evaluation.probes.heads import Chooser, HeadGrid, cosine
+from equimid.evaluation.probes.heads import Chooser, HeadGrid, cosine, last_fifth
 from equimid.evaluation.probes.splits import split_to_choose
 from equimid.evaluation.study import Study
 from equimid.randomness import counted_generator
@@ -63,7 +63,7 @@ def fit_on_crops(study: Study, source: Source) -> Classifier:
         worker_init_fn=leave_signals_to_the_main_process,
     )
     study.encoder.to(device)
-    chooser, kept = Chooser(rates), heads.head(0)
+    chooser, kept = Chooser(rates, last_fifth(epochs)), heads.head(0)
     with study.bar(f"linear probe on crops, {study.scope.subject}") as progress:
         for epoch in range(epochs):
             batches.epoch = epoch
@@ -72,7 +72,9 @@ def fit_on_crops(study: Study, source: Source) -> Classifier:
                 heads.step(_columns(study, images, x_held.shape[1]), labels.to(device), scale, count)
                 if progress:
                     progress(epoch * len(batches) + number + 1, epochs * len(batches))
-            if chooser.see(epoch + 1, heads.top1(x_held, y_held)) and chooser.best:
+            if epoch + 1 < chooser.first:
+                continue
+            if chooser.see(epoch + 1, heads.scores(x_held, y_held)) and chooser.best:
                 kept = heads.head(chooser.best.number)
     best = chooser.best
     assert best is not None

@@ -1,0 +1,120 @@
+"""Logistic probe: softmax regression to convergence (AugSelf's linear evaluation, after Kornblith et al. 2019). It has
+no learning rate, no epochs and no batch; its one setting is the strength of the L2 penalty.
+
+Letters: n images, C classes, D columns, λ the penalty. Minimised by L-BFGS in float64, from the strongest penalty of
+the grid to the weakest, each starting where the last one ended: 45 values from 1e-6 to 1e5. λ is chosen on a held-out
+part of the training images and the head fitted anew on all of them. For scikit-learn's, C = 1 / (n λ).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize
+from torch import Tensor
+
+from equimid.evaluation.features import FeatureTable
+from equimid.evaluation.probes.heads import predicted
+from equimid.evaluation.probes.splits import split_to_choose
+from equimid.evaluation.study import Study, labelled_splits
+from equimid.records import Record
+
+__all__ = ["PENALTIES", "LogisticHead", "choose_logistic", "fit_logistic", "measure_logistic"]
+
+PENALTIES = tuple(float(x) for x in np.logspace(5, -6, 45))
+
+_ROWS = 65536  # whose logits are in memory at once
+_STEPS_OF_THE_PATH, _STEPS = 100, 1000
+
+
+def measure_logistic(study: Study, data: str, train: str | None = None) -> list[Record]:
+    """Top-1 of the probe on the test images; it reads what the linear probe reads."""
+    fit, test = labelled_splits(data, train)
+    head, details = choose_logistic(
+        study.probe_features(fit), len(fit.classes), study.config.held_out, study.scope.seed, study.device
+    )  # fmt: skip
+    table = study.probe_features(test)
+    details["features"] = study.config.linear_features
+    correct = (predicted(head.logits(table.features)) == table.labels).numpy()
+    return [study.scope.accuracy("logistic", correct, details)]
+
+
+@dataclass(frozen=True)
+class LogisticHead:
+    """weight (C, D), bias (C,) in float64; converged: the gradient vanished within the steps allowed."""
+
+    weight: Tensor
+    bias: Tensor
+    converged: bool
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(n, C) of rows (n, D), on the CPU."""
+        weight, bias = self.weight.cpu(), self.bias.cpu()
+        return torch.cat([torch.addmm(bias, rows.double(), weight.T) for rows in x.cpu().split(_ROWS)])
+
+
+def choose_logistic(
+    table: FeatureTable, classes: int, held_out: float, seed: int, device: torch.device
+) -> tuple[LogisticHead, dict[str, Any]]:
+    """The head of the penalty that is best on the held-out part (of equals the strongest), and how it was found.
+
+    Raises:
+        UserError: one class, or no class with two images.
+    """
+    fit, held = split_to_choose(table.labels, held_out, seed)
+    device = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+    x, y = table.features.to(device), table.labels.to(device)
+    best, chosen, head = -1.0, PENALTIES[0], None
+    for penalty in PENALTIES:
+        head = fit_logistic(x[fit], y[fit], classes, penalty, head, steps=_STEPS_OF_THE_PATH)
+        top1 = 100 * float((predicted(head.logits(x[held])) == table.labels[held]).float().mean())
+        if top1 > best:
+            best, chosen = top1, penalty
+    head = fit_logistic(x, y, classes, chosen)
+    details: dict[str, Any] = {"penalty": chosen, "held_out_top1": best}
+    if chosen in (PENALTIES[0], PENALTIES[-1]):
+        details["warning"] = "the best penalty lies at the end of the grid"
+    if not head.converged:
+        details["warning"] = f"not converged after {_STEPS} steps of L-BFGS"
+    return head, details
+
+
+def fit_logistic(
+    x: Tensor, y: Tensor, classes: int, penalty: float, start: LogisticHead | None = None, steps: int = _STEPS
+) -> LogisticHead:
+    """Minimum of mean cross-entropy + λ / 2 |W|², the bias free, on rows x (n, D) and y (n,).
+
+    Features are centred meanwhile: the bias takes it up, so the minimum is the same and is reached in fewer steps.
+    """
+    x = x.double()
+    centre = x.mean(0)
+    x = x - centre
+    d = x.shape[1]
+    flat = np.zeros(classes * (d + 1))
+    if start is not None:
+        bias = start.bias + start.weight @ centre
+        flat = torch.cat([start.weight, bias[:, None]], dim=1).cpu().numpy().ravel()
+
+    def value_and_gradient(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        both = torch.from_numpy(flat).to(x.device).view(classes, d + 1)
+        weight, bias = both[:, :d], both[:, d]
+        value = penalty / 2 * (weight**2).sum()
+        gradient = torch.cat([penalty * weight, torch.zeros_like(bias)[:, None]], dim=1)
+        for rows, labels in zip(x.split(_ROWS), y.split(_ROWS), strict=True):
+            log_p = torch.addmm(bias, rows, weight.T).log_softmax(1)
+            value += F.nll_loss(log_p, labels, reduction="sum") / len(x)
+            error = log_p.exp_()
+            error[torch.arange(len(labels), device=x.device), labels] -= 1
+            error /= len(x)
+            gradient[:, :d] += error.T @ rows
+            gradient[:, d] += error.sum(0)
+        return float(value), gradient.cpu().numpy().ravel()
+
+    options = {"maxiter": steps, "gtol": 1e-6, "ftol": 64 * np.finfo(float).eps}
+    found = minimize(value_and_gradient, flat, jac=True, method="L-BFGS-B", options=options)
+    both = torch.from_numpy(found.x).to(x.device).view(classes, d + 1)
+    weight, bias = both[:, :d].contiguous(), both[:, d].clone()
+    return LogisticHead(weight, bias - weight @ centre, bool(found.success))

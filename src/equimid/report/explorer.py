@@ -1,0 +1,117 @@
+"""The page's explorer: what `record_explorer` recorded, as data in the page, and the script that shows it.
+
+Nothing is fetched: pictures are data: URLs in a block of JSON, and the page's policy lets exactly this script run, by
+the hash of its text.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from equimid.records import Record
+from equimid.report.folder import Run
+
+__all__ = ["Explorer", "explorer"]
+
+_SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+
+
+@dataclass(frozen=True)
+class Explorer:
+    """Pieces of the page.
+
+    html:   the section
+    style:  its rules
+    policy: the source that script-src allows
+    """
+
+    html: str
+    style: str
+    policy: str
+
+
+def explorer(runs: Sequence[Run]) -> Explorer | None:
+    """The explorer of all that the runs recorded for one, or None where they recorded nothing."""
+    photographs: dict[str, int] = {}  # runs that saw the same images share their photographs
+    subjects: list[dict[str, Any]] = []
+    missing: list[str] = []
+    for run in runs:
+        recorded = [r for r in run.records if r.evaluation == "explorer" and r.picture is not None]
+        places = list(dict.fromkeys((r.subject, r.data) for r in recorded))
+        for subject, data in places:
+            layers: dict[int, list[dict[str, Any]]] = {}
+            images: dict[int, dict[str, Any]] = {}
+            for r in recorded:
+                if (r.subject, r.data) != (subject, data):
+                    continue
+                try:
+                    shown = _layer(run, r)
+                    photograph = photographs.setdefault(_picture(run, str(r.details["photograph"])), len(photographs))
+                    image = {"image": r.details["image"], "class": r.details.get("class"), "photograph": photograph}
+                except (OSError, KeyError, TypeError, ValueError):
+                    missing.append(f"{r.picture} of {run.name} is missing or damaged: run equimid evaluate again.")
+                    continue
+                images[image["image"]] = image
+                layers.setdefault(image["image"], []).append(shown)
+            if images:
+                label = run.name
+                if subject != run.subject:
+                    label += ", random network" if subject == "random" else f", {subject}"
+                label += f", {data}" if len({d for s, d in places if s == subject}) > 1 else ""
+                found = [image | {"layers": layers[number]} for number, image in sorted(images.items())]
+                subjects.append({"label": label, "images": found})
+    if not subjects and not missing:
+        return None
+    return _rendered(subjects, [*photographs], missing)
+
+
+def _rendered(subjects: list[dict[str, Any]], photographs: list[str], missing: list[str]) -> Explorer:
+    room = files("equimid.report")
+    html, style, script = (
+        room.joinpath(f"explorer.{suffix}").read_text(encoding="utf-8") for suffix in ("html.j2", "css", "js")
+    )
+    data = json.dumps({"subjects": subjects, "photographs": photographs}, separators=(",", ":"))
+    # a class may be called </script>: no < of the data stays one
+    data = data.replace("<", r"\u003c")
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    section = template.from_string(html).render(data=data, script=script, missing=missing, filled=bool(subjects))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return Explorer(section, style, f"'sha256-{digest}'")
+
+
+def _layer(run: Run, r: Record) -> dict[str, Any]:
+    """What the script needs of a record. Raises what a record of another shape raises."""
+    details = r.details
+    grids, elements = [int(grid) for grid in details["grids"]], len(details["elements"])
+    numbers = {name: details[key] for name, key in (("cosine", "centred_cosine"), ("error", "relative_error"))}
+    if not grids or any([len(row) for row in rows] != [elements] * len(grids) for rows in numbers.values()):
+        raise ValueError("a number for each pose")
+    return {
+        "layer": int(details["layer"]),
+        "regularised": details["layer"] in run.ser_layers and r.subject == "backbone",
+        "side": int(details["side"]),
+        "grids": grids,
+        "upright": int(details["upright"]),
+        "levels": int(details["error_levels"]),
+        "top": float(details["error_top"]),
+        **numbers,
+        "sprite": _picture(run, str(r.picture)),
+    }
+
+
+def _picture(run: Run, name: str) -> str:
+    """A picture of the run's own folder as a data: URL; by its signature, whatever it is called."""
+    path = (run.path / name).resolve()
+    if not path.is_relative_to(run.path.resolve()):
+        raise ValueError("outside the run's folder")
+    content = path.read_bytes()
+    kind = next((kind for signature, kind in _SIGNATURES.items() if content.startswith(signature)), None)
+    if kind is None:
+        raise ValueError("no picture")
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,227 @@
+"""Seeds on the page: runs that share all settings but the seed are one row, and rows are compared seed by seed.
+
+n is the number of trainings with different seeds; what decides that two rows differ is in `equimid.statistics`.
+"""
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from equimid.report import figures
+from equimid.report.blocks import Block, Entry, Fold, Heading, Note, Plot, Plots, Row, Section, Table, Text
+from equimid.report.figures import Dot
+from equimid.report.folder import Run
+from equimid.report.words import digits, title
+from equimid.statistics import holm, mean_of, paired_difference, verdict
+
+__all__ = ["Group", "compare", "seeds_section"]
+
+# what stands for an evaluation, in this order
+HEADLINES = (
+    ("knn", "top1"), ("linear", "top1"), ("logistic", "top1"), ("mlp", "top1"), ("attentive", "top1"),
+    ("generated_corruptions", "mean_top1"), ("imagenet_c", "mce"), ("imagenet_p", "mfr"), ("imagenet_v2", "top1"),
+    ("imagenet_r", "top1"), ("imagenet_sketch", "top1"), ("imagenet_a", "top1"), ("detection", "map"),
+    ("segmentation", "miou"),
+)  # fmt: skip
+POSED = "quarter turns"  # the kind that stands for equivariance: exact, without resampling
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one combination of settings.
+
+    runs:    {seed: run}, those that are finished
+    missing: (which, why) of the others
+    """
+
+    name: str
+    runs: Mapping[int, Run]
+    missing: Sequence[tuple[str, str]] = ()
+
+    def values(self, metric: "Metric") -> dict[int, float]:
+        """{seed: value} of the runs that have it; a run that has several of it does not say which."""
+        found = {seed: metric.of(run) for seed, run in self.runs.items()}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """
+    layer: of an equivariance, or None
+    """
+
+    label: str
+    evaluation: str
+    metric: str
+    data: str
+    unit: str
+    layer: int | None = None
+
+    @property
+    def places(self) -> int:
+        return 1 if self.unit == "%" else 3
+
+    def of(self, run: Run) -> float | None:
+        found = [
+            r.value
+            for r in run.records
+            if (r.evaluation, r.metric, r.data, r.subject) == (self.evaluation, self.metric, self.data, "backbone")
+            and (self.layer is None or (r.details.get("layer"), r.details.get("kind")) == (self.layer, POSED))
+        ]
+        value = found[0] if len(found) == 1 else None
+        return value if value is not None and math.isfinite(value) else None
+
+
+def seeds_section(runs: Sequence[Run]) -> Section:
+    """Runs that share all settings but the seed, on the page of several runs; without blocks where no two do.
+
+    Two folders of one seed are one training: the first is taken, the other is named.
+    """
+    alike: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.trained_here:
+            same = {key: value for key, value in run.config.items() if key not in ("seed", "runtime")}
+            alike.setdefault(json.dumps(same, sort_keys=True, default=str), []).append(run)
+    names = [_common([run.name for run in members]) for members in alike.values()]
+    groups = []
+    for name, members in zip(names, alike.values(), strict=True):
+        by_seed: dict[int, Run] = {}
+        missing = []
+        for run in members:
+            first = by_seed.setdefault(run.config.get("seed", 0), run)
+            if first is not run:
+                missing.append((run.name, f"has the settings and the seed of {first.name} and is not counted"))
+        told = name if names.count(name) == 1 else ", ".join(run.name for run in members)
+        groups.append(Group(told, by_seed, missing))
+    if all(len(group.runs) == 1 for group in groups):
+        return Section("seeds", "Seeds")
+    return Section("seeds", "Seeds", compare(groups))
+
+
+def compare(groups: Sequence[Group]) -> list[Block]:
+    """Means, plots and differences of the groups; the first is the baseline."""
+    metrics = _metrics(groups)
+    blocks: list[Block] = [Note(why, who) for group in groups for who, why in group.missing]
+    if not metrics:
+        return [*blocks, Text("Nothing is measured yet.")]
+    blocks += [
+        Heading("Means over seeds"),
+        Text(
+            "n is the number of trainings with different seeds; a seed changes initial weights, order of the data, "
+            "views, poses and the probes. ± is half of Student's 95 % interval of the mean; one seed, or seeds that "
+            "agree to the digit, have none. Equivariance is the centred cosine under quarter turns."
+        ),
+        Table(
+            "Means over seeds",
+            "Settings",
+            [m.label + (f" ({m.unit})" if m.unit else "") for m in metrics],
+            [Row(g.name, [_mean_cell(g, m) for m in metrics]) for g in groups],
+        ),
+        Text("Each ring is a seed, each filled mark their mean, each bar its interval."),
+        Plots([_plot(groups, metric, number) for number, metric in enumerate(metrics)], "wide"),
+    ]
+    if len(groups) > 1:
+        blocks += [
+            Heading(f"Differences to {groups[0].name}"),
+            Text(
+                "Paired over the seeds that both have, with Student's 95 % interval; p is of the paired t test after "
+                "Holm's correction over all comparisons of this table. “Higher” and “lower” are said where it is below "
+                "0.05; all else is not distinguishable with so many seeds. The intervals are not corrected."
+            ),
+            Table(
+                f"Differences to {groups[0].name}",
+                "Settings",
+                [m.label for m in metrics],
+                _differences(groups, metrics),
+            ),
+        ]
+    rows = [
+        Row(f"{g.name}, seed {seed}", [_seed_cell(m.of(run), m) for m in metrics])
+        for g in groups
+        for seed, run in g.runs.items()
+    ]
+    table = Table("Every seed", "Run", [m.label for m in metrics], rows)
+    return [*blocks, Fold("Every seed in numbers", [table])]
+
+
+def _metrics(groups: Sequence[Group]) -> list[Metric]:
+    """Headlines that any run has, then equivariance at the layers that SER acts on and at the last."""
+    runs = [run for group in groups for run in group.runs.values()]
+    own = [r for run in runs for r in run.records if r.subject == "backbone" and r.value is not None]
+    sources = {run.setting("data.source") for run in runs}
+    metrics = []
+    for evaluation, metric in HEADLINES:
+        found = {r.data: r.unit for r in own if (r.evaluation, r.metric) == (evaluation, metric)}
+        for data, unit in found.items():
+            label = title(evaluation, metric) + ("" if sources == {data} else f", {data}")
+            metrics.append(Metric(label, evaluation, metric, data, unit))
+    posed = [
+        (r.data, r.details["layer"])
+        for r in own
+        if (r.evaluation, r.metric, r.details.get("kind")) == ("equivariance", "centred_cosine", POSED)
+        and isinstance(r.details.get("layer"), int)
+    ]
+    regularised = {layer for run in runs for layer in run.ser_layers}
+    for data in dict.fromkeys(data for data, _ in posed):
+        layers = {layer for found, layer in posed if found == data}
+        for layer in sorted(layers & regularised | {max(layers)}):
+            words = ["SER"] * (layer in regularised) + ["last"] * (layer == max(layers))
+            label = f"equivariance, layer {layer} ({', '.join(words)})"
+            label += "" if sources == {data} else f", {data}"
+            metrics.append(Metric(label, "equivariance", "centred_cosine", data, "", layer))
+    return metrics
+
+
+def _mean_cell(group: Group, metric: Metric) -> list[Entry]:
+    values = group.values(metric)
+    return [Entry(mean_of(list(values.values())).text(metric.places))] if values else []
+
+
+def _seed_cell(value: float | None, metric: Metric) -> list[Entry]:
+    return [] if value is None else [Entry(digits(value, metric.unit))]
+
+
+def _plot(groups: Sequence[Group], metric: Metric, number: int) -> Plot:
+    """All combinations on one axis: each seed, their mean and its interval."""
+    rows, said = [], []
+    for index, group in enumerate(groups):
+        values = group.values(metric)
+        if values:
+            mean = mean_of(list(values.values()))
+            colour, marker = figures.colour_and_marker(index)
+            rows.append(Dot(group.name, mean.value, mean.low, mean.high, colour, marker, list(values.values())))
+            said.append(f"{group.name} {mean.text(metric.places)}")
+    alt = f"{metric.label}: {'; '.join(said)}"
+    unit = metric.unit or "centred cosine" * (metric.layer is not None)
+    return Plot(metric.label, figures.dots(f"seeds-{number}", alt, rows, unit))
+
+
+def _differences(groups: Sequence[Group], metrics: Sequence[Metric]) -> list[Row]:
+    """Rows of every group but the first, against it; all their comparisons are one family for Holm's correction."""
+    found = [[paired_difference(g.values(m), groups[0].values(m)) for m in metrics] for g in groups[1:]]
+    adjusted = iter(holm([d.p if d else None for row in found for d in row]))
+    rows = []
+    for group, row in zip(groups[1:], found, strict=True):
+        cells: list[list[Entry]] = []
+        for metric, difference in zip(metrics, row, strict=True):
+            p = next(adjusted)
+            if difference is None:
+                cells.append([])
+                continue
+            tested = "no test" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+            below = f"{verdict(difference, p)} · {tested}"
+            cells.append([Entry(difference.mean.text(metric.places, signed=True), below=[below])])
+        rows.append(Row(group.name, cells))
+    return rows
+
+
+def _common(names: Sequence[str]) -> str:
+    """What the names share, without the word seed at their end."""
+    if len(names) == 1:
+        return names[0]
+    pairs = zip(min(names), max(names), strict=False)
+    shared = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return re.sub(r"[-_ ./]*(seed[-_= ]*\d*)?$", "", shared) or ", ".join(names)

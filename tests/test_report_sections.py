@@ -1,0 +1,209 @@
+"""The sections of the page: what each evaluation's records become."""
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from equimid.records import Record, write_records
+from fake_runs import CORRUPTIONS, Page, everything, fake_run, record, report
+
+FIXED = ["run", "evaluation", "equivariance", "feature-maps", "training"]
+
+
+def run_with(path: Path, *records: Record, **more: Any) -> Path:
+    """A run's folder with these records alone."""
+    fake_run(path, records=False, **more)
+    write_records(path / "records.jsonl", list(records))
+    return path
+
+
+def alts(page: Page, start: str) -> list[str]:
+    return [alt for a in page.all("svg") if (alt := str(a["aria-label"])).startswith(start)]
+
+
+def tables(page: Page, label: str) -> list[list[list[str]]]:
+    """Rows of cells as text, of the tables whose label begins so."""
+    found = re.findall(rf'aria-label="{re.escape(label)}.*?</table>', page.source, re.DOTALL)
+    rows = [re.findall(r"<tr.*?</tr>", table, re.DOTALL) for table in found]
+    cells = [[re.findall(r"<t[hd].*?</t[hd]>", row, re.DOTALL) for row in table] for table in rows]
+    return [[[" ".join(re.sub(r"<[^>]*>", " ", cell).split()) for cell in row] for row in table] for table in cells]
+
+
+def section(page: Page, name: str) -> str:
+    return page.source.split(f'<h2 id="{name}">')[1].split("</section>")[0]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    folder = tmp_path_factory.mktemp("full")
+    runs = [fake_run(folder / "plain", ser=False), fake_run(folder / "ser")]
+    for lift, run in enumerate(runs):
+        write_records(run / "records.jsonl", everything(run, 6.0 * lift))
+    return report(folder, *runs)
+
+
+def test_the_navigation_lists_what_is_on_the_page(full: Page, tmp_path: Path) -> None:
+    listed = [str(a["href"]).removeprefix("#") for a in full.all("a")]
+    assert listed == re.findall(r'<h2 id="([^"]*)"', full.source)
+    more = ["published", "robustness", "geometry", "readback", "dense", "attention", "neighbours"]
+    assert sorted(listed) == sorted(FIXED + more)
+    bare = run_with(tmp_path / "bare")
+    (bare / "config.yaml").write_text("seed: 1\n")
+    assert [str(a["href"])[1:] for a in report(tmp_path, bare).all("a")] == FIXED
+
+
+def test_headings_leave_out_no_level(full: Page) -> None:
+    levels = [int(tag[1]) for tag, _ in full.elements if tag in ("h1", "h2", "h3", "h4")]
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
+
+
+def test_generated_corruptions_are_not_called_imagenet_c(full: Page) -> None:
+    robustness = section(full, "robustness")
+    generated, published = robustness.split("<h3>ImageNet-C, in-c</h3>")
+    generated = generated.split("<h3>Generated corruptions, digits</h3>")[1]
+    assert re.findall("ImageNet-C", re.sub(r'<p class="hint">.*?</p>', "", generated)) == []
+    assert "mCE" not in generated
+    assert "mCE" in published
+
+
+def test_a_corruption_is_a_small_plot_that_begins_with_the_clean_image(full: Page) -> None:
+    for kind in CORRUPTIONS:
+        clean, corrupted = alts(full, kind.replace("_", " ") + ", top-1")
+        assert "from severity 0 on: plain 60.0, " in clean
+        assert "; ser 66.0, " in clean
+        assert "from severity 1 on: plain " in corrupted
+    small = re.findall(r'<div class="plots small">.*?</div>', full.source, re.DOTALL)
+    assert len(small) == 2
+    for group in small:
+        ticks = [set(re.findall(r">(\d+0)<", svg)) for svg in group.split("<figure")[1:]]
+        assert len(ticks) == len(CORRUPTIONS)
+        assert all(found == ticks[0] for found in ticks), "not on one scale"
+        assert ticks[0]
+
+
+def test_values_by_corruption_and_severity(tmp_path: Path) -> None:
+    common: dict[str, Any] = {"data": "in-c", "low": None}
+    records = [
+        record("imagenet_c", "top1", 10.0 * severity, details={"corruption": "fog", "severity": severity}, **common)
+        for severity in (2, 3)
+    ]
+    records.append(record("imagenet_c", "ce", 87.5, details={"corruption": "fog"}, **common))
+    missing = ["snow"] * 7
+    records.append(record("imagenet_c", "mean_top1", 25.0, details={"missing": missing}, **common))
+    page = report(tmp_path, run_with(tmp_path / "run", *records))
+    assert tables(page, "ImageNet-C, in-c: run, top-1")[0][1] == ["fog", "20.0 % n = 500", "30.0 % n = 500"]
+    assert tables(page, "ImageNet-C, in-c: by corruption")[0] == [["Corruption", "run"], ["fog", "87.5 % n = 500"]]
+    assert "missing are snow, snow, snow, snow, snow and 2 more." in page.text
+
+
+def test_perturbations_lead_with_the_flip_rate(tmp_path: Path) -> None:
+    details = {"perturbation": "motion_blur"}
+    values = (("top1", 50.0, "%"), ("flip_rate", 12.0, "%"), ("top5_distance", 2.5, ""))
+    records = [
+        record("imagenet_p", metric, value, data="in-p", unit=unit, low=None, details=details)
+        for metric, value, unit in values
+    ]
+    page = report(tmp_path, run_with(tmp_path / "run", *records))
+    row = ["motion blur", "12.0 % n = 500 top-1 50.0 % top-5 distance 2.500"]
+    assert tables(page, "ImageNet-P, in-p: by perturbation")[0][1] == row
+
+
+def test_geometry_is_a_curve_and_marks_beside_the_upright_image(full: Page) -> None:
+    (curve,) = alts(full, "Top-1 by angle")
+    assert "plain 57.0 upright, lowest 15.0 at 90 degrees" in curve
+    (turns,) = alts(full, "Top-1 by pose, quarter turns")
+    assert "plain 60.0 at upright, " in turns
+    assert not alts(full, "Top-1 by pose, none")
+    assert [row[0] for row in tables(full, "Geometry on digits")[0]][1:4] == [
+        "upright",
+        "quarter turns, 90 degrees",
+        "quarter turns, 180 degrees",
+    ]
+
+
+@pytest.mark.parametrize("angle_first", [True, False])
+def test_an_angle_does_not_stand_for_its_kind(tmp_path: Path, angle_first: bool) -> None:
+    layer = {"layer": 1, "kind": "rotation"}
+    mean = record("equivariance", "centred_cosine", 0.5, unit="", low=None, details=layer)
+    angle = record("equivariance", "centred_cosine", 0.9, unit="", low=None, details=layer | {"angle": 30.0})
+    error = record("equivariance", "relative_error", 1.25, unit="", low=None, details=layer)
+    page = report(
+        tmp_path, run_with(tmp_path / "run", *([angle, error, mean] if angle_first else [mean, angle, error]))
+    )
+    assert [a.split("; ")[1] for a in alts(page, "Centred cosine by layer")] == ["highest: run 0.500 at layer 1"]
+    head, row = tables(page, "Equivariance of run")[0]
+    assert head == ["Layer", "rotation", "rotation 30°"]
+    assert row == ["1", "0.500 n = 500 relative error 1.250", "0.900 n = 500"]
+
+
+def test_what_is_read_back_stands_beside_chance(full: Page) -> None:
+    for target, chance in (("turn", "25.0"), ("flip", "50.0")):
+        for source in ("token map", "mean token", "class token"):
+            (alt,) = alts(full, f"Reading the {target} from the {source}")
+            assert alt.endswith(f"; chance {chance}")
+    # read at one layer alone: no curve
+    assert not alts(full, "Reading the turn from the final embedding")
+    head, *rows = tables(full, "Pose read-back, ser")[0]
+    cell = rows[-1][head.index("turn from the final embedding")]
+    assert cell.startswith("35.0 % [33.0, 37.0]")
+    assert rows[2][0] == "3 (SER)"
+
+
+def test_detection_and_segmentation(full: Page) -> None:
+    detection = tables(full, "Detection on cells")[0]
+    assert detection[0] == ["Subject", "mAP", "mAP at IoU 0.50", "mAP at IoU 0.75", "mAR, 100 boxes"]
+    assert [row[0] for row in detection[1:]] == [
+        "plain", "ser", "untrained neck, plain", "untrained neck, ser", "random network",
+    ]  # fmt: skip
+    assert detection[1][1] == "18.0 % [16.0, 20.0] n = 500 · +5.4 points"
+    by_class = tables(full, "Detection on cells, by class")[0]
+    assert [row[0] for row in by_class] == ["Class", "red cell", "white cell", "platelet"]
+    assert tables(full, "Segmentation on scenes, by class")[0][3][2].startswith("36.2 %")
+    said = [str(a["alt"]) for a in full.all("img")]
+    assert "Detection: Above as labelled, below what was found with a score above 0.5" in said
+    assert "What the class token attends to: Image 1: the mean over heads, then each head" in said
+
+
+def test_few_images_a_class_are_columns_and_one_curve(full: Page) -> None:
+    scores = tables(full, "Evaluation on digits")[-1]
+    assert scores[0][-3:] == [f"few-shot top-1, {count} a class" for count in (1, 5, 10)]
+    assert scores[1][-2] == "42.0 % [40.0, 44.0] n = 500 · +12.6 points"
+    (curve,) = alts(full, "Few-shot top-1 by labelled images a class")
+    assert "plain from 24.0 to 51.0" in curve
+    assert not alts(full, "few-shot")
+
+
+def test_a_warning_is_said_once_with_all_whom_it_concerns(tmp_path: Path) -> None:
+    warned = {"warning": "the best learning rate lies at the end of the grid"}
+    runs = [
+        run_with(tmp_path / name, record("linear", "top1", 50.0, details=warned), record("knn", "top1", 40.0))
+        for name in ("a", "b")
+    ]
+    page = report(tmp_path, *runs)
+    assert page.source.count("end of the grid") == 1
+    assert "<strong>a, b</strong> linear top-1: the best learning rate lies at the end of the grid." in page.source
+
+
+def test_a_value_that_is_not_finite_is_shown_as_unknown(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", record("linear", "top1", float("nan"), low=None, high=None))
+    row = tables(report(tmp_path, run), "Evaluation on digits")[0][1]
+    assert row == ["run", "– n = 500"]
+
+
+def test_pictures_of_cameras_are_shown_and_the_explorers_are_not(tmp_path: Path) -> None:
+    shown = [record(name, "picture", None, picture="photo.jpg") for name in ("attention", "explorer")]
+    run = run_with(tmp_path / "run", *shown)
+    Image.new("RGB", (8, 8)).save(run / "photo.jpg")
+    (image,) = report(tmp_path, run).all("img")
+    assert str(image["src"]).startswith("data:image/jpeg;base64,/9j/")
+    assert image["alt"] == "What the class token attends to"
+
+
+def test_an_unknown_evaluation_has_its_place_in_the_scores(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", record("my_own", "top1", 12.5))
+    assert tables(report(tmp_path, run), "Evaluation on digits")[0][0] == ["Subject", "my own top-1"]
