@@ -71,8 +71,9 @@ def main() -> None:
     print(f"torch {torch.__version__}, {given.device}, {torch.get_num_threads()} threads; {settings}")
     print("| network | seed | mAP | mAP 50 | mAP 75 | recall | mAP of classes | s |\n|---|---|---|---|---|---|---|---|")
     found: dict[str, list[float]] = {}
-    for number, name in enumerate([*given.models, "random"]):
-        for seed in given.seeds:
+    # seed by seed, so that a run that is cut off has compared what it has
+    for seed in given.seeds:
+        for number, name in enumerate([*given.models, "random"]):
             random = number == len(given.models)
             encoder = random_twin(given.models[0], seed) if random else open_model(name)
             scope = Scope("random" if random else "backbone", given.data, seed, "" if random else encoder.identity)

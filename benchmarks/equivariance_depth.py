@@ -8,7 +8,6 @@ and for the first network what the interpolation changes.
 
 import argparse
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -89,12 +88,13 @@ def main() -> None:
         kernels[interpolation] = measure(NETWORKS[0], given.data, given.images, interpolation)
     resampled = ("isotropic scale", "anisotropic scale", "rotation", "unaligned crops")
     for metric in ("centred_cosine", "relative_error"):
-        print(f"\n{NETWORKS[0]}, {metric} at layer 1 / 6 / 12\n\n| kernel | {' | '.join(resampled)} |\n|---|---|---|---|---|")
+        print(f"\n{NETWORKS[0]}, {metric} at layer 1 / 6 / 12\n")
+        print(f"| kernel | {' | '.join(resampled)} |\n|---|---|---|---|---|")
         for interpolation, table in kernels.items():
-            cells = (
-                " / ".join(f"{table[metric, 'backbone', kind, layer]:.3f}" for layer in (1, 6, 12)) for kind in resampled
+            values = ([table[metric, "backbone", kind, layer] for layer in (1, 6, 12)] for kind in resampled)
+            print(
+                f"| {interpolation} | " + " | ".join(" / ".join(f"{v:.3f}" for v in three) for three in values) + " |"
             )
-            print(f"| {interpolation} | {' | '.join(cells)} |")
     if given.picture:
         draw(tables, given.picture)
 

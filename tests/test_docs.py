@@ -1,6 +1,7 @@
 """What the README and the pages under docs name exists: tests, faults, methods, recipes and settings of commands."""
 
 import ast
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -76,10 +77,7 @@ def check(words):
 
 def varied(words):
     """Key and first value of what follows --vary."""
-    after = words[words.index("--vary") + 1 :] if "--vary" in words else []
-    for word in after:
-        if word.startswith("--") or not SETTING.match(word):
-            return
+    for word in (after for before, after in itertools.pairwise(words) if before == "--vary"):
         key, _, values = word.partition("=")
         yield key, values.split(",")[0]
 

@@ -159,7 +159,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path, capfd):
     without(tmp_path, "embeddings.cls_token", "pooler")
     capfd.readouterr()
     for weights in ("auto", "pretrained"):
-        with pytest.raises(UserError, match=r"lacks 1 of the network's weights, among them embeddings.cls_token") as error:
+        with pytest.raises(UserError, match=r"lacks 1 of .*, among them embeddings\.cls_token") as error:
             open_foreign(model, weights)
         assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")

@@ -29,10 +29,10 @@ def measured(encoder, folder, count=8, scope=SCOPE, images=256, **settings):
     equivariance = EquivarianceConfig(**settings)
     study = study_of(encoder, folder, scope, equivariance_images=images, equivariance=equivariance)
     records = measure_equivariance(study, data)
-    found = {
-        (r.metric, r.subject, r.details["kind"], r.details["layer"], *(v for k, v in r.details.items() if k == "angle")): r
-        for r in records
-    }
+    found = {}
+    for r in records:
+        angle = [r.details["angle"]] if "angle" in r.details else []
+        found[r.metric, r.subject, r.details["kind"], r.details["layer"], *angle] = r
     assert len(found) == len(records)
     return found
 

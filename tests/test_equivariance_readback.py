@@ -79,7 +79,12 @@ def test_an_image_lies_in_one_part_alone(tmp_path, monkeypatch):
 
     parts = []
     given = readback._read
-    monkeypatch.setattr(readback, "_read", lambda study, source, indices: parts.append(indices) or given(study, source, indices))
+
+    def watched(study, source, indices):
+        parts.append(indices)
+        return given(study, source, indices)
+
+    monkeypatch.setattr(readback, "_read", watched)
     read(PatchMeans(), folder_of(tmp_path / "images", 11), tmp_path)
     fit, test = map(set, parts)
     assert not fit & test

@@ -1,4 +1,4 @@
-"""Features are computed once for a network, its images and how they are prepared, and anew where one of them changed."""
+"""Features are computed once for a network, its images and their preparation, and anew where one of them changed."""
 
 import os
 import time

@@ -5,7 +5,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from equimid.cli import _sorted
+from equimid.cli import _parse, _sorted
 from equimid.errors import UserError
 from equimid.evaluation import MEASUREMENTS
 from equimid.measure import measure
@@ -159,13 +159,18 @@ def test_values_to_vary_are_no_settings():
         "--vary",
         "ser.weight=0,1",
         "seed=3",
+        "--vary",
+        "train.epochs=1,2",
         "--out",
         "x",
-        "train.epochs=2",
+        "optim.lr=1",
     ]
     arguments, settings = _sorted(words)
-    assert settings == ["train.epochs=2"]
-    assert arguments[5:8] == ["--vary", "ser.weight=0,1", "seed=3"]
+    assert settings == ["seed=3", "optim.lr=1"]
+    command = _parse(arguments)
+    assert command.vary == ("ser.weight=0,1", "train.epochs=1,2")
+    assert command.seeds == (0, 1)
+    assert _parse(["sweep", "ser-tiny"]).vary == ()
 
 
 def test_every_subject_sees_the_same_images(vit, photos, tmp_path):

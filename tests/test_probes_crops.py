@@ -14,8 +14,10 @@ from equimid.evaluation.features import Preprocessing
 from equimid.evaluation.probes import fit_linear, measure_linear
 from equimid.evaluation.probes.heads import HeadGrid
 from equimid.evaluation.probes.linear_crops import _Batches, _Crops, fit_on_crops
+from equimid.evaluation.probes.splits import split_to_choose
+from equimid.randomness import counted_generator
 from equimid.testing import on_ranks
-from probing import coloured, folders, study
+from probing import PatchColours, coloured, folders, study
 
 CROPS = EvaluationConfig(linear_crops=True, linear_epochs=4, linear_batch=16, linear_rates=(0.03, 0.3, 3.0))
 PLAIN = Preprocessing(16, 1.0, (0.0,) * 3, (1.0,) * 3)
@@ -81,6 +83,25 @@ def test_workers_change_nothing():
     alone, helped = (fit_linear(study(config, workers=w), coloured(40)) for w in (0, 2))
     assert torch.equal(alone.weight, helped.weight)
     assert alone.details == helped.details
+
+
+def test_head_is_that_of_a_loop_written_out():
+    """Two epochs of batches of 16, crops of the images that are not held out, rates for 256 images."""
+    source, network = coloured(40, spread=60), PatchColours().eval()
+    config = EvaluationConfig(linear_crops=True, linear_epochs=2, linear_batch=16, linear_rates=(0.7,), held_out=0.2)
+    head = fit_on_crops(study(config), source)
+    images = source.take(split_to_choose(torch.as_tensor(source.labels), 0.2, 0)[0].numpy())
+    crops = _Crops(images, Preprocessing.of(network.pretrained_cfg), 0)
+    expected, batches = HeadGrid((0.7,), 3, 8, counted_generator(0, "linear probe"), torch.device("cpu")), 0
+    for epoch, factor in enumerate((1, 0.5)):
+        order = counted_generator(0, "linear crops, order", epoch).permutation(32)
+        for rows in (order[:16], order[16:]):
+            x = network.look(torch.stack([crops[epoch, i][0] for i in rows])).cls
+            expected.step(x, torch.as_tensor(images.labels[rows]), factor * 16 / 256, 16)
+            batches += 1
+    assert batches == 4
+    assert torch.allclose(head.weight, expected.weight, atol=1e-6)
+    assert torch.allclose(head.bias, expected.bias, atol=1e-6)
 
 
 def test_head_of_the_best_epoch_is_kept_as_it_was(monkeypatch):

@@ -28,6 +28,7 @@ from equimid.evaluation.probes.fewshot import draw_images, fewshot_top1
 from equimid.evaluation.probes.logistic import choose_logistic, fit_logistic
 from equimid.evaluation.probes.mlp import fit_mlp
 from equimid.evaluation.probes.trained import HeadTrainer
+from equimid.randomness import counted_torch_seed
 from probing import PatchColours, clusters, coloured, folders, study
 from test_probes import digits_table, probed
 
@@ -105,14 +106,24 @@ def test_few_shot_draws_n_of_each_class_and_larger_draws_hold_the_smaller():
     assert all(set(small) != set(other) for other in others)
 
 
-def test_few_shot_reads_centred_unit_features():
-    """Rows of one direction and many lengths, far from the origin: by direction from the centre they are separable."""
+def test_few_shot_is_scikit_learns_on_centred_unit_features():
+    """Overlapping classes far from the origin, rows of many lengths: with another preparation, other answers."""
     rng = np.random.default_rng(0)
-    labels = torch.arange(60) % 3
-    corners = F.one_hot(labels, 3).float() - 1 / 3
-    lengths = torch.from_numpy(np.exp(rng.normal(0, 0.5, (60, 1)))).float()
-    table = FeatureTable(corners * lengths + 100, labels)
-    assert fewshot_top1(table, table, draw_images(labels, 10, 0, 0)) == 100
+    table = clusters(400, spread=2)
+    x = (table.features.numpy() * np.exp(rng.normal(0, 0.7, (400, 1))) + 4).astype(np.float64)
+    y, rows = table.labels.numpy(), draw_images(table.labels, 2, 0, 0)
+
+    def top1(x):
+        return 100 * LogisticRegression(C=10.0, max_iter=1000).fit(x[rows], y[rows]).score(x, y)
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    centred = x - x[rows].mean(0)
+    table = FeatureTable(torch.from_numpy(x).float(), table.labels)
+    assert fewshot_top1(table, table, rows) == pytest.approx(top1(unit(centred)), abs=0.3)
+    for other in (unit(x), centred, unit(x - x.mean(0))):
+        assert abs(top1(other) - top1(unit(centred))) > 0.4
 
 
 def test_few_shot_interval_is_students_over_draws(tmp_path, monkeypatch):
@@ -178,6 +189,26 @@ def test_trainer_chooses_and_trains_anew_on_all_to_that_epoch(monkeypatch):
     accuracies = iter([(1, 2), (9, 2), (3, 4), (5, 6)])
     torch.manual_seed(1)  # hidden state decides nothing
     assert torch.equal(trainer.fit()[0].weight, head.weight)
+
+
+def test_heads_follow_adamw_and_the_cosine():
+    table = clusters(40, spread=1)
+
+    def batches(indices, size):
+        yield table.features[torch.from_numpy(indices)]
+
+    trainer = HeadTrainer(lambda: torch.nn.Linear(8, 4), batches, table.labels, (0.1,), 2, 0.2, 0, CPU)
+    ours = [head.weight.detach().clone() for _, (head,) in trainer._epochs(np.arange(40), (0.1,))]
+    twin = torch.nn.Linear(8, 4)
+    with counted_torch_seed(0, "probe, weights"):
+        twin.reset_parameters()
+    optimizer = torch.optim.AdamW(twin.parameters(), lr=0.1)
+    for expected, rate in zip(ours, (0.1, 0.05), strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        F.cross_entropy(twin(table.features), table.labels).backward()
+        optimizer.step()
+        assert torch.allclose(twin.weight, expected, atol=1e-5)
 
 
 def test_mlp_and_logistic_of_a_folder(tmp_path):

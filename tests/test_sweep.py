@@ -253,7 +253,7 @@ def test_values_and_folders():
 def test_the_page_compares_as_scipy_does(tmp_path, runs):
     run(tmp_path, seeds=(0, 1, 2), vary=["ser.weight=0.5,0,0.51"])
     told = told_of(tmp_path)
-    assert f"equimid sweep ser-tiny --data digits --seeds 0 1 2 --out {tmp_path} --vary ser.weight=0.5,0,0.51 b" in told
+    assert f"equimid sweep ser-tiny --data digits --vary ser.weight=0.5,0,0.51 --seeds 0 1 2 --out {tmp_path} b" in told
     # 55, 58.1, 61 by hand
     mean, low = 174.1 / 3, stats.ttest_1samp([55, 58.1, 61], 0).confidence_interval(0.95).low
     assert f"ser.weight=0.5 {mean:.1f} ± {mean - low:.1f} (n = 3)" in told

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from equimid.errors import UserError
 
@@ -138,8 +138,8 @@ class Sweep:
     """a folder of images, a text file of paths, or a name"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """of weights, order, views and probes"""
-    vary: Annotated[tuple[str, ...], arg(metavar="KEY=VALUE,VALUE")] = ()
-    """settings with their values; several make every combination"""
+    vary: UseAppendAction[Annotated[tuple[str, ...], arg(metavar="KEY=VALUE,VALUE")]] = ()
+    """a setting with its values; given several times, every combination is run"""
     out: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """where the runs and the page go; by default sweeps/RECIPE-DATA"""
 
@@ -333,13 +333,11 @@ def _set_up_logging() -> None:
 
 
 def _sorted(words: list[str]) -> tuple[list[str], list[str]]:
-    """Arguments and settings; what follows --vary looks like a setting and is none."""
+    """Arguments and settings; the word after --vary looks like a setting and is none."""
     arguments: list[str] = []
     settings: list[str] = []
-    option = ""
-    for word in words:
-        option = word if word.startswith("--") else option
-        (settings if _is_setting(word) and option != "--vary" else arguments).append(word)
+    for before, word in zip(["", *words], words, strict=False):
+        (settings if _is_setting(word) and before != "--vary" else arguments).append(word)
     return arguments, settings
 
 

@@ -156,7 +156,7 @@ class TimmEncoder(Encoder):
         UserError: it is another kind of network.
     """
 
-    def __init__(self, model: nn.Module, name: str, random: Callable[[int], Encoder] | None = None) -> None:
+    def __init__(self, model: Any, name: str, random: Callable[[int], Encoder] | None = None) -> None:
         super().__init__()
         blocks, embed = getattr(model, "blocks", None), getattr(model, "patch_embed", None)
         ratio = getattr(embed, "feat_ratio", None)
@@ -169,7 +169,7 @@ class TimmEncoder(Encoder):
             or "return_prefix_tokens" not in (inspect.signature(look).parameters if callable(look) else ())
         ):
             raise not_a_vit(name, model)
-        self.model: Any = model
+        self.model = model
         self.name, self.random = name, random
         self.depth, self.width, self.patch = len(blocks), int(self.model.embed_dim), int(patch[0])
         self.prefix = int(self.model.num_prefix_tokens)
@@ -222,4 +222,4 @@ class TimmEncoder(Encoder):
         finally:
             attention.fused_attn = fused
         weights: Tensor = seen[0][:, :, 0, self.prefix :]
-        return weights.unflatten(-1, grid)
+        return weights.reshape(*weights.shape[:2], *grid)

@@ -78,9 +78,9 @@ class HuggingFaceEncoder(Encoder):
         looks: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        config = getattr(model, "config", None)
+        config: Any = getattr(model, "config", None)
         wanted = ("hidden_size", "num_hidden_layers", "patch_size", "image_size")
-        numbers = [getattr(config, key, None) for key in wanted]
+        numbers: list[Any] = [getattr(config, key, None) for key in wanted]
         if not isinstance(model, nn.Module) or any(type(number) is not int for number in numbers):
             raise not_a_vit(name, model)
         self.model: Any = model
@@ -101,7 +101,7 @@ class HuggingFaceEncoder(Encoder):
         # of a masked autoencoder, every patch is kept, in order
         self._masks = "noise" in inspect.signature(model.forward).parameters
         if self._masks:
-            model.config.mask_ratio = 0.0
+            config.mask_ratio = 0.0
         self._options: dict[str, Any] = {}
         if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
             self._options["interpolate_pos_encoding"] = True
@@ -170,7 +170,8 @@ def _final_norm(model: Any) -> Any | None:
 
 def _pools(model: Any) -> bool:
     """Whether its embedding is pooled from patches: by attention (SigLIP), or their normed mean (BEiT)."""
-    return getattr(model, "head", None) is not None or getattr(getattr(model, "pooler", None), "layernorm", None) is not None
+    norm = getattr(getattr(model, "pooler", None), "layernorm", None)
+    return norm is not None or getattr(model, "head", None) is not None
 
 
 def _unread(model: Any, key: str) -> bool:

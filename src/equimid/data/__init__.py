@@ -13,7 +13,7 @@ from equimid.data.named import data_home
 from equimid.data.opening import KNOWN_NAMES, open_source
 from equimid.data.sources import ArraySource, FileSource, Source, TorchvisionSource
 from equimid.data.splits import holdout
-from equimid.data.workers import leave_signals_to_the_main_process
+from equimid.data.workers import leave_signals_to_the_main_process, loaded_batches
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -29,6 +29,7 @@ __all__ = [
     "holdout",
     "leave_signals_to_the_main_process",
     "ledger_for",
+    "loaded_batches",
     "open_image",
     "open_source",
     "read_size",

@@ -1,11 +1,70 @@
-"""What every process of a data loader does first."""
+"""Loading in other processes: what each of them does first, and how a user's mistake gets out of them."""
 
 import signal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-__all__ = ["leave_signals_to_the_main_process"]
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from equimid.errors import UserError
+
+__all__ = ["leave_signals_to_the_main_process", "loaded_batches"]
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
     """For loader workers: Ctrl-C reaches the whole process group, and they must live until the step is done."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def loaded_batches(
+    dataset: Dataset[Any],
+    *,
+    batch_size: int = 1,
+    workers: int = 0,
+    batches: Sequence[Sequence[int]] | None = None,
+    collate: Callable[[list[Any]], Any] = default_collate,
+) -> Iterator[Any]:
+    """Batches of a map-style data set in order, or the given batches of indices.
+
+    Raises:
+        UserError: that an item raised, here and not in the worker: from there it comes with a traceback, and a worker
+            that has raised may never end.
+    """
+    chosen: dict[str, Any] = {"batch_size": batch_size} if batches is None else {"batch_sampler": batches}
+    for batch in DataLoader(
+        _Told(dataset),
+        num_workers=workers,
+        collate_fn=_Collate(collate),
+        worker_init_fn=leave_signals_to_the_main_process,
+        **chosen,
+    ):
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+class _Told(Dataset[Any]):
+    """The same items, errors of the user's as values."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.dataset[index]
+        except UserError as error:
+            return error
+
+
+class _Collate:
+    """A class, since workers are sent it: a closure would not do where processes are spawned."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, items: list[Any]) -> Any:
+        return next((item for item in items if isinstance(item, UserError)), None) or self.collate(items)

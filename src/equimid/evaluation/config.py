@@ -25,7 +25,7 @@ class EquivarianceConfig:
     def __post_init__(self) -> None:
         if not all(0 < abs(angle) <= 180 for angle in self.angles) or len(set(self.angles)) < len(self.angles):
             raise UserError(
-                f"evaluation.equivariance.angles is {self.angles}; expected degrees other than 0 in [-180, 180], each once"
+                f"evaluation.equivariance.angles is {self.angles}; they must lie in [-180, 180], none 0 and each once"
             )
         if self.readback_layers < 1:
             raise UserError(f"evaluation.equivariance.readback_layers is {self.readback_layers}; it must be 1 or more")

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from equimid.backbones import Encoder, Features
-from equimid.data import Source, leave_signals_to_the_main_process
+from equimid.data import Source, loaded_batches
 from equimid.errors import UnreadableImage, UserError
 
 __all__ = ["FeatureTable", "Pixels", "Preprocessing", "Progress", "image_batches"]
@@ -84,12 +84,8 @@ def image_batches(
 ) -> Iterator[Tensor]:
     """Batches (b, 3, S, S) in order."""
     chosen = np.arange(len(source)) if indices is None else indices
-    yield from DataLoader(
-        _Images(source, chosen.tolist(), preprocessing),
-        batch_size=batch_size,
-        num_workers=workers,
-        worker_init_fn=leave_signals_to_the_main_process,
-    )
+    dataset = _Images(source, chosen.tolist(), preprocessing)
+    yield from loaded_batches(dataset, batch_size=batch_size, workers=workers)
 
 
 class Pixels(Encoder):

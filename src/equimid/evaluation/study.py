@@ -57,9 +57,12 @@ class Study:
     scope: Scope
     config: EvaluationConfig
     folder: Path
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     workers: int = 0
     bar: Bar = field(default=_no_bar, repr=False)
+
+    def __post_init__(self) -> None:
+        self.encoder.to(self.device)
 
     def about(self, encoder: Encoder, subject: str) -> "Study":
         """The same study of another network, a reference without a checkpoint."""
@@ -75,7 +78,9 @@ class Study:
         """Of the network's weights; computed once."""
         return self.encoder.identity
 
-    def batches(self, source: Source, batch_size: int = 64, indices: npt.NDArray[np.int64] | None = None) -> Iterator[Tensor]:
+    def batches(
+        self, source: Source, batch_size: int = 64, indices: npt.NDArray[np.int64] | None = None
+    ) -> Iterator[Tensor]:
         """Preprocessed images (b, 3, S, S) in order, on the device."""
         for images in image_batches(
             source, self.preprocessing, batch_size=batch_size, workers=self.workers, indices=indices
@@ -115,7 +120,7 @@ class Study:
     @torch.inference_mode()
     def _compute(self, source: Source) -> Tensor:
         mine = np.arange(rank(), len(source), world_size())
-        encoder, parts = self.encoder.to(self.device), []
+        parts: list[Tensor] = []
         with self.bar(f"features, {self.scope.subject}") as progress:
             for images in self.batches(source, indices=mine):
                 parts.append(self._embeddings(images).float().cpu())
@@ -133,7 +138,7 @@ class Study:
         return torch.empty_like(gathered).index_copy_(0, numbers, gathered)
 
     def _embeddings(self, images: Tensor) -> Tensor:
-        """(b, up to 4 D): CLS (or, of networks whose output pools patches, the mean token) of the blocks before the last
+        """(b, up to 4 D): CLS (where the output pools patches, the mean token) of the blocks before the last, each
         through the final norm, then the final embedding."""
         encoder = self.encoder
         layers = range(max(1, encoder.depth - 3), encoder.depth)

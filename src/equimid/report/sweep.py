@@ -99,10 +99,11 @@ def write_sweep_report(out: Path) -> Path:
 
 def _command(plan: SweepPlan, out: Path) -> str:
     """What makes the sweep, or goes on with it."""
-    seeds = [str(seed) for seed in plan.seeds]
-    words = ["equimid", "sweep", plan.recipe, "--data", plan.data, "--seeds", *seeds, "--out", str(out)]
+    words = ["equimid", "sweep", plan.recipe, "--data", plan.data]
     for key, values in plan.vary.items():
         words += ["--vary", f"{key}={','.join(values)}"]
+    # --seeds after --vary: a setting after --vary would be taken for one more to vary
+    words += ["--seeds", *(str(seed) for seed in plan.seeds), "--out", str(out)]
     return shlex.join([*words, *plan.settings])
 
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from equimid.data import leave_signals_to_the_main_process, open_image
+from equimid.data import loaded_batches, open_image
 from equimid.errors import UnreadableImage, UserError
 from equimid.evaluation.detection.annotations import DetectionSet
 from equimid.evaluation.detection.pyramid import STRIDE
@@ -125,16 +125,12 @@ def token_batches(
 def _computed(
     study: Study, images: DetectionSet, canvas: Canvas, batches: Sequence[Sequence[Seen]]
 ) -> Iterator[Tensor]:
-    encoder = study.encoder.to(study.device)
+    encoder = study.encoder
     shown = [seen for batch in batches for seen in batch]
     ends = np.cumsum([len(batch) for batch in batches])
-    loader = DataLoader(
-        _Placed(images, canvas, study.preprocessing, shown),
-        batch_sampler=[list(range(end - len(batch), end)) for batch, end in zip(batches, ends.tolist(), strict=True)],
-        num_workers=study.workers,
-        worker_init_fn=leave_signals_to_the_main_process,
-    )
-    for x in loader:
+    numbers = [list(range(end - len(batch), end)) for batch, end in zip(batches, ends.tolist(), strict=True)]
+    placed = _Placed(images, canvas, study.preprocessing, shown)
+    for x in loaded_batches(placed, batches=numbers, workers=study.workers):
         yield _tokens(study, encoder.depth, x.to(study.device, non_blocking=True))
 
 

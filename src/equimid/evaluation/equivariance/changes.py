@@ -1,6 +1,6 @@
 """What is done to an image, and what an equivariant layer's map would have done with it.
 
-Letters: n images, C channels, D width, S side of the image in pixels, p of a patch, g = S / p patches, T compared tokens.
+Letters: n images, C channels, D width, S side of the image in pixels, p of a patch, g = S / p, T compared tokens.
 
 A change g gives two images of one, x0 (most often x itself) and x1 = g x, and says which T tokens of their maps show
 the same places: `carry` takes the map of x0 to rho(g) f(x0), `select` takes the tokens of f(x1) that this is compared
@@ -114,7 +114,7 @@ class Rotated(Change):
     def after(self, x: Tensor) -> Tensor:
         side = x.shape[-1]
         places = self._source(_centres(side).to(x.device)).expand(len(x), -1, -1)
-        return _sample(x, places, self.interpolation, "reflection").unflatten(2, (side, side))
+        return _sample(x, places, self.interpolation, "reflection").reshape(*x.shape[:2], side, side)
 
     def carry(self, m: Tensor) -> Tensor:
         places = self._source(_centres(self.grid)[self.inside]).to(m.device).expand(len(m), -1, -1)
@@ -129,7 +129,8 @@ class Rotated(Change):
         half = 1 / self.grid
         corners = [torch.tensor((x, y)) for x in (-half, half) for y in (-half, half)]
         reach = torch.stack([self._source(_centres(self.grid) + c).abs().amax(-1) for c in corners]).amax(0)
-        return reach <= 1 + 1e-6
+        within: Tensor = reach <= 1 + 1e-6
+        return within
 
     def _source(self, places: Tensor) -> Tensor:
         """Where in x0 the value at (x, y) of x1 comes from; the image is [-1, 1] to the right and downwards."""

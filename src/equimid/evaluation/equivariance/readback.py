@@ -1,4 +1,4 @@
-"""How well a pose can be read back: a linear probe says from features how an image was turned, or whether it was flipped.
+"""How well a pose can be read back: a linear probe tells from features how an image was turned, or whether flipped.
 
 A probe is a standardisation, the principal components and a logistic regression, fitted on one part of the images and
 tested on the other; an image and all its poses lie in one part. What it reads, after some layers:
@@ -64,8 +64,8 @@ def measure_readback(study: Study, data: str, train: str | None = None) -> list[
         fit, test, fit_on = order[:part], order[part : 2 * part], source
     if min(len(fit), len(test)) < 2:
         raise UserError(
-            f"{data} gives {len(fit)} image(s) to fit pose probes on and {len(test)} to test them; expected two or more "
-            "of each: give more images, or a larger equivariance_images"
+            f"{data} gives {len(fit)} image(s) to fit pose probes on and {len(test)} to test them; expected two "
+            "or more of each: give more images, or a larger equivariance_images"
         )
     tables = [_read(study, fit_on, np.sort(fit)), _read(study, source, np.sort(test))]
     records = []

@@ -27,7 +27,7 @@ _BATCH = 256
 @dataclass(frozen=True)
 class HeadTrainer:
     """
-    build:    a head with fresh weights; (b, ...) to logits (b, C)
+    build:    a head with fresh weights, the same in train and eval mode; (b, ...) to logits (b, C)
     batches:  (indices, b) -> inputs (b, ...) of the training images at these indices, in order, on the device
     labels:   (n,) of the training images
     rates:    learning rates
@@ -74,7 +74,7 @@ class HeadTrainer:
         heads = []
         for _ in rates:
             with counted_torch_seed(self.seed, "probe, weights"):
-                heads.append(self.build().to(self.device).train())
+                heads.append(self.build().to(self.device))
         optimizers = [torch.optim.AdamW(h.parameters(), lr=r) for h, r in zip(heads, rates, strict=True)]
         for epoch in range(self.epochs):
             for optimizer, rate in zip(optimizers, rates, strict=True):
@@ -92,10 +92,6 @@ class HeadTrainer:
     def _scores(self, heads: Sequence[nn.Module], indices: Indices) -> list[Score]:
         """Of the heads on the images at these indices."""
         labels, parts = self.labels[torch.from_numpy(indices)].to(self.device).split(_BATCH), []
-        for head in heads:
-            head.eval()
         for x, y in zip(self.batches(indices, _BATCH), labels, strict=True):
             parts.append(measure(torch.stack([head(x) for head in heads], dim=1), y))
-        for head in heads:
-            head.train()
         return averaged(parts, len(indices))

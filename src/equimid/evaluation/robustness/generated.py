@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from equimid.data import Source, leave_signals_to_the_main_process
+from equimid.data import Source, loaded_batches
 from equimid.errors import UnreadableImage, UserError
 from equimid.evaluation.classifier import Classifier
 from equimid.evaluation.features import Preprocessing
@@ -73,14 +73,10 @@ def _correct(
 ) -> npt.NDArray[np.bool_]:
     """Whether the classifier is right, (images, variants)."""
     study = classifier.study
-    study.encoder.to(study.device)
     images = CorruptedImages(test, chosen, study.preprocessing, variants, study.scope.seed)
-    loader = DataLoader(
-        images, _BATCH, num_workers=study.workers, worker_init_fn=leave_signals_to_the_main_process
-    )  # fmt: skip
     predicted: list[Tensor] = []
     with study.bar(f"corrupted images, {study.scope.subject}") as progress:
-        for batch in loader:
+        for batch in loaded_batches(images, batch_size=_BATCH, workers=study.workers):
             predicted.append(classifier.logits(batch).argmax(1))
             if progress:
                 progress(min(len(predicted) * _BATCH, len(images)), len(images))

@@ -19,6 +19,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from equimid.data import IMAGE_SUFFIXES, leave_signals_to_the_main_process, open_image
+from equimid.data import IMAGE_SUFFIXES, loaded_batches, open_image
 from equimid.distributed import rank, world_size
 from equimid.errors import UnreadableImage, UserError
 from equimid.evaluation.classifier import Classifier
@@ -203,8 +204,8 @@ def _natural(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", path.name)]
 
 
-class _Videos(Dataset[Tensor | str]):
-    """Frames (m, 3, S, S) of each video, or what is wrong with it: an error raised in a worker loses its one line."""
+class _Videos(Dataset[Tensor]):
+    """Frames (m, 3, S, S) of each video."""
 
     def __init__(self, paths: list[Path], preprocessing: Preprocessing) -> None:
         self.paths, self.preprocessing = paths, preprocessing
@@ -212,14 +213,13 @@ class _Videos(Dataset[Tensor | str]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, index: int) -> Tensor | str:
+    def __getitem__(self, index: int) -> Tensor:
         path = self.paths[index]
-        try:
-            frames = [self.preprocessing(frame) for frame in read_frames(path)]
-        except UserError as error:
-            return str(error)
+        frames = [self.preprocessing(frame) for frame in read_frames(path)]
         if len(frames) < 2:
-            return f"{path} has {len(frames)} frame(s), and a flip needs two; mend or remove it and evaluate again"
+            raise UserError(
+                f"{path} has {len(frames)} frame(s), and a flip needs two; mend or remove it and evaluate again"
+            )
         return torch.stack(frames)
 
 
@@ -275,17 +275,12 @@ def imagenet_p_records(classifier: Classifier, found: PerturbedVideos, normalise
 def _of_videos(classifier: Classifier, paths: list[Path], labels: list[int], to_first: bool) -> npt.NDArray[np.float64]:
     """Flip rate, top-5 distance and share of right frames of each video, (n, 3); each rank takes its share."""
     study = classifier.study
-    study.encoder.to(study.device)
     mine = np.arange(rank(), len(paths), world_size())
     videos = _Videos([paths[i] for i in mine], full_crop(study.preprocessing))
-    loader = DataLoader(
-        videos, batch_size=None, num_workers=study.workers, worker_init_fn=leave_signals_to_the_main_process
-    )
+    loader = loaded_batches(videos, workers=study.workers, collate=itemgetter(0))
     rows = [torch.zeros(0, 3)]
     with study.bar(f"{paths[0].parent.parent.name}, {study.scope.subject}") as progress:
         for number, frames in zip(mine, loader, strict=True):
-            if isinstance(frames, str):
-                raise UserError(frames)
             logits = classifier.logits(frames)
             rankings = logits.argsort(dim=-1, descending=True, stable=True)
             classes = predicted(logits)
