@@ -65,6 +65,14 @@ def test_what_is_shown_is_what_the_network_computes(kind, images):
         torch.testing.assert_close(encoder.final_norm(found.cls_at[3]), output)
 
 
+def test_the_final_norm_may_stand_after_the_pooling():
+    model = small("averaged")
+    assert isinstance(model.norm, nn.Identity)
+    x = torch.randn(2, 24, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(TimmEncoder(model, "averaged").final_norm(x), model.fc_norm(x))
+    assert not torch.equal(model.fc_norm(x), x)
+
+
 @torch.inference_mode()
 def test_our_own_network_has_cls_where_it_enters():
     backbone = create_backbone("vit_tiny_patch16_224", 2, (1,), **SMALL, depth=3, embed_dim=24, num_heads=3).eval()

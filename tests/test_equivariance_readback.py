@@ -46,6 +46,17 @@ def test_an_equivariant_map_tells_the_pose_and_its_mean_does_not(tmp_path):
     assert found[2, "turn", "embedding"].value == pytest.approx(25)
 
 
+def test_the_flip_is_of_left_and_right(tmp_path):
+    """Images that a half turn leaves as they are, and a flip does not."""
+    y, x = (np.mgrid[:16, :16] + 0.5) / 8 - 1
+    for number, colour in enumerate(np.random.default_rng(0).uniform(60, 120, (12, 3))):
+        saddle = 128 + (x * y)[..., None] * colour
+        Image.fromarray(saddle.astype(np.uint8)).save(tmp_path / f"{number}.png")
+    found = read(PatchMeans(depth=1), str(tmp_path), tmp_path)
+    assert found[1, "flip", "map"].value == 100
+    assert found[1, "turn", "map"].value <= 50
+
+
 def test_what_the_pose_does_not_change_cannot_be_read(tmp_path):
     """Images of one colour."""
     for number in range(12):

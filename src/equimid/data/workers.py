@@ -1,7 +1,7 @@
 """Loading in other processes: what each of them does first, and how a user's mistake gets out of them."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -22,10 +22,10 @@ def loaded_batches(
     *,
     batch_size: int = 1,
     workers: int = 0,
-    batches: Sequence[Sequence[int]] | None = None,
+    batches: Iterable[Sequence[Any]] | None = None,
     collate: Callable[[list[Any]], Any] = default_collate,
 ) -> Iterator[Any]:
-    """Batches of a map-style data set in order, or the given batches of indices.
+    """Batches of a map-style data set in order, or the given batches of keys.
 
     Raises:
         UserError: that an item raised, here and not in the worker: from there it comes with a traceback, and a worker
@@ -53,9 +53,9 @@ class _Told(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, key: Any) -> Any:
         try:
-            return self.dataset[index]
+            return self.dataset[key]
         except UserError as error:
             return error
 

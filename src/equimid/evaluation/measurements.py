@@ -23,7 +23,7 @@ _ALL = (
     Measurement("equivariance", "every layer under every kind of pose", measure_equivariance, _BESIDE),
     Measurement("readback", "how well turn and flip can be read back", measure_readback, _BESIDE),
     Measurement("geometry", "accuracy under turns, flips, scales and any angle", robustness.measure_geometry, _BESIDE),
-    Measurement("corruptions", "accuracy under 19 generated corruptions", robustness.measure_generated),
+    Measurement("corruptions", "accuracy under generated corruptions: 15 kinds, or 19", robustness.measure_generated),
     Measurement("imagenet-c", "ImageNet-C: top-1 and mCE; needs --train", robustness.measure_imagenet_c),
     Measurement("imagenet-p", "ImageNet-P: flip rate, top-5 distance; needs --train", robustness.measure_imagenet_p),
     Measurement("imagenet-v2", "ImageNet-V2; needs --train", robustness.measure_v2),

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from equimid.backbones import Encoder
 from equimid.data import Source, data_home, ledger_for, open_source
-from equimid.distributed import any_rank, gather_detached, rank, world_size
+from equimid.distributed import any_rank, barrier, gather_detached, rank, world_size
 from equimid.errors import UserError
 from equimid.evaluation.cache import cached, store
 from equimid.evaluation.config import EvaluationConfig
@@ -115,6 +115,7 @@ class Study:
             found = self._compute(source)
             if rank() == 0:
                 store(found, *key)
+            barrier()  # before the next measurement asks for it
         return FeatureTable(found, torch.as_tensor(source.labels))
 
     @torch.inference_mode()

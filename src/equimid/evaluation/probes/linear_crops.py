@@ -19,9 +19,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
-from equimid.data import Source, leave_signals_to_the_main_process
+from equimid.data import Source, loaded_batches
 from equimid.distributed import rank, world_size
 from equimid.errors import UnreadableImage, UserError
 from equimid.evaluation.classifier import Classifier
@@ -54,21 +54,14 @@ def fit_on_crops(study: Study, source: Source) -> Classifier:
     rates, epochs = config.linear_rates, config.linear_epochs
     heads = HeadGrid(rates, len(source.classes), x_held.shape[1], counted_generator(seed, "linear probe"), device)
     batches = _Batches(len(fit), config.linear_batch, seed)
-    loader = DataLoader(
-        _Crops(source.take(fit.numpy()), study.preprocessing, seed),
-        batch_sampler=batches,
-        num_workers=study.workers,
-        persistent_workers=study.workers > 0,
-        collate_fn=_collate,
-        worker_init_fn=leave_signals_to_the_main_process,
-    )
-    study.encoder.to(device)
+    crops = _Crops(source.take(fit.numpy()), study.preprocessing, seed)
     chooser, kept = Chooser(rates, last_fifth(epochs)), heads.head(0)
     with study.bar(f"linear probe on crops, {study.scope.subject}") as progress:
         for epoch in range(epochs):
             batches.epoch = epoch
             scale = batches.size / 256 * cosine(epoch, epochs)
-            for number, ((images, labels), count) in enumerate(zip(loader, batches.counts, strict=True)):
+            loaded = loaded_batches(crops, batches=batches, workers=study.workers, collate=_collate)
+            for number, ((images, labels), count) in enumerate(zip(loaded, batches.counts, strict=True)):
                 heads.step(_columns(study, images, x_held.shape[1]), labels.to(device), scale, count)
                 if progress:
                     progress(epoch * len(batches) + number + 1, epochs * len(batches))
