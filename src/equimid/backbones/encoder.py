@@ -19,7 +19,7 @@ from equimid.features import Features
 __all__ = ["Encoder", "TimmEncoder", "kept_inputs", "require_one_grid"]
 
 # of a module, but not of what it computes
-_NO_MATTER = {"training", "name", "checkpoint", "fused_attn", "dump_patches", "call_super_init"}
+_NO_MATTER = {"training", "name", "taps", "checkpoint", "fused_attn", "dump_patches", "call_super_init"}
 
 
 class Encoder(nn.Module, ABC):
@@ -30,6 +30,7 @@ class Encoder(nn.Module, ABC):
     patch:          side of a patch, pixels
     pretrained_cfg: how its images must look, timm's keys: input_size, mean, std, crop_pct
     any_size:       whether it takes images of any sides that patches divide, or those of `pretrained_cfg` alone
+    taps:           layers that its training read, if it is ours: pictures show them
     reads_cls:      whether the final embedding is CLS through `final_norm`; else it is pooled from tokens
     identity:       16 hex digits of architecture and weights; what is computed from it is cached by that
     random:         seed -> the same network with random weights; None where there is no such thing
@@ -41,6 +42,7 @@ class Encoder(nn.Module, ABC):
     pretrained_cfg: Mapping[str, Any]
     any_size: bool = True
     reads_cls: bool = True
+    taps: Sequence[int] = ()
     random: Callable[[int], "Encoder"] | None = None
 
     @abstractmethod
@@ -174,6 +176,7 @@ class TimmEncoder(Encoder):
         self.depth, self.width, self.patch = len(blocks), int(self.model.embed_dim), int(patch[0])
         self.prefix = int(self.model.num_prefix_tokens)
         self.cls_after = int(getattr(model, "cls_after", 0))
+        self.taps = tuple(getattr(model, "taps", ()))
         self.any_size = not getattr(embed, "strict_img_size", False)
         self.has_cls = self.prefix > 0 and getattr(model, "cls_token", None) is not None
         # distilled networks average two tokens, others pool patches

@@ -1,6 +1,6 @@
 """Evaluation: a frozen network in, records out. Nothing here knows what trained the weights."""
 
-from equimid.evaluation.config import EvaluationConfig
+from equimid.evaluation.config import DetectionConfig, EvaluationConfig
 from equimid.evaluation.features import FeatureTable, Pixels, Preprocessing
 from equimid.evaluation.measurements import MEASUREMENTS
 from equimid.evaluation.scope import Scope
@@ -8,6 +8,7 @@ from equimid.evaluation.study import Measurement, Study, labelled_splits
 
 __all__ = [
     "MEASUREMENTS",
+    "DetectionConfig",
     "EvaluationConfig",
     "FeatureTable",
     "Measurement",

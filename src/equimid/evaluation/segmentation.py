@@ -22,6 +22,7 @@ from torch import Tensor
 
 from equimid.errors import UserError
 from equimid.evaluation.features import Preprocessing, image_batches
+from equimid.evaluation.grids import warn_of_end
 from equimid.evaluation.masks import IGNORED, MaskedImages, open_masks
 from equimid.evaluation.study import Study
 from equimid.randomness import counted_generator
@@ -164,8 +165,7 @@ def _choose(study: Study, tokens: Tensor, masks: Sequence[Mask], classes: int) -
         "held_out_miou": found[best],
         "epochs": study.config.segmentation.epochs,
     }
-    if len(rates) > 1 and rates[best] in (min(rates), max(rates)):
-        details["warning"] = "the best learning rate lies at the end of the grid"
+    details |= warn_of_end(rates[best], rates)
     return rates[best], details
 
 

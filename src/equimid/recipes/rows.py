@@ -11,7 +11,7 @@ from equimid.addons import AugSelfConfig, EquiModConfig, ESSLConfig, SERConfig, 
 from equimid.backbones import BackboneConfig
 from equimid.config import Config
 from equimid.engine import OptimConfig, RuntimeConfig, TrainConfig
-from equimid.evaluation import EvaluationConfig
+from equimid.evaluation import DetectionConfig, EvaluationConfig
 from equimid.methods import BarlowTwinsConfig, DINOConfig, MethodConfig, SimCLRConfig, SimSiamConfig, VICRegConfig
 from equimid.methods import MoCoV3Config as MoCoV3
 from equimid.views import LocalViews, Photometric, ViewsConfig
@@ -58,6 +58,14 @@ def _row(name: str, parent: str = "", published: str = "") -> Callable[[Callable
 
 _TRAIN = TrainConfig(batch_size=2048, epochs=100)
 _RUNTIME = RuntimeConfig(workers=8)
+# `evaluation.linear_crops=true` makes the comparison's linear probe the published one, 50 passes over the images;
+# detection as on COCO
+_MEASURED = EvaluationConfig(
+    linear_features="last4", linear_epochs=50, linear_batch=2048, linear_rates=(0.1, 0.3, 1.0, 3.0, 10.0),
+    detection=DetectionConfig(
+        steps=90_000, batch_size=16, image_size=1024, width=256, proposals=1000, anchor=32, rate=1e-4
+    ),
+)  # fmt: skip
 _TRAINED_PATCHES: dict[str, Any] = {"positions": "learned", "init": "dino", "freeze_patch_embed": False}
 
 
@@ -68,6 +76,7 @@ def _moco_like(method: MethodConfig) -> Config:
         method=method,
         optim=OptimConfig(lr=3e-4, warmup_epochs=10),
         train=_TRAIN,
+        evaluation=_MEASURED,
         runtime=_RUNTIME,
     )
 
@@ -91,6 +100,7 @@ def dino() -> Config:
             decay_1d=False, clip=0.3, clip_per_parameter=True,
         ),
         train=_TRAIN,
+        evaluation=_MEASURED,
         runtime=_RUNTIME,
     )  # fmt: skip
 
@@ -104,6 +114,7 @@ def barlow() -> Config:
         method=BarlowTwinsConfig(),
         optim=OptimConfig(lr=1e-4, final_lr=1e-7, warmup_epochs=10, clip=0.3, clip_per_parameter=True),
         train=_TRAIN,
+        evaluation=_MEASURED,
         runtime=_RUNTIME,
     )
 
@@ -137,6 +148,7 @@ def mocov3_published() -> Config:
         backbone=BackboneConfig(cls_layer=0, num_heads=12),
         optim=OptimConfig(lr=1.5e-4, warmup_epochs=40),
         train=TrainConfig(batch_size=4096, epochs=300),
+        evaluation=replace(_MEASURED, linear_features="cls", linear_epochs=90, linear_batch=1024, linear_rates=(3.0,)),
     )
 
 
@@ -149,7 +161,7 @@ def dino_published() -> Config:
         config,
         views=replace(config.views, crop_scale=(0.4, 1.0), local=local),
         method=DINOConfig(),
-        evaluation=EvaluationConfig(network="momentum"),
+        evaluation=replace(_MEASURED, network="momentum", linear_epochs=100, linear_batch=1024, linear_rates=(0.001,)),
         # final_lr: 1e-6 at batch 1024
         optim=replace(config.optim, lr=5e-4, final_lr=2.5e-7, clip=3.0),
         train=TrainConfig(batch_size=1024, epochs=100),
@@ -164,6 +176,7 @@ def barlow_published() -> Config:
         optim=OptimConfig(
             name="lars", lr=0.2, lr_1d=0.0048, final_lr=2e-4, warmup_epochs=10, weight_decay=1e-6, decay_1d=False
         ),
+        evaluation=replace(_MEASURED, linear_features="cls", linear_epochs=100, linear_batch=256, linear_rates=(0.3,)),
     )
 
 

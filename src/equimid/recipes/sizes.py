@@ -7,6 +7,7 @@ from typing import Any
 from equimid.addons import AddonConfig, EmbeddingAddonConfig, ESSLConfig, SERConfig
 from equimid.backbones import BackboneConfig
 from equimid.config import Config
+from equimid.evaluation import EvaluationConfig
 from equimid.views import Photometric
 
 __all__ = ["SIZES", "small", "tiny"]
@@ -52,6 +53,7 @@ def small(config: Config) -> Config:
         if config.optim.name == "adamw"
         else config.optim,
         train=replace(config.train, batch_size=128, epochs=100),
+        evaluation=EvaluationConfig(network=config.evaluation.network),
         runtime=replace(config.runtime, workers=2),
     )
 

@@ -19,7 +19,7 @@ Source: SER (ICLR 2026, arXiv 2603.06693) for turns and scales; a per-layer meas
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from torch import Tensor
 from equimid.backbones import Encoder
 from equimid.errors import UserError
 from equimid.evaluation.equivariance.changes import Change, changes, pose_kinds
+from equimid.evaluation.equivariance.tokens import mean_tokens, normalised_maps
 from equimid.evaluation.study import Study, images_of, sample_images
 from equimid.records import Record
 
@@ -60,7 +61,7 @@ def measure_equivariance(study: Study, data: str, train: str | None = None) -> l
     indices = sample_images(source, study.config.equivariance_images, scope.seed)
     # a last batch of one image has no other image to be compared with
     indices = indices[: len(indices) - (len(indices) % batch == 1)]
-    means = _mean_tokens(encoder, study.batches(source, batch, indices), layers)
+    means = mean_tokens(encoder, study.batches(source, batch, indices), layers)
     values: dict[_Key, list[Tensor]] = defaultdict(list)
     done = 0
     with study.bar(f"equivariance, {scope.subject}") as progress:
@@ -84,24 +85,6 @@ def measure_equivariance(study: Study, data: str, train: str | None = None) -> l
     ]
 
 
-def _maps(encoder: Encoder, images: Tensor, layers: list[int]) -> dict[int, Tensor]:
-    """Normalised token maps {layer: (n, D, h, w)}."""
-    maps = encoder.token_maps(images, layers)
-    return {layer: F.layer_norm(m.movedim(1, -1).float(), m.shape[1:2]).movedim(-1, 1) for layer, m in maps.items()}
-
-
-def _mean_tokens(encoder: Encoder, batches: Iterator[Tensor], layers: list[int]) -> dict[int, Tensor]:
-    """{layer: (D, 1)}"""
-    sums: dict[int, Tensor] = {}
-    count = 0
-    for images in batches:
-        for layer, m in _maps(encoder, images, layers).items():
-            total = m.sum((0, 2, 3), dtype=torch.float64)
-            sums[layer] = sums[layer] + total if layer in sums else total
-        count += len(images) * m.shape[2] * m.shape[3]
-    return {layer: (total[:, None] / count).float() for layer, total in sums.items()}
-
-
 def _compare(
     encoder: Encoder, images: Tensor, layers: list[int], means: dict[int, Tensor], todo: Sequence[Change]
 ) -> dict[_Key, Tensor]:
@@ -110,8 +93,8 @@ def _compare(
     parts: dict[_Key, list[Tensor]] = defaultdict(list)
     for change in todo:
         if change.place not in bases:
-            bases[change.place] = _maps(encoder, change.before(images), layers)
-        changed = _maps(encoder, change.after(images), layers)
+            bases[change.place] = normalised_maps(encoder, change.before(images), layers)
+        changed = normalised_maps(encoder, change.after(images), layers)
         for layer in layers:
             there, carried = change.select(changed[layer]), change.carry(bases[change.place][layer])
             for pairing, other in (("same", carried), ("other", carried.roll(1, 0))):

@@ -23,8 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from equimid.backbones import Encoder
-from equimid.data import Source
 from equimid.errors import UserError
+from equimid.evaluation.equivariance.tokens import mean_tokens, normalised_maps
 from equimid.evaluation.pictures.drawing import (
     Array,
     as_bytes,
@@ -84,8 +84,9 @@ def record_explorer(
     """
     source = images_of(data)
     encoder = study.encoder.to(study.device)
-    layers = some_layers(encoder.depth, layers)
-    means = _mean_tokens(study, source, layers)
+    layers = some_layers(encoder, layers)
+    some = sample_images(source, _MEAN_OF, study.scope.seed)
+    means = mean_tokens(encoder, study.batches(source, 16, some), layers)
     chosen = sample_images(source, images, study.scope.seed)
     if not len(chosen):
         raise UserError(f"{data} has no image that can be read; the explorer needs one")
@@ -111,38 +112,21 @@ def _grids(grid: int) -> list[int]:
     return sorted({max(1, min(small, grid - 1)), grid, max(large, grid + 1)})
 
 
-def _maps(encoder: Encoder, images: Tensor, layers: list[int]) -> dict[int, Tensor]:
-    """Normalised token maps {layer: (B, D, h, w)}, as equivariance is measured on."""
-    maps = encoder.token_maps(images, layers)
-    return {layer: F.layer_norm(m.movedim(1, -1).float(), m.shape[1:2]).movedim(-1, 1) for layer, m in maps.items()}
-
-
-def _mean_tokens(study: Study, source: Source, layers: list[int]) -> dict[int, Tensor]:
-    """{layer: (D, 1, 1)}"""
-    some = sample_images(source, _MEAN_OF, study.scope.seed)
-    sums: dict[int, Tensor] = {}
-    for images in study.batches(source, 16, some):
-        for layer, m in _maps(study.encoder, images, layers).items():
-            # every image has as many patches as another: the mean of means
-            sums[layer] = sums.get(layer, torch.zeros_like(m[0, :, :1, :1])) + m.mean((2, 3), keepdim=True).sum(0)
-    return {layer: total / len(some) for layer, total in sums.items()}
-
-
 def _posed_maps(
     encoder: Encoder, x: Tensor, layers: list[int], means: dict[int, Tensor]
 ) -> dict[int, dict[int, _Scaled]]:
     """{layer: {side of the grid: ...}} of one image (1, 3, S, S)."""
     grid = x.shape[-1] // encoder.patch
-    base = _maps(encoder, x, layers)
+    base = normalised_maps(encoder, x, layers)
     turns = torch.tensor([turns for turns, _ in _ELEMENTS], device=x.device)
     flip = torch.tensor([flip for _, flip in _ELEMENTS], device=x.device)
     upright = Pose.identity(len(_ELEMENTS), (grid, grid), x.device)
     found: dict[int, dict[int, _Scaled]] = {layer: {} for layer in layers}
-    for side in _grids(grid):
+    for side in _grids(grid) if encoder.any_size else [grid]:
         pose = Pose(turns, flip, (side, side))
-        posed = _maps(encoder, pose.act(x.expand(len(_ELEMENTS), -1, -1, -1), encoder.patch), layers)
+        posed = normalised_maps(encoder, pose.act(x.expand(len(_ELEMENTS), -1, -1, -1), encoder.patch), layers)
         for layer in layers:
-            mean = means[layer]
+            mean = means[layer][..., None]
             carried = transport(base[layer].expand(len(_ELEMENTS), -1, -1, -1), upright, pose)
             size = (posed[layer] - mean).square().sum(1).mean((1, 2)).sqrt().clamp(min=1e-12)
             error = (posed[layer] - carried).norm(dim=1) / size[:, None, None]

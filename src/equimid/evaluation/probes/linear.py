@@ -17,6 +17,7 @@ from equimid.data import Source
 from equimid.evaluation.classifier import Classifier
 from equimid.evaluation.config import EvaluationConfig
 from equimid.evaluation.features import FeatureTable
+from equimid.evaluation.grids import warn_of_end
 from equimid.evaluation.probes.heads import Chooser, HeadGrid, cosine, last_fifth, predicted
 from equimid.evaluation.probes.linear_crops import fit_on_crops
 from equimid.evaluation.probes.splits import split_to_choose
@@ -68,9 +69,8 @@ def choose_linear(
             break
     details: dict[str, Any] = {
         "rate": rate, "epoch": best.epoch, "epochs": config.linear_epochs, "held_out_top1": best.top1,
+        **warn_of_end(rate, rates),
     }  # fmt: skip
-    if rate in (min(rates), max(rates)):
-        details["warning"] = "the best learning rate lies at the end of the grid"
     return *heads.head(0), details
 
 

@@ -26,6 +26,7 @@ from equimid.distributed import rank, world_size
 from equimid.errors import UnreadableImage, UserError
 from equimid.evaluation.classifier import Classifier
 from equimid.evaluation.features import Preprocessing
+from equimid.evaluation.grids import warn_of_end
 from equimid.evaluation.probes.heads import Chooser, HeadGrid, cosine, last_fifth
 from equimid.evaluation.probes.splits import split_to_choose
 from equimid.evaluation.study import Study
@@ -74,9 +75,8 @@ def fit_on_crops(study: Study, source: Source) -> Classifier:
     details: dict[str, Any] = {
         "rate": rates[best.number], "epoch": best.epoch, "epochs": epochs, "held_out_top1": best.top1, "crops": True,
         "features": config.linear_features,
+        **warn_of_end(rates[best.number], rates),
     }  # fmt: skip
-    if rates[best.number] in (min(rates), max(rates)):
-        details["warning"] = "the best learning rate lies at the end of the grid"
     return Classifier(study, *kept, source.classes, details)
 
 

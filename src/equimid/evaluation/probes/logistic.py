@@ -17,6 +17,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from equimid.evaluation.features import FeatureTable
+from equimid.evaluation.grids import warn_of_end
 from equimid.evaluation.probes.heads import predicted
 from equimid.evaluation.probes.splits import split_to_choose
 from equimid.evaluation.study import Study, labelled_splits
@@ -74,9 +75,7 @@ def choose_logistic(
         if top1 > best:
             best, chosen = top1, penalty
     head = fit_logistic(x, y, classes, chosen)
-    details: dict[str, Any] = {"penalty": chosen, "held_out_top1": best}
-    if chosen in (PENALTIES[0], PENALTIES[-1]):
-        details["warning"] = "the best penalty lies at the end of the grid"
+    details = {"penalty": chosen, "held_out_top1": best, **warn_of_end(chosen, PENALTIES, "penalty")}
     if not head.converged:
         details["warning"] = f"not converged after {_STEPS} steps of L-BFGS"
     return head, details

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from equimid.evaluation.grids import warn_of_end
 from equimid.evaluation.probes.heads import Chooser, Score, averaged, cosine, measure
 from equimid.evaluation.probes.splits import split_to_choose
 from equimid.randomness import counted_generator, counted_torch_seed
@@ -64,9 +65,8 @@ class HeadTrainer:
                 break
         details: dict[str, Any] = {
             "rate": rate, "epoch": best.epoch, "epochs": self.epochs, "held_out_top1": best.top1,
+            **warn_of_end(rate, self.rates),
         }  # fmt: skip
-        if rate in (min(self.rates), max(self.rates)):
-            details["warning"] = "the best learning rate lies at the end of the grid"
         return head.eval(), details
 
     def _epochs(self, indices: Indices, rates: Sequence[float]) -> Iterator[tuple[int, list[nn.Module]]]:
