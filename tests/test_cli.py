@@ -24,6 +24,10 @@ QUICK = [
 ]  # fmt: skip
 
 
+# what is always measured
+ROUTINE = {"training", "equivariance", "feature_maps", "attention", "neighbours", "explorer"}
+
+
 def equimid(*arguments, cwd=None):
     return subprocess.run(
         [sys.executable, "-m", "equimid.cli", *map(str, arguments)],
@@ -61,7 +65,7 @@ def test_a_folder_with_three_odd_files_among_two_hundred(tmp_path):
     for name in ("config.yaml", "metrics.csv", "records.jsonl", "report.html", "backbone/model.safetensors"):
         assert (out / name).stat().st_size > 0, name
     kinds = {r.evaluation for r in read_records(out / "records.jsonl")}
-    assert kinds == {"training", "equivariance", "feature_maps"}, "without labels there are no probes"
+    assert kinds == ROUTINE, "without labels there are no probes"
     again = equimid("report", out)
     assert again.returncode == 0, again.stderr
 
@@ -159,7 +163,7 @@ def test_usage_errors_of_the_parser_exit_with_2(tmp_path):
 def test_help_and_recipes_are_readable():
     top = equimid("--help")
     assert top.returncode == 0
-    for word in ("pretrain", "evaluate", "report", "demo", "recipes"):
+    for word in ("pretrain", "evaluate", "measure", "sweep", "report", "demo", "recipes"):
         assert word in top.stdout
     assert "key=value" in equimid("pretrain", "--help").stdout
     listed = equimid("recipes").stdout
@@ -175,7 +179,7 @@ def test_a_folder_per_image_has_no_probes_but_everything_else(tmp_path):
     done = equimid("pretrain", tmp_path / "dates", "--out", out, *QUICK)
     assert done.returncode == 0, done.stderr
     assert "cannot be split" in done.stderr
-    assert {r.evaluation for r in read_records(out / "records.jsonl")} == {"training", "equivariance", "feature_maps"}
+    assert {r.evaluation for r in read_records(out / "records.jsonl")} == ROUTINE
 
 
 def test_a_finished_run_again(tmp_path):
