@@ -6,7 +6,7 @@ from pathlib import Path
 from equimid.engine import is_main_process
 from equimid.recipes import configured
 from equimid.report import write_report
-from equimid.run import pretrain
+from equimid.run import on_one_device, pretrain
 
 __all__ = ["run_demo"]
 
@@ -22,7 +22,7 @@ def run_demo(out: Path, settings: Sequence[str] = ()) -> Path:
     folders = []
     for name in _RECIPES:
         folder = out / name
-        outcome = pretrain(configured(name, settings), folder)
+        outcome = pretrain(on_one_device(configured(name, settings)), folder)
         if outcome.stopped_by is not None:
             raise KeyboardInterrupt
         folders.append(folder)

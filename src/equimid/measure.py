@@ -3,9 +3,9 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,9 +16,10 @@ from rich.progress import Progress
 
 from equimid.backbones import Encoder, TimmEncoder, Weights, build_backbone, create_backbone, open_foreign
 from equimid.config import Config, load_config, override
+from equimid.data import Ledger
 from equimid.engine import is_main_process, latest_checkpoint, make_fabric
 from equimid.errors import UserError
-from equimid.evaluation import MEASUREMENTS, EvaluationConfig, Measurement, Pixels, Scope, Study, labelled_splits
+from equimid.evaluation import MEASUREMENTS, Measurement, Pixels, Scope, Study, labelled_splits
 from equimid.export import load_backbone
 from equimid.randomness import counted_torch_seed
 from equimid.records import Record, read_records, write_records
@@ -42,7 +43,7 @@ def measure_run(config: Config, folder: Path, data: str, device: torch.device) -
     except UserError as error:
         logger.info("no kNN and no linear probe: %s", error)
         names = [*ROUTINE]
-    write_records(folder / "records.jsonl", [_view_setting(config, study.scope)])
+    write_records(folder / "records.jsonl", [_training(config, folder, study.scope)])
     _measure(study, [MEASUREMENTS[name] for name in names], data, None)
     return write_report([folder], folder / "report.html")
 
@@ -75,16 +76,17 @@ def measure(
     chosen = [_measurement(name) for name in dict.fromkeys(names)]
     config = _settings(model, settings)
     fabric = make_fabric(config.runtime)
-    fabric.launch()
     run = _run_of(model)
     folder = out or run or Path("measured") / _file_name(f"{model}-{Path(data).stem or 'data'}")
-    study = study_of(model, data, config, folder, fabric.device, weights)
-    if any(setting.startswith("evaluation.crop=") for setting in settings):
-        study.encoder.pretrained_cfg = {**study.encoder.pretrained_cfg, "crop_pct": config.evaluation.crop}
+    changed = [setting for setting in settings if setting.startswith("evaluation.")]
     with locked(folder):
+        fabric.launch()
+        study = study_of(model, data, config, folder, fabric.device, weights)
+        if any(setting.startswith("evaluation.crop=") for setting in changed):
+            study.encoder.pretrained_cfg = {**study.encoder.pretrained_cfg, "crop_pct": config.evaluation.crop}
         if folder != run:
             _describe(folder, model, study.scope.subject, config)
-        _measure(study, chosen, data, train, random)
+        _measure(study, chosen, data, train, random, {"settings": " ".join(changed)} if changed else {})
         page = folder / "report.html"
         return write_report([folder], page) if is_main_process() else page
 
@@ -126,12 +128,7 @@ def _open_encoder(model: str, weights: Weights, seed: int) -> tuple[Encoder, str
     backbone = load_backbone(model)
     random = _like_run(load_config(run / "config.yaml")) if run else _like_backbone(Path(model))
 
-    def twin(seed: int) -> Encoder:
-        encoder = random(seed)
-        encoder.pretrained_cfg = backbone.pretrained_cfg
-        return encoder
-
-    opened = TimmEncoder(backbone, model, twin)
+    opened = TimmEncoder(backbone, model, random)
     return opened, "backbone", backbone.checkpoint or opened.identity
 
 
@@ -147,14 +144,20 @@ def is_measured(folder: Path, data: str) -> bool:
 
 
 def _measure(
-    study: Study, measurements: Sequence[Measurement], data: str, train: str | None, random: bool = False
+    study: Study,
+    measurements: Sequence[Measurement],
+    data: str,
+    train: str | None,
+    random: bool = False,
+    details: Mapping[str, str] | None = None,
 ) -> None:
     """Each measurement of the network and its references; what is done is written before the next one starts."""
     for measurement in measurements:
         records: list[Record] = []
         for about in _subjects(study, measurement, random):
             logger.info("%s, %s", measurement.name, about.scope.subject)
-            records += measurement.run(about, data, train)
+            found = measurement.run(about, data, train)
+            records += [replace(r, details={**r.details, **(details or {})}) for r in found]
         if records and is_main_process():
             study.folder.mkdir(parents=True, exist_ok=True)
             write_records(study.folder / "records.jsonl", records)
@@ -164,9 +167,11 @@ def _subjects(study: Study, measurement: Measurement, random: bool) -> Iterator[
     yield study
     wanted = [*measurement.references, *(["random"] if random else [])]
     if "random" in wanted and study.scope.subject != "random" and study.encoder.random is not None:
-        yield study.about(study.encoder.random(study.scope.seed), "random")
+        random_network = study.encoder.random(study.scope.seed)
+        random_network.pretrained_cfg = study.encoder.pretrained_cfg
+        yield study.about(random_network, "random")
     if "pixels" in wanted:
-        yield study.about(Pixels(), "pixels")
+        yield study.about(Pixels(study.preprocessing.crop), "pixels")
 
 
 def _measurement(name: str) -> Measurement:
@@ -218,37 +223,40 @@ def _describe(folder: Path, model: str, subject: str, config: Config) -> None:
     if (folder / "config.yaml").exists():
         raise UserError(f"{folder} is a run's folder, and {model} is not its network; choose another --out")
     weights = "random" if subject == "random" else "pretrained" if ":" in model else "trained"
+    content = {"model": model, "weights": weights, "seed": config.seed}
     if file.exists():
         before = yaml.safe_load(file.read_text()) or {}
-        if (before.get("model"), before.get("weights")) != (model, weights):
-            raise UserError(
-                f"{folder} holds measurements of {before.get('model')} ({before.get('weights')} weights), and this is "
-                f"{model} ({weights} weights); choose another --out"
-            )
+        # of random weights the seed is a part
+        told = [f"{d.get('model')} ({d.get('weights')} weights, seed {d.get('seed')})" for d in (before, content)]
+        if (before.get("model"), before.get("weights")) != (model, weights) or (
+            subject == "random" and before.get("seed") != config.seed
+        ):
+            raise UserError(f"{folder} holds measurements of {told[0]}, and this is {told[1]}; choose another --out")
     if not is_main_process():
         return
-    content = {"model": model, "weights": weights, "seed": config.seed, "evaluation": _plain(config.evaluation)}
     folder.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f".{file.name}.tmp")
     beside.write_text(yaml.safe_dump(content, sort_keys=False))
     os.replace(beside, file)
 
 
-def _plain(config: EvaluationConfig) -> object:
-    return json.loads(json.dumps(asdict(config)))
-
-
 def _file_name(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-_.@" else "-" for c in text)
 
 
-def _view_setting(config: Config, scope: Scope) -> Record:
-    """How many views of an image it was trained on: runs with other numbers of views are no fair comparison."""
+def _training(config: Config, folder: Path, scope: Scope) -> Record:
+    """How many views of an image it was trained on (runs with other numbers are no fair comparison), and how far it
+    came of how many steps (a run that was stopped is not one of several seeds)."""
     plan = config.plan()
     count = len(plan.crops) + sum(extra.turns for extra in plan.extra.values())
+    details: dict[str, object] = {"setting": plan.label}
+    checkpoint, ledger = latest_checkpoint(folder / "checkpoints"), Ledger.load(folder)
+    if checkpoint and ledger:
+        total = config.train.total_steps(ledger.listed - len(ledger.unreadable))
+        details |= {"steps": checkpoint.step, "total_steps": total}
     return Record(
         "training", "views", count, config.train.batch_size, scope.subject, scope.data, scope.seed, scope.checkpoint,
-        details={"setting": plan.label},
+        details=details,
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from equimid.measure import is_measured, locked, measure_run, progress_bar
 from equimid.task import Task
 from equimid.views import ViewDataset
 
-__all__ = ["evaluate", "pretrain"]
+__all__ = ["evaluate", "on_one_device", "pretrain"]
 
 logger = logging.getLogger("equimid")
 
@@ -66,6 +66,21 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
     return outcome
 
 
+def on_one_device(config: Config) -> Config:
+    """The same for one of several trainings in one process: `auto` becomes one device.
+
+    Raises:
+        UserError: it asks for several processes, which are launched once for each program.
+    """
+    one = replace(config, runtime=replace(config.runtime, devices=1)) if config.runtime.devices == "auto" else config
+    if make_fabric(one.runtime).world_size > 1:
+        raise UserError(
+            "several trainings one after another take one device each, and this asks for more; leave runtime.devices "
+            "out, or run each with equimid pretrain"
+        )
+    return one
+
+
 def evaluate(folder: Path, data: str | None = None) -> Path:
     """Measure the backbone of a run's folder, write records and the report; returns the report's path.
 
@@ -98,8 +113,12 @@ def _prepare(config: Config, folder: Path, patch_size: int) -> tuple[Source, boo
     _refuse_other_data(config, folder, listed)
     source = _source(config, folder, listed, patch_size, told=True)
     config.train.steps_per_epoch(len(source))
+    remeasure = before.evaluation != config.evaluation
+    if remeasure:
+        # without its page a run counts as not measured, should this be killed before it is
+        (folder / "report.html").unlink(missing_ok=True)
     save_config(config, file)
-    return source, before.evaluation != config.evaluation
+    return source, remeasure
 
 
 def _refuse_other_data(config: Config, folder: Path, listed: Source) -> None:

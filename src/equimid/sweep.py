@@ -19,12 +19,12 @@ import yaml
 
 from equimid.config import Config, differences, flatten
 from equimid.data import open_source
-from equimid.engine import is_main_process, make_fabric
+from equimid.engine import is_main_process
 from equimid.errors import UserError
 from equimid.measure import locked
 from equimid.recipes import configured
 from equimid.report import SweepPlan, read_sweep, write_sweep_report
-from equimid.run import pretrain
+from equimid.run import on_one_device, pretrain
 from equimid.task import Task
 
 __all__ = ["Sweep", "parse_vary", "run_sweep"]
@@ -105,7 +105,7 @@ def run_sweep(
         grid = sweep.grid()
         for combination in grid:
             # what only the network can tell, such as a layer that it does not have, is told before hours of training
-            config = combination.config
+            config = on_one_device(combination.config)
             Task(config.backbone, config.method, config.addons, config.plan(), config.seed)
         open_source(data)
         sweep = replace(sweep, combinations={c.folder: c.name for c in grid})
@@ -125,13 +125,11 @@ def _run_one(sweep: Sweep, combination: Combination, seed: int, out: Path) -> Sw
     """Pretrain it, or see that it is finished; returns what the sweep has come to."""
     run = f"{combination.folder}/seed={seed}"
     finished, failed = [r for r in sweep.finished if r != run], {r: w for r, w in sweep.failed.items() if r != run}
-    config = replace(combination.config, seed=seed)
+    config = on_one_device(replace(combination.config, seed=seed))
     try:
         outcome = pretrain(config, out / run)
     except UserError as error:
         why = " ".join(str(error).split())
-        if make_fabric(config.runtime).world_size > 1:
-            raise UserError(f"{combination.name} seed {seed}: {why}") from None  # other ranks may wait in it for ever
         logger.warning("%s seed %d failed: %s", combination.name, seed, why)
         return replace(sweep, finished=finished, failed={**failed, run: why})
     if outcome.stopped_by is not None:

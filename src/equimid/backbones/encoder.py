@@ -112,7 +112,7 @@ def _plain(value: Any) -> bool:
 
 
 def require_one_grid(encoder: Encoder, name: str) -> None:
-    """Look once, on the meta device that the encoder must lie on: every block keeps one token for each patch.
+    """Look at two images, on the meta device that the encoder must lie on: every block keeps one token for each patch.
 
     Raises:
         UserError: it does not.
@@ -120,10 +120,10 @@ def require_one_grid(encoder: Encoder, name: str) -> None:
     side, layers = int(encoder.pretrained_cfg["input_size"][-1]), range(1, encoder.depth + 1)
     sizes = [(side, side), (side + encoder.patch, side)] if encoder.any_size else [(side, side)]
     for height, width in sizes:
-        expected = (1, encoder.width, height // encoder.patch, width // encoder.patch)
+        expected = (2, encoder.width, height // encoder.patch, width // encoder.patch)
         try:
             with torch.device("meta"):
-                maps = encoder.look(torch.zeros(1, 3, height, width), layers).maps
+                maps = encoder.look(torch.zeros(2, 3, height, width), layers).maps
             shapes = {tuple(maps[layer].shape) for layer in layers}
         except Exception:  # another kind of network fails in any way
             shapes = set()

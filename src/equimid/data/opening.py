@@ -28,17 +28,18 @@ def open_source(data: str, split: str | None = None) -> Source:
            or a .txt or .lst file: a path a line, relative to it or absolute, then perhaps a tab and a label.
     split: None to pretrain: all that is not a test split. "train" and "test" to evaluate: the published
            split, the folders train/ and test/ (or val/), or else 80/20 of the images, stratified, seed 0.
-           "whole" to test on images that were not trained on: the test split where there is one, else all.
+           "whole" to test what was trained on others, and "fit" to train what is tested on others: the test or
+           the training split where there is one, else all.
 
     Without a published split or such folders, None thus covers the images of "test" too, without labels.
 
     Raises:
         UserError: nothing there, no image, an unknown name or split.
     """
-    if split not in (None, "train", "test", "whole"):
-        raise UserError(f"unknown split '{split}'; expected 'train', 'test', 'whole' or none")
+    if split not in (None, "train", "test", "whole", "fit"):
+        raise UserError(f"unknown split '{split}'; expected 'train', 'test', 'whole', 'fit' or none")
     if data in NAMED:
-        return NAMED[data]("test" if split == "whole" else split)
+        return NAMED[data]({"whole": "test", "fit": "train"}.get(split or "", split))
     path = Path(data).expanduser()
     if not data or not path.exists():
         raise UserError(_nothing_there(data))
@@ -62,7 +63,7 @@ def _nothing_there(data: str) -> str:
 
 
 def _split(source: FileSource, split: str | None) -> Source:
-    if split in (None, "whole"):
+    if split in (None, "whole", "fit"):
         return source
     labels = np.zeros(len(source)) if source.labels is None else source.labels
     train, test = holdout(labels, 0.2, seed=0)

@@ -108,7 +108,7 @@ class FileSource(Source):
 
     def stamp(self) -> str:
         times = np.array([_changed(self.path(i)) for i in range(len(self))], dtype=np.int64)
-        return _digest(self.fingerprint(), times)
+        return _digest(self.fingerprint(), times, str(self.root.resolve()))
 
     def take(self, indices: Indices) -> Self:
         return replace(self, files=self.files[indices], labels=self._labels_at(indices))

@@ -92,7 +92,12 @@ class Pixels(Encoder):
     """The reference without a network: the pixels at 32 px, each channel in [-1, 1]."""
 
     depth, width, patch = 0, 3 * 32 * 32, 1
-    pretrained_cfg: Mapping[str, Any] = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+
+    def __init__(self, crop: float = 1.0) -> None:
+        super().__init__()
+        self.pretrained_cfg: Mapping[str, Any] = {
+            "input_size": (3, 32, 32), "crop_pct": crop, "mean": (0.5,) * 3, "std": (0.5,) * 3,
+        }  # fmt: skip
 
     def look(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
         return Features(images.flatten(1))

@@ -7,6 +7,7 @@ A measurement is a function (study, data, train) -> records:
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from equimid.evaluation.scope import Scope
 from equimid.randomness import counted_generator
 from equimid.records import Record
 
-__all__ = ["Measurement", "Study", "images_of", "labelled_splits", "readable", "sample_images"]
+__all__ = ["Measurement", "Study", "images_of", "labelled_splits", "readable", "same_place", "sample_images"]
 
 logger = logging.getLogger("equimid")
 
@@ -176,9 +177,13 @@ def images_of(data: str) -> Source:
 
 
 def sample_images(source: Source, count: int, seed: int) -> npt.NDArray[np.int64]:
-    """Indices of at most `count` images, drawn once for a seed."""
-    order = counted_generator(seed, "equivariance").permutation(len(source))
-    return np.sort(order[:count])
+    """Indices of at most `count` images, drawn once for a seed, in the order drawn: neighbours are of any classes."""
+    return counted_generator(seed, "equivariance").permutation(len(source))[:count]
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two names of data are of the same images: then their own split keeps training and test apart."""
+    return one == other or os.path.realpath(os.path.expanduser(one)) == os.path.realpath(os.path.expanduser(other))
 
 
 def labelled_splits(data: str, train: str | None = None) -> tuple[Source, Source]:
@@ -188,8 +193,9 @@ def labelled_splits(data: str, train: str | None = None) -> tuple[Source, Source
     Raises:
         UserError: no such data, no labels, or classes of the two parts that do not agree.
     """
-    fit = open_source(train or data, "train")
-    test = open_source(data, "whole" if train else "test")
+    apart = train is not None and not same_place(train, data)
+    fit = open_source(train or data, "fit" if apart else "train")
+    test = open_source(data, "whole" if apart else "test")
     trained_on, tested_on = fit.labels, test.labels
     if trained_on is None or tested_on is None:
         bare = fit.name if trained_on is None else test.name

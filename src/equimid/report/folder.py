@@ -59,6 +59,15 @@ class Run:
         return {name: group["weight"] for name, group in groups.items() if "weight" in group and name != "method"}
 
     @property
+    def stopped_at(self) -> tuple[int, int] | None:
+        """(steps done, steps wanted) of a run that was measured before its training ended."""
+        for r in self.records:
+            done, wanted = r.details.get("steps"), r.details.get("total_steps")
+            if r.evaluation == "training" and isinstance(done, int) and isinstance(wanted, int) and done < wanted:
+                return done, wanted
+        return None
+
+    @property
     def views(self) -> str | None:
         """The view setting that it was trained with, such as "2 x 224 + 4 x 96"; None where no record tells it."""
         told = [r.details.get("setting") for r in self.records if (r.evaluation, r.metric) == ("training", "views")]

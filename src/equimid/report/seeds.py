@@ -70,6 +70,7 @@ class Metric:
             for r in run.records
             if (r.evaluation, r.metric, r.data, r.subject) == (self.evaluation, self.metric, self.data, "backbone")
             and (self.layer is None or (r.details.get("layer"), r.details.get("kind")) == (self.layer, POSED))
+            and "class" not in r.details
         ]
         value = found[0] if len(found) == 1 else None
         return value if value is not None and math.isfinite(value) else None
@@ -91,12 +92,16 @@ def seeds_section(runs: Sequence[Run]) -> Section:
         by_seed: dict[int, Run] = {}
         missing = []
         for run in members:
+            if run.stopped_at:
+                done, wanted = run.stopped_at
+                missing.append((run.name, f"was stopped at step {done:,} of {wanted:,} and is not counted"))
+                continue
             first = by_seed.setdefault(run.config.get("seed", 0), run)
             if first is not run:
                 missing.append((run.name, f"has the settings and the seed of {first.name} and is not counted"))
         told = name if names.count(name) == 1 else ", ".join(run.name for run in members)
         groups.append(Group(told, by_seed, missing))
-    if all(len(group.runs) == 1 for group in groups):
+    if all(len(group.runs) < 2 for group in groups):
         return Section("seeds", "Seeds")
     return Section("seeds", "Seeds", compare(groups))
 

@@ -24,9 +24,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from equimid.data import open_source
 from equimid.errors import UserError
 from equimid.evaluation.equivariance.changes import Posed
-from equimid.evaluation.study import Study, images_of
+from equimid.evaluation.study import Study, images_of, readable, same_place
 from equimid.randomness import counted_generator
 from equimid.records import Record
 
@@ -55,8 +56,8 @@ def measure_readback(study: Study, data: str, train: str | None = None) -> list[
     rng = counted_generator(study.scope.seed, "pose readback")
     source = images_of(data)
     order = rng.permutation(len(source))
-    if train:
-        fitted = images_of(train)
+    if train and not same_place(train, data):
+        fitted = readable(open_source(train, "fit"))
         fit, fit_on = rng.permutation(len(fitted))[:half], fitted
         test = order[:half]
     else:

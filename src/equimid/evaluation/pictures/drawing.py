@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from equimid.distributed import rank
 from equimid.evaluation.features import Preprocessing
 from equimid.evaluation.study import Study
 from equimid.records import Record
@@ -81,7 +82,9 @@ def save_figure(figure: Figure, file: Path) -> None:
 
 
 def write_beside(file: Path, content: bytes) -> None:
-    """Written beside and renamed: a reader never sees half of it."""
+    """Written beside and renamed, by the main process: a reader never sees half of it."""
+    if rank() > 0:
+        return
     beside = file.with_name(file.name + ".tmp")
     beside.write_bytes(content)
     os.replace(beside, file)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from equimid.data import Source
+from equimid.distributed import rank, world_size
 from equimid.evaluation.classifier import Classifier
 from equimid.evaluation.config import EvaluationConfig
 from equimid.evaluation.features import FeatureTable
@@ -85,5 +86,6 @@ def _epochs(
         scale = batch / 256 * cosine(epoch, config.linear_epochs)
         order = torch.from_numpy(rng.permutation(len(x))).to(x.device)
         for rows in order.split(batch):
-            heads.step(x[rows], y[rows], scale, len(rows))
+            mine = rows[rank() :: world_size()]  # the heads sum their gradients over ranks
+            heads.step(x[mine], y[mine], scale, len(rows))
         yield epoch + 1, heads

@@ -49,7 +49,7 @@ def training_images(train: str | None, title: str) -> Source:
             f"{title} has test images only: give labelled training images of the same classes with --train, a folder "
             "with a folder for each class (n01440764, ...)"
         )
-    source = open_source(train, "train")
+    source = open_source(train, "fit")
     if source.labels is None:
         raise UserError(f"{train} has no labels; --train must be a folder with a folder for each class")
     return readable(source)

@@ -20,6 +20,7 @@ from equimid.data import Source, loaded_batches
 from equimid.errors import UnreadableImage, UserError
 from equimid.evaluation.classifier import Classifier
 from equimid.evaluation.features import Preprocessing
+from equimid.evaluation.probes.heads import predicted
 from equimid.evaluation.probes.linear import fit_linear
 from equimid.evaluation.robustness.corruptions import KINDS, SMALLEST_SIDE, corrupt
 from equimid.evaluation.study import Study, labelled_splits
@@ -74,14 +75,14 @@ def _correct(
     """Whether the classifier is right, (images, variants)."""
     study = classifier.study
     images = CorruptedImages(test, chosen, study.preprocessing, variants, study.scope.seed)
-    predicted: list[Tensor] = []
+    classes: list[Tensor] = []
     with study.bar(f"corrupted images, {study.scope.subject}") as progress:
         for batch in loaded_batches(images, batch_size=_BATCH, workers=study.workers):
-            predicted.append(classifier.logits(batch).argmax(1))
+            classes.append(predicted(classifier.logits(batch)))
             if progress:
-                progress(min(len(predicted) * _BATCH, len(images)), len(images))
+                progress(min(len(classes) * _BATCH, len(images)), len(images))
     assert test.labels is not None  # of `labelled_splits`
-    right: npt.NDArray[np.bool_] = torch.cat(predicted).numpy().reshape(len(chosen), -1) == test.labels[chosen][:, None]
+    right: npt.NDArray[np.bool_] = torch.cat(classes).numpy().reshape(len(chosen), -1) == test.labels[chosen][:, None]
     return right
 
 

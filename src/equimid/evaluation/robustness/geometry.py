@@ -6,6 +6,7 @@ disc is set to the mean colour, at every angle alike, also at 0: so no angle sho
 multiples of 90 degrees turning resamples, which blurs a little; the records say where.
 """
 
+import logging
 from collections import defaultdict
 
 import numpy as np
@@ -27,6 +28,8 @@ from equimid.records import Record
 __all__ = ["inscribed_disc", "measure_geometry", "rotate"]
 
 _BATCH = 64
+
+logger = logging.getLogger("equimid")
 
 
 def inscribed_disc(size: int) -> Tensor:
@@ -74,6 +77,9 @@ def geometry_records(classifier: Classifier, test: Source) -> list[Record]:
     mine = np.arange(rank(), len(indices), world_size())
     grid = study.preprocessing.size // study.encoder.patch
     poses = _poses(grid)
+    if not study.encoder.any_size:
+        logger.warning("this network takes images of one size: its accuracy under other scales is not measured")
+        poses = {key: pose for key, pose in poses.items() if key[0] != "scale"}
     found: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     done = 0
     with study.bar(f"geometry, {study.scope.subject}") as progress:

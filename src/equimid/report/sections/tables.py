@@ -92,6 +92,8 @@ def warnings(series: Sequence[Series], *evaluations: str) -> list[Block]:
             texts = [str(r.details[key]) for key in ("warning", "set") if r.details.get(key)]
             if missing := r.details.get("missing"):
                 texts.append(f"missing are {_listed(missing)}")
+            if settings := r.details.get("settings"):
+                texts.append(f"measured with {settings}")
             if resized := r.details.get("resized"):
                 texts.append(f"images were resized, {resized}")
             for text in texts:
