@@ -10,7 +10,7 @@ from encoders import PatchMeans, folder_of, study_of
 from equimid.backbones import Features, TimmEncoder, create_backbone
 from equimid.errors import UserError
 from equimid.evaluation.config import EquivarianceConfig
-from equimid.evaluation.equivariance import measure_readback
+from equimid.evaluation.equivariance import measure_readback, readback
 from equimid.evaluation.equivariance.readback import _layers
 
 
@@ -141,3 +141,24 @@ def test_reading_is_a_function_of_the_seed(tmp_path):
     data = folder_of(tmp_path / "images", 20)
     once, again = (read(Noisy(), data, tmp_path) for _ in range(2))
     assert once == again
+
+
+def test_probes_are_never_tested_on_what_they_were_fitted_on(tmp_path, monkeypatch):
+    """Given the same folder twice, and given a folder with a part to train on."""
+    seen = []
+    whole = readback._read
+
+    def watched(study, source, indices):
+        seen.append({source.describe(i) for i in indices})
+        return whole(study, source, indices)
+
+    monkeypatch.setattr(readback, "_read", watched)
+    data = skies(tmp_path / "skies")
+    read(PatchMeans(), data, tmp_path, train=data + "/")
+    (tmp_path / "both").mkdir()
+    for part in ("train", "test"):
+        skies(tmp_path / "both" / part)
+    read(PatchMeans(), data, tmp_path, train=str(tmp_path / "both"))
+    for fitted, tested in (seen[:2], seen[2:]):
+        assert not fitted & tested
+    assert all("/both/train/" in name for name in seen[2])

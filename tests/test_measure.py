@@ -1,15 +1,20 @@
 """`equimid measure`: any network, any measurement, and every mistake in one line."""
 
+import os
+
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
 from equimid.cli import _parse, _sorted
+from equimid.config import override
 from equimid.errors import UserError
-from equimid.evaluation import MEASUREMENTS
+from equimid.evaluation import MEASUREMENTS, Measurement, labelled_splits
 from equimid.measure import measure
+from equimid.recipes import configured
 from equimid.records import read_records
+from equimid.run import pretrain
 from test_cli import QUICK, draw_images, equimid
 
 transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
@@ -61,15 +66,21 @@ def test_a_network_of_others_is_measured_into_a_folder_of_its_own(vit, photos, t
     assert again.returncode == 0, again.stderr
 
 
-def test_two_processes_measure_what_one_does(vit, photos, tmp_path, monkeypatch):
+def test_two_processes_measure_what_one_does(vit, tmp_path, monkeypatch):
+    """On images of noise, where the chosen rate and epoch hang on every step."""
+    hard = tmp_path / "noise"
+    for split in ("train", "test"):
+        for i, name in enumerate("abc"):
+            draw_images(hard / split / name, 12, size=(24, 20 + i))
     found = []
     for devices in (1, 2):
         out = tmp_path / str(devices)
         monkeypatch.setenv("EQUIMID_DATA", str(tmp_path / f"cache{devices}"))  # so that the second one computes too
-        words = ["measure", "linear", "--model", f"hf:{vit}", "--data", photos, "--out", out, *SMALL]
+        words = ["measure", "linear", "--model", f"hf:{vit}", "--data", hard, "--out", out, *SMALL]
         done = equimid(*words, f"runtime.devices={devices}", "runtime.accelerator=cpu")
         assert done.returncode == 0, done.stderr
-        found.append({(r.evaluation, r.metric, r.subject): r.value for r in read_records(out / "records.jsonl")})
+        records = read_records(out / "records.jsonl")
+        found.append({(r.evaluation, r.metric, r.subject): (r.value, r.details) for r in records})
     assert found[0] == found[1]
     assert len(found[0]) == 3
 
@@ -94,6 +105,63 @@ def test_a_runs_network_is_measured_into_its_folder(photos, tmp_path):
     value = {r.value for r in after if (r.evaluation, r.subject) == ("knn", "backbone")}
     measured = read_records(tmp_path / "other" / "records.jsonl")
     assert {r.value for r in measured if r.subject == "backbone"} == value
+
+
+def test_folder_to_train_on_is_used_wholly_and_never_tested(vit, photos, tmp_path):
+    """A folder of classes without a split is not split when it is given as --train; given as both, it is."""
+    plain = str(photos / "train")
+    fit, test = labelled_splits(str(photos), plain)
+    assert (len(fit), len(test)) == (22, 22)
+    assert {test.describe(i) for i in range(22)}.isdisjoint(fit.describe(i) for i in range(22))
+    for other in (plain, plain + "/", str(photos / "test" / ".." / "train")):
+        fit, test = labelled_splits(plain, other)
+        assert len(fit) + len(test) == 22
+        shown = [{os.path.realpath(s.describe(i)) for i in range(len(s))} for s in (fit, test)]
+        assert not shown[0] & shown[1]
+
+
+def test_references_are_shown_what_the_network_is(vit, photos, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        "equimid.measure.MEASUREMENTS",
+        {"knn": Measurement("knn", "", lambda study, *_: seen.update({study.scope.subject: study.preprocessing}) or [],
+                            ("random", "pixels"))},
+    )  # fmt: skip
+    measure(["knn"], f"hf:{vit}", str(photos), out=tmp_path / "m", settings=["evaluation.crop=0.6"])
+    assert {one.crop for one in seen.values()} == {0.6}
+    assert seen["random"] == seen["backbone"]
+    assert set(seen) == {"backbone", "random", "pixels"}
+
+
+def test_settings_other_than_the_runs_stand_in_the_records(vit, photos, tmp_path):
+    measure(["knn"], f"hf:{vit}", str(photos), out=tmp_path / "m", settings=["evaluation.knn_k=3"])
+    records = read_records(tmp_path / "m" / "records.jsonl")
+    assert {r.details["settings"] for r in records} == {"evaluation.knn_k=3"}
+    assert "measured with evaluation.knn_k=3" in (tmp_path / "m" / "report.html").read_text()
+
+
+def test_random_weights_of_another_seed_are_another_network(photos, tmp_path):
+    given = {"out": tmp_path / "m", "weights": "random"}
+    measure(["feature-maps"], "timm:test_vit", str(photos), settings=SMALL, **given)
+    told = refused(["feature-maps"], "timm:test_vit", str(photos), settings=[*SMALL, "seed=1"], **given)
+    assert "seed 0" in told
+    assert "seed 1" in told
+
+
+def test_a_run_that_is_killed_while_it_is_measured_anew_is_measured_at_the_next_start(photos, tmp_path, monkeypatch):
+    settings = [s for s in QUICK[2:] if not s.startswith("train.batch")]
+    config = configured("ser-tiny", [*settings, "train.batch_size=16", f"data.source={photos}"])
+    pretrain(config, tmp_path / "run")
+    changed = override(config, ["evaluation.knn_k=3"])
+    with monkeypatch.context() as patched:
+        patched.setattr("equimid.run.measure_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(changed, tmp_path / "run")
+    pretrain(changed, tmp_path / "run")
+    records = read_records(tmp_path / "run" / "records.jsonl")
+    assert {r.details["k"] for r in records if r.evaluation == "knn"} == {3}
+    (training,) = [r for r in records if r.evaluation == "training"]
+    assert training.details["steps"] == training.details["total_steps"] == 3
 
 
 def test_random_weights_are_recorded_as_random(photos, tmp_path):

@@ -165,17 +165,11 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, runs, caplog):
     assert "failed" not in told_of(tmp_path)
 
 
-def test_with_several_processes_a_failure_ends_the_sweep(tmp_path, runs, monkeypatch):
-    """Other ranks would wait in the run that failed here."""
-    monkeypatch.setattr(sweep, "make_fabric", lambda runtime: SimpleNamespace(world_size=2))
-
-    def ends(config):
-        raise UserError("no")
-
-    runs.ends = ends
-    with pytest.raises(UserError, match=r"ser\.weight=0 seed 0: no"):
-        run(tmp_path)
-    assert len(runs.calls) == 1
+def test_several_processes_are_refused_before_anything_runs(tmp_path, runs):
+    """They are launched once for each program: the second training would meet what the first one left."""
+    with pytest.raises(UserError, match="one device each"):
+        run(tmp_path, settings=["runtime.devices=2", "runtime.accelerator=cpu"])
+    assert runs.calls == []
 
 
 @pytest.mark.parametrize(
@@ -299,6 +293,21 @@ def test_runs_that_share_all_but_the_seed_are_grouped_in_a_report(tmp_path, runs
     assert "again has the settings and the seed of" in doubled
     assert "(n = 3)" in doubled
     assert "(n = 4)" not in doubled
+    # a run that was stopped and measured is no training of that many steps
+    stopped = Record("training", "views", 2, 32, "backbone", "digits", 2, "", details={"steps": 9, "total_steps": 60})
+    whole = (folders[2] / "records.jsonl").read_text()
+    write_records(folders[2] / "records.jsonl", [stopped])
+    fewer = text_of(write_report(folders[:3], tmp_path / "fewer.html"))
+    assert "was stopped at step 9 of 60 and is not counted" in fewer
+    assert "(n = 2)" in fewer
+    assert "(n = 3)" not in fewer
+    (folders[2] / "records.jsonl").write_text(whole)
+    # values of single classes stand beside the whole's, and are not it
+    for folder in folders[:3]:
+        found = [Record("detection", "map", 40.0 + i, 9, "backbone", "cells", 0, "", "%", details=details)
+                 for i, details in enumerate(({}, {"class": "WBC"}))]  # fmt: skip
+        write_records(folder / "records.jsonl", found)
+    assert "40.0 (n = 3)" in text_of(write_report(folders[:3], tmp_path / "boxes.html"))
     alone = text_of(write_report([folders[0], folders[3]], tmp_path / "two.html"))
     assert "Means over seeds" not in alone
 

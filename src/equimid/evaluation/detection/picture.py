@@ -1,7 +1,5 @@
 """Pictures of images with their boxes, as labelled and as found."""
 
-import os
-import secrets
 from collections.abc import Iterable, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -16,6 +14,7 @@ from equimid.data import open_image
 from equimid.errors import UserError
 from equimid.evaluation.detection.annotations import DetectionSet
 from equimid.evaluation.detection.train import Found
+from equimid.evaluation.pictures.drawing import save_figure
 
 __all__ = ["draw_detections"]
 
@@ -43,13 +42,10 @@ def draw_detections(images: DetectionSet, found: Sequence[Found], chosen: Sequen
         figure.legend(
             handles=handles, loc="outside lower center", ncols=min(len(handles), 8), fontsize=8, frameon=False
         )
-    beside = file.with_suffix(f".{secrets.token_hex(4)}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(beside, format="png")
-        os.replace(beside, file)
+        save_figure(figure, file)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise UserError(f"{file} cannot be written ({error.strerror}); make room, or give another folder") from None
 
 
