@@ -152,6 +152,9 @@ def _measure(
     details: Mapping[str, str] | None = None,
 ) -> None:
     """Each measurement of the network and its references; what is done is written before the next one starts."""
+    file = study.folder / "records.jsonl"
+    if file.exists():
+        read_records(file)  # one that cannot be added to is told before hours of work
     for measurement in measurements:
         records: list[Record] = []
         for about in _subjects(study, measurement, random):
@@ -160,7 +163,7 @@ def _measure(
             records += [replace(r, details={**r.details, **(details or {})}) for r in found]
         if records and is_main_process():
             study.folder.mkdir(parents=True, exist_ok=True)
-            write_records(study.folder / "records.jsonl", records)
+            write_records(file, records)
 
 
 def _subjects(study: Study, measurement: Measurement, random: bool) -> Iterator[Study]:
