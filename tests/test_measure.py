@@ -1,6 +1,7 @@
 """`equimid measure`: any network, any measurement, and every mistake in one line."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -204,8 +205,22 @@ def test_data_without_labels_or_with_other_classes_is_told(vit, tmp_path):
         for name in names:
             draw_images(tmp_path / "pets" / split / name, 3)
     told = refused(["knn"], f"hf:{vit}", str(tmp_path / "pets"), out=tmp_path / "b")
-    assert "do not match: cow in one" in told
-    assert not (tmp_path / "b" / "records.jsonl").exists()
+    assert "dog only in the training images, cow only in the test images" in told
+    assert not (tmp_path / "b").exists(), "nothing came of it, so nothing is left"
+
+
+def test_records_do_not_go_among_a_users_files(vit, photos, tmp_path):
+    assert "holds other files" in refused(["knn"], f"hf:{vit}", str(photos), out=photos)
+    assert sorted(entry.name for entry in photos.iterdir()) == ["test", "train"]
+
+
+def test_images_that_cannot_be_read_are_told_and_left_out(vit, photos, tmp_path, caplog):
+    data = tmp_path / "torn"
+    shutil.copytree(photos, data)
+    (data / "test" / "dark" / "broken.jpg").write_bytes(b"\xff\xd8\xff no more")
+    measure(["knn"], f"hf:{vit}", str(data), out=tmp_path / "m", settings=SMALL)
+    assert any("1 of 23 images cannot be read" in m and "broken.jpg" in m for m in caplog.messages)
+    assert {r.n for r in read_records(tmp_path / "m" / "records.jsonl")} == {22}
 
 
 def test_measure_lists_what_there_is():

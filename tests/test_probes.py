@@ -101,7 +101,7 @@ def test_labelled_training_images_may_lie_elsewhere(tmp_path):
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({"train/a": 3, "train/b": 3, "test/a": 2, "test/c": 2}, "do not match: c in one"),
+        ({"train/a": 3, "train/b": 3, "test/a": 2, "test/c": 2}, "do not match: b only in the training images, c only"),
         ({"train/a": 3, "test/a": 2}, "no labels"),
         ({"train/a": 1, "train/b": 1, "test/a": 2, "test/b": 2}, "at least two images of one class"),
     ],

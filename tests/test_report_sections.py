@@ -93,12 +93,12 @@ def test_values_by_corruption_and_severity(tmp_path: Path) -> None:
         for severity in (2, 3)
     ]
     records.append(record("imagenet_c", "ce", 87.5, details={"corruption": "fog"}, **common))
-    missing = ["snow"] * 7
+    missing = ["fog/4", *["snow"] * 6]
     records.append(record("imagenet_c", "mean_top1", 25.0, details={"missing": missing}, **common))
     page = report(tmp_path, run_with(tmp_path / "run", *records))
     assert tables(page, "ImageNet-C, in-c: run, top-1")[0][1] == ["fog", "20.0 % n = 500", "30.0 % n = 500"]
     assert tables(page, "ImageNet-C, in-c: by corruption")[0] == [["Corruption", "run"], ["fog", "87.5 % n = 500"]]
-    assert "missing are snow, snow, snow, snow, snow and 2 more." in page.text
+    assert "missing are fog/4, snow, snow, snow, snow, snow, snow." in page.text
 
 
 def test_perturbations_lead_with_the_flip_rate(tmp_path: Path) -> None:

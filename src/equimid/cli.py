@@ -92,7 +92,7 @@ class Measure:
     train: Annotated[str | None, arg(metavar="DATA")] = None
     """labelled training images that lie elsewhere, for probes and robustness"""
     out: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """records and page; by default the run's folder, or measured/NAME-DATA"""
+    """records and page; by default the run's folder, or measured/MODEL"""
     weights: Literal["auto", "pretrained", "random"] = "auto"
     """of timm: and hf: models; auto takes pretrained ones, and says so where it cannot have them"""
     random: bool = False

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -65,7 +66,7 @@ def measure(
         names: of MEASUREMENTS.
         model: a run's folder, a backbone's folder, "timm:NAME" or "hf:NAME".
         data, train: what is measured on, and labelled training images that lie elsewhere.
-        out: where records and page go; by default the run's folder, or measured/NAME-DATA for networks of others.
+        out: where records and page go; by default the run's folder, or measured/MODEL for networks of others.
         weights: of networks of others, see `open_foreign`.
         random: whether a network of random weights is measured beside it where that is not the rule anyway.
         settings: `key=value` of the groups evaluation and runtime, and seed.
@@ -77,7 +78,9 @@ def measure(
     config = _settings(model, settings)
     fabric = make_fabric(config.runtime)
     run = _run_of(model)
-    folder = out or run or Path("measured") / _file_name(f"{model}-{Path(data).stem or 'data'}")
+    folder = out or run or Path("measured") / _file_name(model)
+    _refuse_other_files(folder)
+    new = not folder.exists()
     changed = [setting for setting in settings if setting.startswith("evaluation.")]
     with locked(folder):
         fabric.launch()
@@ -86,7 +89,13 @@ def measure(
             study.encoder.pretrained_cfg = {**study.encoder.pretrained_cfg, "crop_pct": config.evaluation.crop}
         if folder != run:
             _describe(folder, model, study.scope.subject, config)
-        _measure(study, chosen, data, train, random, {"settings": " ".join(changed)} if changed else {})
+        details = {"settings": " ".join(changed)} if changed else {}
+        try:
+            _measure(study, chosen, data, train, random, details | ({"train": train} if train else {}))
+        except UserError:
+            if new and is_main_process() and not (folder / "records.jsonl").exists():
+                shutil.rmtree(folder)  # nothing came of it
+            raise
         page = folder / "report.html"
         return write_report([folder], page) if is_main_process() else page
 
@@ -218,6 +227,13 @@ def _like_backbone(folder: Path) -> Callable[[int], Encoder]:
             return TimmEncoder(create_backbone(name, **arguments), "random")
 
     return build
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """Records and page do not go among a user's images, or into the inside of a run."""
+    found = {entry.name for entry in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
+    if found and not found & {"config.yaml", "model.yaml", "records.jsonl"}:
+        raise UserError(f"{folder} holds other files; choose a new or an empty folder as --out")
 
 
 def _describe(folder: Path, model: str, subject: str, config: Config) -> None:

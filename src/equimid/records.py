@@ -64,7 +64,8 @@ def read_records(path: Path) -> list[Record]:
             records.append(Record(**{k: v for k, v in entry.items() if k in known}))
         except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path}, line {number} is not a record ({error}); delete the file and run 'equimid evaluate' again"
+                f"{path}, line {number} is not a record ({error}); delete that line, or move the file aside "
+                "and measure again"
             ) from None
     return records
 

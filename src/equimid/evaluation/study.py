@@ -168,7 +168,14 @@ class Measurement:
 
 def readable(source: Source) -> Source:
     """The source without the images that cannot be read; the check is kept, and made once for the same files."""
-    return ledger_for(source, data_home() / "checked" / source.stamp(), smallest_side=1, tolerated=1.0).apply(source)
+    ledger = ledger_for(source, data_home() / "checked" / source.stamp(), smallest_side=1, tolerated=1.0)
+    if ledger.unreadable:
+        _, first, reason = ledger.unreadable[0]
+        logger.warning(
+            "%s: %d of %d images cannot be read and are left out, the first %s (%s)",
+            source.name, len(ledger.unreadable), len(source), first, reason,
+        )  # fmt: skip
+    return ledger.apply(source)
 
 
 def images_of(data: str) -> Source:
@@ -186,6 +193,10 @@ def same_place(one: str, other: str) -> bool:
     return one == other or os.path.realpath(os.path.expanduser(one)) == os.path.realpath(os.path.expanduser(other))
 
 
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "none"
+
+
 def labelled_splits(data: str, train: str | None = None) -> tuple[Source, Source]:
     """Training and test images with labels over the same classes; with `train`, all of `data` is tested on that is not
     its own training part.
@@ -200,14 +211,16 @@ def labelled_splits(data: str, train: str | None = None) -> tuple[Source, Source
     if trained_on is None or tested_on is None:
         bare = fit.name if trained_on is None else test.name
         raise UserError(
-            f"{bare} has no labels, and a probe needs them: give a folder with a folder for each class, or train/ and "
-            "test/ with class folders"
+            f"{bare} has no labels, or one class alone, and a probe needs two classes or more: give a folder with a "
+            "folder for each class, or train/ and test/ with class folders"
         )
     missing = sorted(set(np.unique(tested_on)) - set(np.unique(trained_on)))
     if fit.classes != test.classes or missing:
-        only = [test.classes[i] for i in missing] or sorted(set(fit.classes) ^ set(test.classes))
+        trained = {fit.classes[i] for i in np.unique(trained_on)}
+        tested = {test.classes[i] for i in np.unique(tested_on)}
         raise UserError(
-            f"the classes of training and test images do not match: {', '.join(only[:5])}"
-            f"{' and more' if len(only) > 5 else ''} in one of them alone; give both parts the same class folders"
+            "the classes of training and test images do not match: "
+            f"{_some(trained - tested)} only in the training images, {_some(tested - trained)} only in the test "
+            "images; give both parts the same class folders"
         )
     return readable(fit), readable(test)

@@ -115,4 +115,4 @@ def _summary(groups: Sequence[Group]) -> str:
     counted = sorted({len(group.runs) for group in groups})
     n = " to ".join(map(str, [counted[0], counted[-1]][: len(counted)]))
     settings = f"{len(groups)} combinations of settings" if len(groups) > 1 else "One combination of settings"
-    return f"{settings}, n = {n} seeds each so far, measured on frozen features."
+    return f"{settings}, n = {n} seeds each, measured on frozen features."

@@ -23,7 +23,7 @@ from equimid.evaluation.features import Preprocessing
 from equimid.evaluation.probes.heads import predicted
 from equimid.evaluation.probes.linear import fit_linear
 from equimid.evaluation.robustness.corruptions import KINDS, SMALLEST_SIDE, corrupt
-from equimid.evaluation.study import Study, labelled_splits
+from equimid.evaluation.study import Study, labelled_splits, sample_images
 from equimid.randomness import counted_generator
 from equimid.records import Record
 
@@ -49,8 +49,7 @@ def measure_generated(study: Study, data: str, train: str | None = None) -> list
     fit, test = labelled_splits(data, train)
     classifier = fit_linear(study, fit)
     config, scope = study.config.robustness, study.scope
-    order = counted_generator(scope.seed, "corrupted images").permutation(len(test))
-    chosen = np.sort(order[: config.images])
+    chosen = np.sort(sample_images(test, config.images, scope.seed))  # those of `geometry`
     variants = [CLEAN, *((kind, severity) for kind in config.kinds for severity in config.severities)]
     correct = _correct(classifier, test, chosen, variants)
     records, label = [], {"label": "generated"}

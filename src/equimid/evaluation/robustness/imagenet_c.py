@@ -21,7 +21,6 @@ from equimid.evaluation.classifier import Classifier
 from equimid.evaluation.probes.linear import fit_linear
 from equimid.evaluation.robustness.folders import (
     ClassFolders,
-    first_names,
     full_crop,
     named_folders,
     predict,
@@ -149,7 +148,7 @@ def imagenet_c_records(classifier: Classifier, folders: CorruptedFolders) -> lis
                 progress(done, len(folders.found))
     if not counts:
         raise UserError(f"no image in the class folders of {folders.name}; check the path, or unpack the set again")
-    missing = [*folders.missing, *_incomplete(folders, counts)]
+    missing = sorted([*folders.missing, *_incomplete(folders, counts)], key=lambda name: "/" not in name)
     whole = {c: [of[s] for s in SEVERITIES] for c, of in errors.items() if set(of) == set(SEVERITIES)}
     whole = {c: of for c, of in whole.items() if not any(m.split("/")[0] == c for m in missing)}
     warning = _unlike_released(counts, folders)
@@ -162,7 +161,7 @@ def imagenet_c_records(classifier: Classifier, folders: CorruptedFolders) -> lis
     about: dict[str, object] = {"corruptions": len(tested)} | resized | classifier.details
     if missing:
         about["missing"] = missing
-        logger.warning("%s lacks %s: no mCE", folders.name, first_names(missing))
+        logger.warning("%s lacks %s: no mCE", folders.name, ", ".join(missing))
     if tested:
         top1 = 100 * float(np.mean([1 - np.mean(list(of.values())) for of in tested.values()]))
         records.append(summary(scope, "imagenet_c", "mean_top1", top1, n, about))

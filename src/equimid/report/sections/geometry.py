@@ -44,7 +44,7 @@ def geometry_section(series: Sequence[Series]) -> Section:
     if blocks:
         text = Text(
             "Top-1 in % of a linear probe that was fitted to upright images, on test images in other poses; all plots "
-            "on one scale."
+            "on one scale. Over the angle only the disc that turns into itself is shown, at 0 degrees too."
         )
         blocks = [text, *warnings(series, "geometry"), *blocks]
     return Section("geometry", "Turned, mirrored and scaled images", blocks, short="Geometry")

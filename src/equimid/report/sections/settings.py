@@ -47,9 +47,10 @@ def run_section(runs: Sequence[Run]) -> Section:
     else:
         rows = [*_first(runs), *_others(runs)]
         names = [run.name for run in runs]
+        same = "The same in every run" if all(run.trained_here for run in runs) else "The same in the runs trained here"
         parts = {
             "What differs": [row for row in rows if _differs(row, runs)],
-            "The same in every run": [row for row in rows if not _differs(row, runs)],
+            same: [row for row in rows if not _differs(row, runs)],
         }
         for heading, part in parts.items():
             if not part:

@@ -102,7 +102,7 @@ def warnings(series: Sequence[Series], *evaluations: str) -> list[Block]:
     return [Note(f"{about}: {text}.", ", ".join(subjects)) for (about, text), subjects in told.items()]
 
 
-def _listed(names: Any, most: int = 5) -> str:
+def _listed(names: Any, most: int = 20) -> str:
     found = [str(name) for name in names] if isinstance(names, list) else [str(names)]
     more = f" and {len(found) - most} more" if len(found) > most else ""
     return ", ".join(found[:most]) + more
