@@ -22,6 +22,7 @@ from equimid.evaluation.probes import (
     measure_fewshot,
     measure_logistic,
     measure_mlp,
+    mlp,
 )
 from equimid.evaluation.probes.attentive import AttentivePooling
 from equimid.evaluation.probes.fewshot import draw_images, fewshot_top1
@@ -181,7 +182,7 @@ def test_trainer_chooses_and_trains_anew_on_all_to_that_epoch(monkeypatch):
 
     accuracies = iter([(1, 2), (9, 2), (3, 4), (5, 6)])
     monkeypatch.setattr(HeadTrainer, "_scores", lambda self, heads, indices: [(top1, 0) for top1 in next(accuracies)])
-    trainer = HeadTrainer(lambda: torch.nn.Linear(8, 4), batches, table.labels, (0.1, 0.01), 4, 0.2, 0, CPU)
+    trainer = HeadTrainer(lambda _: torch.nn.Linear(8, 4), batches, table.labels, (0.1, 0.01), 4, 0.2, 0, CPU)
     head, details = trainer.fit()
     assert (details["rate"], details["epoch"], details["held_out_top1"]) == (0.1, 2, 9)
     assert seen == [24] * 4 + [30] * 2
@@ -197,7 +198,7 @@ def test_heads_follow_adamw_and_the_cosine():
     def batches(indices, size):
         yield table.features[torch.from_numpy(indices)]
 
-    trainer = HeadTrainer(lambda: torch.nn.Linear(8, 4), batches, table.labels, (0.1,), 2, 0.2, 0, CPU)
+    trainer = HeadTrainer(lambda _: torch.nn.Linear(8, 4), batches, table.labels, (0.1,), 2, 0.2, 0, CPU)
     ours = [head.weight.detach().clone() for _, (head,) in trainer._epochs(np.arange(40), (0.1,))]
     twin = torch.nn.Linear(8, 4)
     with counted_torch_seed(0, "probe, weights"):
@@ -279,3 +280,21 @@ def test_networks_that_cannot_be_attended_to_are_refused():
         measure_attentive(study(encoder=Pixels()), "digits")
     with pytest.raises(UserError, match="attentive_heads is 3; it must divide"):
         measure_attentive(study(EvaluationConfig(attentive_heads=3)), "digits")
+
+
+def test_the_held_out_part_standardises_nothing_that_is_chosen_by_it():
+    """The two-layer probe, told which images it is built for: first without the held-out ones, then with all."""
+    table, built = clusters(60), []
+
+    class Watched(HeadTrainer):
+        def _epochs(self, indices, rates):
+            built.append((len(indices), self.build(indices)[0].mean.clone()))
+            return super()._epochs(indices, rates)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlp, "HeadTrainer", Watched)
+        fit_mlp(table, 4, EvaluationConfig(mlp_width=4, mlp_epochs=1, held_out=0.2), 0, CPU)
+    (fitted, first), (everything, second) = built
+    assert (fitted, everything) == (48, 60)
+    assert torch.allclose(second, table.features.mean(0), atol=1e-6)
+    assert not torch.allclose(first, second, atol=1e-6)

@@ -57,7 +57,8 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
         )
         outcome = trainer.fit()
         rank = fabric.global_rank
-        leave_group()  # the main process measures alone
+        if finish:
+            leave_group()  # the main process measures alone
         if rank == 0:
             _export(_measured_network(task, config), config, folder)
             finished = finish and outcome.stopped_by is None

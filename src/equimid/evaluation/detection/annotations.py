@@ -119,7 +119,7 @@ def open_detection(data: str, split: Split) -> DetectionSet:
     if len(found) != 1:
         names = ", ".join(str(folder) for folder, _ in found[:3])
         raise UserError(
-            f"{data} holds {f'several sets of boxes ({names}): give one' if found else f'none: {_EXPECTED}'}"
+            f"{data} holds {f'several sets of boxes ({names}): give one' if found else f'no annotations: {_EXPECTED}'}"
         )
     folder, layout = found[0]
     read = _read_voc if layout == "voc" else _read_coco

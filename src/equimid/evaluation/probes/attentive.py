@@ -42,7 +42,7 @@ def measure_attentive(study: Study, data: str, train: str | None = None) -> list
     assert test.labels is not None
     encoder.to(study.device)
 
-    def build() -> nn.Module:
+    def build(_: npt.NDArray[np.int64]) -> nn.Module:
         pooling = AttentivePooling(encoder.width, config.attentive_heads)
         return nn.Sequential(pooling, nn.Linear(encoder.width, len(fit.classes)))
 

@@ -38,17 +38,17 @@ def measure_mlp(study: Study, data: str, train: str | None = None) -> list[Recor
 def fit_mlp(
     table: FeatureTable, classes: int, config: EvaluationConfig, seed: int, device: torch.device
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Columns (n, D), standardised by the training images, to H units, ReLU, to C logits.
+    """Columns (n, D), standardised by the images that are fitted, to H units, ReLU, to C logits.
 
     Raises:
         UserError: one class, or no class with two images.
     """
     x = table.features.to(device)
-    mean, std = x.mean(0), x.std(0, correction=0)
-    std = torch.where(std > 1e-6 * std.max(), std, torch.ones_like(std))  # a column that never changes says nothing
 
-    def build() -> nn.Module:
-        width = config.mlp_width
+    def build(indices: npt.NDArray[np.int64]) -> nn.Module:
+        fitted, width = x[torch.from_numpy(indices).to(device)], config.mlp_width
+        mean, std = fitted.mean(0), fitted.std(0, correction=0)
+        std = torch.where(std > 1e-6 * std.max(), std, torch.ones_like(std))  # a column that never changes says nothing
         return nn.Sequential(
             _Standardise(mean, std), nn.Linear(x.shape[1], width), nn.ReLU(), nn.Linear(width, classes)
         )

@@ -28,7 +28,8 @@ _BATCH = 256
 @dataclass(frozen=True)
 class HeadTrainer:
     """
-    build:    a head with fresh weights, the same in train and eval mode; (b, ...) to logits (b, C)
+    build:    indices of the images to fit -> a head with fresh weights, the same in train and eval mode; (b, ...) to
+              logits (b, C)
     batches:  (indices, b) -> inputs (b, ...) of the training images at these indices, in order, on the device
     labels:   (n,) of the training images
     rates:    learning rates
@@ -38,7 +39,7 @@ class HeadTrainer:
     device:   of the heads
     """
 
-    build: Callable[[], nn.Module]
+    build: Callable[[Indices], nn.Module]
     batches: Callable[[Indices, int], Iterator[Tensor]]
     labels: Tensor
     rates: Sequence[float]
@@ -74,7 +75,7 @@ class HeadTrainer:
         heads = []
         for _ in rates:
             with counted_torch_seed(self.seed, "probe, weights"):
-                heads.append(self.build().to(self.device))
+                heads.append(self.build(indices).to(self.device))
         optimizers = [torch.optim.AdamW(h.parameters(), lr=r) for h, r in zip(heads, rates, strict=True)]
         for epoch in range(self.epochs):
             for optimizer, rate in zip(optimizers, rates, strict=True):

@@ -73,7 +73,8 @@ def _plot(name: str, kind: str, found: dict[str, tuple[Series, list[Record]]], s
             marks.append(replace(figures.with_points(s.line, points), dash="", marker=s.line.marker or "_"))
             said.append(label + " " + ", ".join(f"{digits(v, '%')} at {_pose(r)}" for r, v in finite(records)))
     alt = f"Top-1 by pose, {words(kind)}: {'; '.join(said)}"
-    return Plot(words(kind), figures.lines(name, alt, marks, "", y_range=scale, width=4.2, x_names=poses))
+    names = [pose.removesuffix(" patches") for pose in poses]
+    return Plot(words(kind), figures.lines(name, alt, marks, "", y_range=scale, width=4.2, x_names=names))
 
 
 def _drawn(records: Sequence[Record], kind: str) -> list[Record]:
