@@ -129,3 +129,10 @@ def test_settings_that_are_not_text_are_refused(tmp_path: Path) -> None:
     (theirs / "model.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="is not text in UTF-8"):
         report(tmp_path, theirs)
+
+
+def test_a_control_is_not_the_method_that_it_is_a_control_of(tmp_path: Path) -> None:
+    own = trained(tmp_path / "mine", {"ser": {"weight": 1.0, "layers": [3]}}, "2 x 224")
+    control = trained(tmp_path / "control", {"ser": {"weight": 0.0, "layers": [3]}}, "2 x 224")
+    named = [head for head in comparison(report(tmp_path, own, control)) if "as " in head]
+    assert named == ["MoCo-v3 + SER, 2 views (as mine)"]

@@ -93,6 +93,7 @@ def _rows_like(run: Run) -> list[Published]:
         row
         for row in PUBLISHED
         if (row.method, row.addons) == (run.setting("method.name"), frozenset(run.addons))
+        and all(run.addons.values())  # a control, of weight 0, is none of them
         and views in (None, row.views)
     ]
 
