@@ -18,31 +18,13 @@ from pathlib import Path
 
 import torch
 
-from equimid.backbones import Encoder, TimmEncoder, build_backbone, open_foreign
-from equimid.config import load_config
 from equimid.evaluation import EvaluationConfig, Scope, Study
 from equimid.evaluation.config import DetectionConfig
 from equimid.evaluation.detection import measure_detection
-from equimid.export import load_backbone
+from equimid.measure import open_encoder
 from equimid.records import Record, write_records
 
 METRICS = ("map", "map_50", "map_75", "mar_100")
-
-
-def open_model(name: str) -> Encoder:
-    if ":" in name:
-        return open_foreign(name)[0]
-    return TimmEncoder(load_backbone(name), name)
-
-
-def random_twin(name: str, seed: int) -> Encoder:
-    """The same architecture with the weights that its run started from, under that seed."""
-    encoder = open_model(name)
-    if encoder.random is not None:
-        return encoder.random(seed)
-    twin = build_backbone(load_config(Path(name) / "config.yaml").backbone, (), seed)
-    twin.pretrained_cfg = encoder.pretrained_cfg
-    return TimmEncoder(twin.eval(), f"random {name}")
 
 
 def row(label: str, seed: int, records: list[Record], seconds: float | None) -> str:
@@ -75,10 +57,11 @@ def main() -> None:
     for seed in given.seeds:
         for number, name in enumerate([*given.models, "random"]):
             random = number == len(given.models)
-            encoder = random_twin(given.models[0], seed) if random else open_model(name)
-            scope = Scope("random" if random else "backbone", given.data, seed, "" if random else encoder.identity)
+            encoder = open_encoder(given.models[0] if random else name)
             folder = given.out / f"{Path(name).name.replace(':', '_')}_{number}_{seed}"
+            scope = Scope("backbone", given.data, seed, encoder.identity)
             study = Study(encoder, scope, config, folder, torch.device(given.device))
+            study = study.random_twin() if random else study
             started = time.perf_counter()
             records = measure_detection(study, given.data)
             seconds = time.perf_counter() - started
@@ -86,7 +69,7 @@ def main() -> None:
             untrained = [r for r in records if r.subject == "untrained neck"]
             if untrained and number == 0:
                 print(row("untrained neck", seed, untrained, None))
-            records = [r for r in records if r.subject == scope.subject]
+            records = [r for r in records if r.subject == study.scope.subject]
             print(row(name, seed, records, seconds), flush=True)
             found.setdefault(name, []).append(next(r.value for r in records if r.metric == "map"))
     if len(given.seeds) > 1:

@@ -178,10 +178,8 @@ def _measure(
 def _subjects(study: Study, measurement: Measurement, random: bool) -> Iterator[Study]:
     yield study
     wanted = [*measurement.references, *(["random"] if random else [])]
-    if "random" in wanted and study.scope.subject != "random" and study.encoder.random is not None:
-        random_network = study.encoder.random(study.scope.seed)
-        random_network.pretrained_cfg = study.encoder.pretrained_cfg
-        yield study.about(random_network, "random")
+    if "random" in wanted and study.scope.subject != "random" and (twin := study.random_twin()):
+        yield twin
     if "pixels" in wanted:
         yield study.about(Pixels(study.preprocessing.crop), "pixels")
 

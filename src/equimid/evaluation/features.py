@@ -15,7 +15,7 @@ from equimid.backbones import Encoder, Features
 from equimid.data import Source, loaded_batches
 from equimid.errors import UnreadableImage, UserError
 
-__all__ = ["FeatureTable", "Pixels", "Preprocessing", "Progress", "image_batches"]
+__all__ = ["FeatureTable", "Pixels", "Preprocessing", "Progress", "image_batches", "load_image"]
 
 Progress = Callable[[int, int], None]
 
@@ -57,6 +57,20 @@ class Preprocessing:
         return (x - mean) / std
 
 
+def load_image(source: Source, index: int) -> Image.Image:
+    """Image `index` as RGB.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return source.load(index)
+    except UnreadableImage as error:
+        raise UserError(
+            f"{source.describe(index)} cannot be read ({error.reason}); remove it and evaluate again"
+        ) from None
+
+
 class _Images(Dataset[Tensor]):
     def __init__(self, source: Source, indices: Sequence[int], preprocessing: Preprocessing) -> None:
         self.source, self.indices, self.preprocessing = source, indices, preprocessing
@@ -65,13 +79,7 @@ class _Images(Dataset[Tensor]):
         return len(self.indices)
 
     def __getitem__(self, number: int) -> Tensor:
-        index = self.indices[number]
-        try:
-            return self.preprocessing(self.source.load(index))
-        except UnreadableImage as error:
-            raise UserError(
-                f"{self.source.describe(index)} cannot be read ({error.reason}); remove it and evaluate again"
-            ) from None
+        return self.preprocessing(load_image(self.source, self.indices[number]))
 
 
 def image_batches(

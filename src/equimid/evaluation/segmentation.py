@@ -128,7 +128,7 @@ def _preprocessing(study: Study) -> Preprocessing:
 
 def _tokens(study: Study, images: MaskedImages, preprocessing: Preprocessing) -> Iterator[Tensor]:
     """Tokens (b, D, h, w) after the final norm, batch by batch, on the CPU."""
-    encoder, done = study.encoder.to(study.device), 0
+    encoder, done = study.encoder, 0
     with study.bar(f"tokens, {study.scope.subject}") as progress:
         for x in image_batches(images.source, preprocessing, batch_size=_BATCH, workers=study.workers):
             try:

@@ -69,6 +69,15 @@ class Study:
         """The same study of another network, a reference without a checkpoint."""
         return replace(self, encoder=encoder, scope=replace(self.scope, subject=subject, checkpoint=""))
 
+    def random_twin(self) -> "Study | None":
+        """The study of the same network with weights drawn from the seed, shown the same images; None where there is
+        no such network."""
+        if self.encoder.random is None:
+            return None
+        twin = self.encoder.random(self.scope.seed)
+        twin.pretrained_cfg = self.encoder.pretrained_cfg
+        return self.about(twin, "random")
+
     @property
     def preprocessing(self) -> Preprocessing:
         """How images must look to the network."""

@@ -51,7 +51,7 @@ def measure_equivariance(study: Study, data: str, train: str | None = None) -> l
     source, scope = images_of(data), study.scope
     if len(source) < 2:
         raise UserError(f"{data} has {len(source)} image(s); equivariance needs other images to compare with")
-    encoder = study.encoder.to(study.device)
+    encoder = study.encoder
     layers = list(range(1, encoder.depth + 1))
     grid = int(encoder.pretrained_cfg["input_size"][-1]) // encoder.patch
     todo = changes(grid, encoder.patch, study.config.equivariance, encoder.any_size)

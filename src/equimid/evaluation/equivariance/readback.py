@@ -90,7 +90,7 @@ def _layers(depth: int, count: int) -> list[int]:
 @torch.inference_mode()
 def _read(study: Study, source: Any, indices: npt.NDArray[np.int64]) -> dict[tuple[int, str], npt.NDArray[np.float32]]:
     """{(layer, what is read): (n, poses, columns)}"""
-    encoder = study.encoder.to(study.device)
+    encoder = study.encoder
     layers = _layers(encoder.depth, study.config.equivariance.readback_layers)
     parts: _Features = defaultdict(list)
     done = 0

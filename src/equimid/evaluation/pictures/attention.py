@@ -29,7 +29,7 @@ def draw_attention(study: Study, data: str, train: str | None = None, *, images:
         UserError: no image.
     """
     source = images_of(data)
-    encoder = study.encoder.to(study.device)
+    encoder = study.encoder
     chosen = sample_images(source, images, study.scope.seed)
     if not len(chosen):
         raise UserError(f"{data} has no image that can be read; attention needs one")

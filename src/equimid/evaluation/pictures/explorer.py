@@ -83,7 +83,7 @@ def record_explorer(
         UserError: there is no such layer, or no image.
     """
     source = images_of(data)
-    encoder = study.encoder.to(study.device)
+    encoder = study.encoder
     layers = some_layers(encoder, layers)
     some = sample_images(source, _MEAN_OF, study.scope.seed)
     means = mean_tokens(encoder, study.batches(source, 16, some), layers)

@@ -58,7 +58,7 @@ def draw_feature_maps(
         UserError: there is no such layer, or no image.
     """
     source = images_of(data)
-    encoder = study.encoder.to(study.device)
+    encoder = study.encoder
     layers = some_layers(encoder, layers)
     chosen = sample_images(source, images, study.scope.seed)
     x = next(study.batches(source, len(chosen), chosen))

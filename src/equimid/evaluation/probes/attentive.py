@@ -40,7 +40,6 @@ def measure_attentive(study: Study, data: str, train: str | None = None) -> list
     fit, test = labelled_splits(data, train)
     assert fit.labels is not None
     assert test.labels is not None
-    encoder.to(study.device)
 
     def build(_: npt.NDArray[np.int64]) -> nn.Module:
         pooling = AttentivePooling(encoder.width, config.attentive_heads)

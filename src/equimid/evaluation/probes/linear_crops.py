@@ -23,9 +23,9 @@ from torch.utils.data import Dataset, Sampler
 
 from equimid.data import Source, loaded_batches
 from equimid.distributed import rank, world_size
-from equimid.errors import UnreadableImage, UserError
+from equimid.errors import UserError
 from equimid.evaluation.classifier import Classifier
-from equimid.evaluation.features import Preprocessing
+from equimid.evaluation.features import Preprocessing, load_image
 from equimid.evaluation.grids import warn_of_end
 from equimid.evaluation.probes.heads import Chooser, HeadGrid, cosine, last_fifth
 from equimid.evaluation.probes.splits import split_to_choose
@@ -115,12 +115,7 @@ class _Crops(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key
-        try:
-            image = self.source.load(index)
-        except UnreadableImage as error:
-            raise UserError(
-                f"{self.source.describe(index)} cannot be read ({error.reason}); remove it and evaluate again"
-            ) from None
+        image = load_image(self.source, index)
         rng = counted_generator(self.seed, "linear crops", epoch, index)
         side = self.normalise.size
         # crop, then resize: the filter must not look past the edges of the crop

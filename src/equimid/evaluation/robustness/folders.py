@@ -174,7 +174,6 @@ def predict(
         UserError: an image cannot be read; it is named.
     """
     study = classifier.study
-    study.encoder.to(study.device)
     mine = np.arange(rank(), len(source), world_size())
     parts = [torch.zeros(0, dtype=torch.int64)]
     for images in image_batches(source, preprocessing, workers=study.workers, indices=mine):

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from equimid.data import Source, loaded_batches
-from equimid.errors import UnreadableImage, UserError
+from equimid.errors import UserError
 from equimid.evaluation.classifier import Classifier
-from equimid.evaluation.features import Preprocessing
+from equimid.evaluation.features import Preprocessing, load_image
 from equimid.evaluation.probes.heads import predicted
 from equimid.evaluation.probes.linear import fit_linear
 from equimid.evaluation.robustness.corruptions import KINDS, SMALLEST_SIDE, corrupt
@@ -118,11 +118,6 @@ class CorruptedImages(Dataset[Tensor]):
     def _image(self, index: int) -> npt.NDArray[np.uint8]:
         """(S, S, 3) as the network would see it; the last one is kept for its other variants."""
         if self._last is None or self._last[0] != index:
-            try:
-                levels = self.cut(self.source.load(index)) * 255
-            except UnreadableImage as error:
-                raise UserError(
-                    f"{self.source.describe(index)} cannot be read ({error.reason}); remove it and evaluate again"
-                ) from None
+            levels = self.cut(load_image(self.source, index)) * 255
             self._last = index, levels.round().byte().permute(1, 2, 0).numpy()
         return self._last[1]

@@ -71,7 +71,6 @@ def measure_geometry(study: Study, data: str, train: str | None = None) -> list[
 def geometry_records(classifier: Classifier, test: Source) -> list[Record]:
     """The records of `measure_geometry`, of at most `robustness.images` test images."""
     study = classifier.study
-    study.encoder.to(study.device)
     config, interpolation = study.config.robustness, study.config.equivariance.interpolation
     indices = sample_images(test, config.images, study.scope.seed)
     mine = np.arange(rank(), len(indices), world_size())
