@@ -45,6 +45,10 @@ class Source(ABC):
             UnreadableImage: with the reason.
         """
 
+    def read(self, i: int) -> bytes | None:
+        """The encoded file of image i; None where the images are kept as pixels. Raises as `load`."""
+        return None
+
     @abstractmethod
     def size(self, i: int) -> tuple[int, int]:
         """(width, height) in pixels, from the header where there is one. Raises as `load`."""
@@ -93,6 +97,10 @@ class FileSource(Source):
 
     def load(self, i: int) -> Image.Image:
         return open_image(self.path(i))
+
+    def read(self, i: int) -> bytes:
+        with reasons(self.path(i)):
+            return self.path(i).read_bytes()
 
     def size(self, i: int) -> tuple[int, int]:
         return read_size(self.path(i))
