@@ -11,6 +11,8 @@ from equimid.distributed import (
     CrossRankBatchNorm1d,
     gather_detached,
     gather_with_gradient,
+    row_counts,
+    row_offset,
     sum_with_gradient,
 )
 from equimid.losses import mocov3_loss, patch_ntxent, patch_ntxent_cross_view
@@ -33,6 +35,11 @@ def collectives(rank, ranks):
     rows = torch.arange(7)[rank::ranks]  # 7 rows never divide evenly over 2 or 3
     own = everything[rows].requires_grad_()
     gathered = gather_with_gradient(own)
+    counts = row_counts(own)
+    assert counts == [len(torch.arange(7)[r::ranks]) for r in range(ranks)]
+    assert row_offset(own) == sum(counts[:rank])
+    # gloo serves the CPU: no device is asked, and this one could not answer
+    assert row_counts(own.to("meta")) == counts
     loss = ranks * (own @ gathered.T).exp().sum() / 100 + ranks * (sum_with_gradient(own.sum(0)) ** 3).sum() / ranks
     loss.backward()
     gradient = torch.zeros_like(everything)

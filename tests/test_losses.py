@@ -50,11 +50,11 @@ def gradients(loss, *inputs):
     return torch.autograd.grad(loss, inputs, retain_graph=True)
 
 
-@pytest.mark.parametrize("block", [3, 1024])
+@pytest.mark.parametrize("block", [(3, 5), (4, 2), (512, 1024)])
 @pytest.mark.parametrize("temperature", [0.3, 0.07, 0.01])
 @pytest.mark.parametrize("counts", [[4, 4, 4], [1, 7, 3, 2], [5, 5]])
 def test_patch_ntxent_equals_the_double_loop(counts, temperature, block, monkeypatch):
-    monkeypatch.setattr(patch_module, "BLOCK", block)
+    monkeypatch.setitem(patch_module.TILES, "cpu", block)
     z0, z1, ids = random_case(counts)
     ours, reference = patch_ntxent(z0, z1, ids, temperature), dense_patch_ntxent(z0, z1, ids, temperature)
     assert torch.allclose(ours, reference, rtol=1e-10)
@@ -62,9 +62,9 @@ def test_patch_ntxent_equals_the_double_loop(counts, temperature, block, monkeyp
         assert torch.allclose(found, expected, rtol=1e-8, atol=1e-12)
 
 
-@pytest.mark.parametrize("block", [3, 1024])
+@pytest.mark.parametrize("block", [(3, 5), (4, 2), (512, 1024)])
 def test_one_side_without_gradient_gets_none_and_leaves_the_other_right(block, monkeypatch):
-    monkeypatch.setattr(patch_module, "BLOCK", block)
+    monkeypatch.setitem(patch_module.TILES, "cpu", block)
     z0, z1, ids = random_case([4, 3, 5])
     for live, still in ((z0, z1), (z1, z0)):
         pair = (live, still.detach()) if live is z0 else (still.detach(), live)

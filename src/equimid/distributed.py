@@ -21,6 +21,7 @@ __all__ = [
     "mean_detached",
     "mean_over_ranks",
     "rank",
+    "row_counts",
     "row_offset",
     "standardise_over_ranks",
     "sum_detached",
@@ -89,26 +90,43 @@ def sum_with_gradient(x: Tensor) -> Tensor:
 
 def mean_over_ranks(losses: Tensor) -> Tensor:
     """This rank's share of the mean over the rows of all ranks, times W; a rank may have no rows."""
-    rows = sum_detached(torch.tensor(float(len(losses)), device=losses.device, dtype=losses.dtype))
+    if world_size() == 1:
+        return losses.sum() * (1 / max(len(losses), 1))
+    # filled on the device: a copy from the host would wait for it
+    rows = sum_detached(losses.new_full((), len(losses)))
     return losses.sum() * (world_size() / rows.clamp(min=1))
 
 
-def _row_counts(x: Tensor) -> list[int]:
-    counts = [torch.zeros(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
-    return [int(c) for c in counts]
+def row_counts(x: Tensor) -> list[int]:
+    """How many rows each rank has, in rank order.
+
+    They are exchanged between the processors where the process group has a backend for them ("cpu:gloo,cuda:nccl"), so
+    that no process waits for its device; else on the device of x.
+    """
+    if world_size() == 1:
+        return [len(x)]
+    device = torch.device("cpu") if "cpu:" in dist.get_backend_config() else x.device
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
+    dist.all_gather_into_tensor(counts, counts.new_full((1,), len(x)))
+    found: list[int] = counts.tolist()
+    return found
 
 
 def row_offset(x: Tensor) -> int:
     """Where this rank's rows begin among the gathered rows of all ranks."""
-    return sum(_row_counts(x)[: rank()]) if world_size() > 1 else 0
+    return sum(row_counts(x)[: rank()])
 
 
-def gather_detached(x: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, (b, ...) to (sum of b, ...); row counts may differ; no gradient."""
+def gather_detached(x: Tensor, counts: list[int] | None = None) -> Tensor:
+    """Rows of all ranks in rank order, (b, ...) to (sum of b, ...); row counts may differ; no gradient.
+
+    Args:
+        counts: `row_counts(x)` where it is known already; saves their exchange.
+    """
     if world_size() == 1:
         return x.detach()
-    counts = _row_counts(x)
+    if counts is None:
+        counts = row_counts(x)
     padded = x.new_zeros(max(counts), *x.shape[1:])
     padded[: len(x)] = x.detach()
     gathered = [torch.empty_like(padded) for _ in counts]
@@ -118,19 +136,21 @@ def gather_detached(x: Tensor) -> Tensor:
 
 class _GatherWithGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        start = row_offset(x)
+    def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
+        start = sum(counts[: rank()])
         ctx.own = slice(start, start + len(x))
-        return gather_detached(x)
+        return gather_detached(x, counts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return sum_detached(grads[0].contiguous())[ctx.own]
+        return sum_detached(grads[0].contiguous())[ctx.own], None
 
 
-def gather_with_gradient(x: Tensor) -> Tensor:
+def gather_with_gradient(x: Tensor, counts: list[int] | None = None) -> Tensor:
     """As `gather_detached`; backward sums over ranks the gradient of this rank's rows."""
-    return cast(Tensor, _GatherWithGradient.apply(x)) if world_size() > 1 else x
+    if world_size() == 1:
+        return x
+    return cast(Tensor, _GatherWithGradient.apply(x, row_counts(x) if counts is None else counts))
 
 
 def standardise_over_ranks(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -141,7 +161,7 @@ def standardise_over_ranks(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tenso
         wider. Row counts may differ between ranks.
     """
     wide = x if x.dtype == torch.float64 else x.float()
-    count = sum_detached(torch.tensor(float(len(x)), device=x.device, dtype=wide.dtype))
+    count = sum_detached(wide.new_full((), len(x)))
     mean = sum_with_gradient(wide.sum(0)) / count
     centred = wide - mean
     variance = sum_with_gradient((centred * centred).sum(0)) / count

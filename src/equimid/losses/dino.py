@@ -68,6 +68,6 @@ class DINOLoss(nn.Module):
 
     @torch.no_grad()
     def _move_center(self, t: Tensor) -> None:
-        rows = sum_detached(torch.tensor(float(len(t)), device=t.device, dtype=t.dtype))
+        rows = sum_detached(torch.full((), float(len(t)), device=t.device, dtype=t.dtype))
         mean = sum_detached(t.sum(0, keepdim=True)) / rows.clamp(min=1)
         self.center.copy_(self.center_momentum * self.center + (1 - self.center_momentum) * mean)

@@ -6,23 +6,29 @@ Letters: M paired patches of this rank, D columns, I(p) the image of patch p, pi
     l_p = -s(p, pi(p)) / t + log( exp(s(p, pi(p)) / t) + sum over q with I(q) != I(p) of exp(s(p, q) / t) )
 
 over the 2M patches of both views; other patches of the same image are absent. The sum over other images is one
-log-sum-exp per anchor: similarities are computed in blocks, forgotten, and computed again in the backward pass.
+log-sum-exp per anchor: similarities are computed in tiles, forgotten, and computed again in the backward pass. Time
+grows as M^2 D, memory as M D. Nothing is read back from the device, and equal input gives equal bits.
+
+On a GPU it is the same code: tiles through the device's matrix products. FlexAttention's log-sum-exp fuses what is
+between the products and is timed beside it by `equimid bench loss`; it is not the default, for its gradient cannot be
+run on the CPU and neither was measured on a GPU yet.
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from typing import Any, cast
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from equimid.distributed import gather_detached, gather_with_gradient, mean_over_ranks, world_size
+from equimid.distributed import gather_detached, gather_with_gradient, mean_over_ranks, row_counts, world_size
 from equimid.losses.checks import check_temperature
 from equimid.precision import no_autocast, unit_rows
 
 __all__ = ["patch_ntxent", "patch_ntxent_cross_view"]
-
-BLOCK = 1024
 
 
 def patch_ntxent(z0: Tensor, z1: Tensor, image_ids: Tensor, temperature: float) -> Tensor:
@@ -46,13 +52,11 @@ def patch_ntxent(z0: Tensor, z1: Tensor, image_ids: Tensor, temperature: float) 
     with no_autocast(z0):
         z0, z1 = unit_rows(z0), unit_rows(z1)
         positives = (z0 * z1).sum(1).repeat(2) / temperature
-        ids = image_ids.repeat(2)
-        z = torch.cat([z0, z1])
-        if world_size() == 1 and temperature >= _SYMMETRIC_FROM:
-            negatives = _symmetric_lse(z, ids, temperature, (z0.requires_grad, z1.requires_grad))
+        if world_size() == 1 and temperature >= _BOUNDED_FROM:
+            negatives: Tensor = _SymmetricLSE.apply(z0, z1, image_ids, temperature).flatten()
         else:
-            keys = gather_with_gradient(z)
-            negatives = _lse(z, keys, ids, gather_detached(ids), temperature)
+            z = torch.cat([z0, z1])
+            negatives = _gathered_lse(z, z, image_ids.repeat(2), temperature)
         return mean_over_ranks(torch.logaddexp(positives, negatives) - positives)
 
 
@@ -65,8 +69,15 @@ def patch_ntxent_cross_view(anchors: Tensor, keys: Tensor, image_ids: Tensor, te
     with no_autocast(anchors):
         a, k = unit_rows(anchors), unit_rows(keys)
         positives = (a * k).sum(1) / temperature
-        negatives = _lse(a, gather_with_gradient(k), image_ids, gather_detached(image_ids), temperature)
+        negatives = _gathered_lse(a, k, image_ids, temperature)
         return mean_over_ranks(torch.logaddexp(positives, negatives) - positives)
+
+
+def _gathered_lse(anchors: Tensor, keys: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    counts = row_counts(keys)
+    everyone = gather_with_gradient(keys, counts)
+    lse: Tensor = _LSE.apply(anchors, everyone, ids, gather_detached(ids, counts), temperature)
+    return lse
 
 
 def _check(z0: Tensor, z1: Tensor, image_ids: Tensor, temperature: float) -> None:
@@ -76,131 +87,212 @@ def _check(z0: Tensor, z1: Tensor, image_ids: Tensor, temperature: float) -> Non
     check_temperature(temperature)
 
 
-# ---- log-sum-exp over the keys of other images, in blocks ------------------------------------------------------
+# ---- log-sum-exp over the keys of other images, tile by tile ---------------------------------------------------
 
-# Below this temperature exp((s - 1) / t) can underflow in float32 for every key of an anchor.
-_SYMMETRIC_FROM = 0.05
+# Rows and columns of the largest tile of similarities. Measured on two cores: a tile of the CPU stays in the cache
+# from its matrix product to its last sum. A GPU instead wants few launches (about ten for each tile), each of them
+# longer than a launch takes: 32 MiB in float32, about the cache of a large card; not measured on one yet.
+TILES = {"cpu": (512, 1024), "cuda": (1024, 8192)}
+
+# From this temperature on, exp(s / t) of unit rows and its sums stay within float32 without subtracting a maximum.
+_BOUNDED_FROM = 1 / 60
+
+# A tile where more images than this meet is masked by comparing ids, not image by image.
+_MANY = 64
 
 
-def _blocks(rows: int, start: int = 0) -> list[slice]:
-    return [slice(a, min(a + BLOCK, start + rows)) for a in range(start, start + rows, BLOCK)]
+def symmetric_tiles(patches: int, device: str) -> Iterator[tuple[int, slice, int, slice]]:
+    """(view, rows, view, columns): of the symmetric matrix of two views' similarities, every pair of patches once.
+
+    Tiles on the diagonal have equal rows and columns and hold their pairs twice.
+    """
+    rows, columns = TILES.get(device, TILES["cuda"])
+    for view in (0, 1):
+        for a in spans(0, patches, rows):
+            yield view, a, view, a
+            yield from ((view, a, view, b) for b in spans(a.stop, patches, columns))
+            if view == 0:
+                yield from ((0, a, 1, b) for b in spans(0, patches, columns))
 
 
-class _Mask:
-    """Which pairs of rows belong to one image; blocks whose images cannot meet skip the comparison."""
+def spans(start: int, stop: int, length: int) -> list[slice]:
+    """`start` to `stop` in pieces of at most this length."""
+    return [slice(a, min(a + length, stop)) for a in range(start, stop, length)]
 
-    def __init__(self, row_ids: Tensor, key_ids: Tensor, rows: list[slice], keys: list[slice]) -> None:
+
+class _Tiles:
+    """Similarities of one tile at a time in one piece of memory, and which of them are of one image.
+
+    On the CPU rows and keys are sorted by image, and then the pairs of an image are a rectangle. On another device
+    ids are compared there, for reading them would wait for it.
+    """
+
+    def __init__(self, rows: int, keys: int, row_ids: Tensor, key_ids: Tensor, like: Tensor) -> None:
+        height, width = TILES.get(like.device.type, TILES["cuda"])
+        height, width = min(height, rows), min(max(height, width), keys)  # a tile on the diagonal is square
+        self.memory, self.ones = like.new_empty(height * width), like.new_ones(max(height, width))
         self.row_ids, self.key_ids = row_ids, key_ids
-        self.row_ranges, self.key_ranges = self._ranges(row_ids, rows), self._ranges(key_ids, keys)
+        self.runs = _runs(row_ids, key_ids) if _on_host(like.device) else None
 
-    @staticmethod
-    def _ranges(ids: Tensor, blocks: list[slice]) -> list[tuple[int, int]] | None:
-        if ids.device.type == "meta" or not blocks:
-            return None
-        ends = torch.stack([torch.stack(torch.aminmax(ids[b])) for b in blocks])
-        return [(low, high) for low, high in ends.tolist()]
+    def similarities(self, x: Tensor, y: Tensor, scale: float) -> Tensor:
+        """scale x y^T, valid until the next call."""
+        s = self.memory[: len(x) * len(y)].view(len(x), len(y))
+        return torch.addmm(s, x, y.T, beta=0, alpha=scale, out=s)
 
-    def fill(self, block: Tensor, i: int, rows: slice, j: int, keys: slice, value: float) -> None:
-        """Write `value` over the same-image pairs of block (i, j)."""
-        if self.row_ranges is not None and self.key_ranges is not None:
-            (low, high), (other_low, other_high) = self.row_ranges[i], self.key_ranges[j]
-            if high < other_low or other_high < low:
+    def fill(self, tile: Tensor, a: slice, b: slice, value: float) -> None:
+        """Write `value` over the pairs of one image."""
+        if self.runs is not None:
+            (starts, stops), (key_starts, key_stops) = self.runs
+            first = max(bisect_right(stops, a.start), bisect_right(key_stops, b.start))
+            last = min(bisect_left(starts, a.stop), bisect_left(key_starts, b.stop))
+            if last - first <= _MANY:
+                for run in range(first, last):
+                    down = slice(max(starts[run] - a.start, 0), stops[run] - a.start)
+                    tile[down, max(key_starts[run] - b.start, 0) : key_stops[run] - b.start] = value
                 return
-        block.masked_fill_(self.row_ids[rows, None] == self.key_ids[None, keys], value)
+        tile.masked_fill_(self.row_ids[a, None] == self.key_ids[None, b], value)
 
 
-class _MaskedLSE(torch.autograd.Function):
-    """lse_a = log sum over keys k of other images of exp(a . k / t), rows against any keys."""
-
-    @staticmethod
-    def forward(ctx: Any, anchors: Tensor, keys: Tensor, ids: Tensor, key_ids: Tensor, temperature: float) -> Tensor:
-        ctx.rows, ctx.columns = _blocks(len(anchors)), _blocks(len(keys))
-        ctx.mask, ctx.scale = _Mask(ids, key_ids, ctx.rows, ctx.columns), 1 / temperature
-        lse = anchors.new_full((len(anchors),), -math.inf)
-        for i, a in enumerate(ctx.rows):
-            for j, k in enumerate(ctx.columns):
-                s = (anchors[a] @ keys[k].T).mul_(ctx.scale)
-                ctx.mask.fill(s, i, a, j, k, -math.inf)
-                lse[a] = torch.logaddexp(lse[a], torch.logsumexp(s, dim=1))
-        ctx.save_for_backward(anchors, keys, lse)
-        return lse
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        anchors, keys, lse = ctx.saved_tensors
-        need_anchors, need_keys = ctx.needs_input_grad[:2]
-        grad_anchors = torch.zeros_like(anchors) if need_anchors else None
-        grad_keys = torch.zeros_like(keys) if need_keys else None
-        weight = (grads[0] * ctx.scale)[:, None]
-        # an anchor without negatives has lse -inf: nothing of it is in the sum
-        lse = lse.masked_fill(lse == -math.inf, math.inf)[:, None]
-        for i, a in enumerate(ctx.rows):
-            for j, k in enumerate(ctx.columns):
-                p = (anchors[a] @ keys[k].T).mul_(ctx.scale).sub_(lse[a]).exp_().mul_(weight[a])
-                ctx.mask.fill(p, i, a, j, k, 0.0)
-                if grad_anchors is not None:
-                    grad_anchors[a].addmm_(p, keys[k])
-                if grad_keys is not None:
-                    grad_keys[k].addmm_(p.T, anchors[a])
-        return grad_anchors, grad_keys, None, None, None
+def _add_product(total: Tensor, x: Tensor, y: Tensor) -> None:
+    torch.addmm(total, x, y, out=total)  # FlopCounterMode does not count addmm_
 
 
-def _lse(anchors: Tensor, keys: Tensor, ids: Tensor, key_ids: Tensor, temperature: float) -> Tensor:
-    return cast(Tensor, _MaskedLSE.apply(anchors, keys, ids, key_ids, temperature))
+def _on_host(device: torch.device) -> bool:
+    return device.type == "cpu"
 
 
-class _SymmetricMaskedLSE(torch.autograd.Function):
-    """The same where anchors and keys are one set of unit rows: only blocks on and above the diagonal.
+def _runs(row_ids: Tensor, key_ids: Tensor) -> list[tuple[list[int], list[int]]]:
+    """Starts and stops, among sorted rows and among sorted keys, of the images that have both."""
+    places = []
+    for ids in (row_ids, key_ids):
+        images, counts = torch.unique_consecutive(ids, return_counts=True)
+        stops = counts.cumsum(0)
+        places.append({i: (a, b) for i, a, b in zip(*map(Tensor.tolist, (images, stops - counts, stops)), strict=True)})
+    both = [i for i in places[0] if i in places[1]]
+    return [([p[i][0] for i in both], [p[i][1] for i in both]) for p in places]
 
-    The maximum is fixed at 1 / t, which bounds every similarity of unit rows. The first half of the rows or the
-    second may be without gradient (`live`): their gradient products are left out.
+
+class _Order:
+    """Rows sorted by image, where that is of use and they are not yet."""
+
+    def __init__(self, ids: Tensor) -> None:
+        needed = _on_host(ids.device) and bool((ids[1:] < ids[:-1]).any())
+        self.order = torch.argsort(ids, stable=True) if needed else None
+
+    def sort(self, x: Tensor) -> Tensor:
+        return x if self.order is None else x[self.order]
+
+    def restore(self, x: Tensor) -> Tensor:
+        return x if self.order is None else torch.empty_like(x).index_copy_(0, self.order, x)
+
+
+class _SymmetricLSE(torch.autograd.Function):
+    """lse_p = log sum over q of other images of exp(z_p . z_q / t), both running over the unit rows of two views.
+
+    (M, D) and (M, D) to (2, M). A similarity is computed once for both of its patches. A view without gradient (a
+    momentum network's) costs no product of its gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, ids: Tensor, temperature: float, live: tuple[bool, bool]) -> Tensor:
-        half = len(z) // 2
-        ctx.blocks = _blocks(half) + _blocks(half, half)
-        ctx.live = [live[b.start >= half] for b in ctx.blocks]
-        ctx.mask, ctx.scale = _Mask(ids, ids, ctx.blocks, ctx.blocks), 1 / temperature
-        total = z.new_zeros(len(z))
-        for i, a, j, b in _upper(ctx.blocks):
-            e = _exp_block(z, a, b, ctx.scale)
-            ctx.mask.fill(e, i, a, j, b, 0.0)
-            total[a] += e.sum(1)
-            if i != j:
-                total[b] += e.sum(0)
-        ctx.save_for_backward(z, total)
-        lse: Tensor = total.log() + ctx.scale
-        return lse
+    def forward(ctx: Any, z0: Tensor, z1: Tensor, ids: Tensor, temperature: float) -> Tensor:
+        ctx.order, ctx.scale = _Order(ids), 1 / temperature
+        z, ids = (ctx.order.sort(z0), ctx.order.sort(z1)), ctx.order.sort(ids)
+        tiles = _Tiles(len(ids), len(ids), ids, ids, z0)
+        total = z0.new_zeros(2, len(ids))
+        for i, a, j, b in symmetric_tiles(len(ids), z0.device.type):
+            e = tiles.similarities(z[i][a], z[j][b], ctx.scale).exp_()
+            tiles.fill(e, a, b, 0.0)
+            total[i, a].addmv_(e, tiles.ones[: e.shape[1]])
+            if (i, a) != (j, b):
+                total[j, b].addmv_(e.T, tiles.ones[: e.shape[0]])
+        ctx.save_for_backward(*z, ids, total)
+        return torch.stack([ctx.order.restore(view) for view in total.log()])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        z, total = ctx.saved_tensors
-        weight = (grads[0] * ctx.scale / total).masked_fill(total == 0, 0.0)
-        grad = torch.zeros_like(z)
-        for i, a, j, b in _upper(ctx.blocks):
-            if not (ctx.live[i] or ctx.live[j]):
+        *z, ids, total = ctx.saved_tensors
+        # a patch without negatives has no sum, and nothing to pull at
+        weight = torch.stack([ctx.order.sort(view) for view in grads[0]]).mul_(ctx.scale).div_(total)
+        weight.masked_fill_(total == 0, 0.0)
+        found = [
+            torch.zeros_like(view) if need else None for view, need in zip(z, ctx.needs_input_grad[:2], strict=True)
+        ]
+        tiles = _Tiles(len(ids), len(ids), ids, ids, total)
+        weights = torch.empty_like(tiles.memory)
+        for i, a, j, b in symmetric_tiles(len(ids), total.device.type):
+            left, right = found[i], found[j]
+            if left is None and right is None:
                 continue
-            e = _exp_block(z, a, b, ctx.scale)
-            ctx.mask.fill(e, i, a, j, b, 0.0)
+            e = tiles.similarities(z[i][a], z[j][b], ctx.scale).exp_()
+            tiles.fill(e, a, b, 0.0)
             # similarity (p, q) is in the sums of both p and q
-            e.mul_(weight[a, None] + weight[None, b])
-            if ctx.live[i]:
-                grad[a].addmm_(e, z[b])
-            if i != j and ctx.live[j]:
-                grad[b].addmm_(e.T, z[a])
-        return grad, None, None, None
+            both = weights[: e.numel()].view_as(e)
+            e.mul_(torch.add(weight[i, a, None], weight[j, None, b], out=both))
+            if left is not None:
+                _add_product(left[a], e, z[j][b])
+            if right is not None and (i, a) != (j, b):
+                _add_product(right[b], e.T, z[i][a])
+        return *(None if view is None else ctx.order.restore(view) for view in found), None, None
 
 
-def _upper(blocks: list[slice]) -> Iterator[tuple[int, slice, int, slice]]:
-    for i, a in enumerate(blocks):
-        for j in range(i, len(blocks)):
-            yield i, a, j, blocks[j]
+class _LSE(torch.autograd.Function):
+    """The same for any anchors and keys: (A, D) and (K, D) to (A,), at any temperature."""
+
+    @staticmethod
+    def forward(ctx: Any, anchors: Tensor, keys: Tensor, ids: Tensor, key_ids: Tensor, temperature: float) -> Tensor:
+        ctx.rows, ctx.columns, ctx.scale = _Order(ids), _Order(key_ids), 1 / temperature
+        ctx.bounded = temperature >= _BOUNDED_FROM
+        anchors, ids = ctx.rows.sort(anchors), ctx.rows.sort(ids)
+        keys, key_ids = ctx.columns.sort(keys), ctx.columns.sort(key_ids)
+        tiles = _Tiles(len(anchors), len(keys), ids, key_ids, anchors)
+        total = anchors.new_zeros(len(anchors))
+        maximum = torch.full_like(total, 0.0 if ctx.bounded else torch.finfo(total.dtype).min)
+        for a, b in _tiles_of(len(anchors), len(keys), anchors.device.type):
+            s = tiles.similarities(anchors[a], keys[b], ctx.scale)
+            tiles.fill(s, a, b, -math.inf)
+            if not ctx.bounded:
+                larger = torch.maximum(maximum[a], s.amax(1))
+                total[a] *= (maximum[a] - larger).exp_()
+                maximum[a] = larger
+                s.sub_(larger[:, None])
+            total[a].addmv_(s.exp_(), tiles.ones[: s.shape[1]])
+        lse = total.log().add_(maximum)
+        ctx.save_for_backward(anchors, keys, ids, key_ids, lse)
+        restored: Tensor = ctx.rows.restore(lse)
+        return restored
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        anchors, keys, ids, key_ids, lse = ctx.saved_tensors
+        need_anchors, need_keys = ctx.needs_input_grad[:2]
+        grad_anchors = torch.zeros_like(anchors) if need_anchors else None
+        grad_keys = torch.zeros_like(keys) if need_keys else None
+        # an anchor without negatives has lse -inf: nothing of it is in the sum
+        lse = lse.masked_fill(lse == -math.inf, math.inf)
+        weight = ctx.rows.sort(grads[0]).mul(ctx.scale)
+        if ctx.bounded:
+            weight.mul_(lse.neg().exp_())
+        weighted = anchors * weight[:, None]
+        tiles = _Tiles(len(anchors), len(keys), ids, key_ids, anchors)
+        for a, b in _tiles_of(len(anchors), len(keys), anchors.device.type):
+            p = tiles.similarities(anchors[a], keys[b], ctx.scale)
+            if not ctx.bounded:
+                p.sub_(lse[a, None])
+            p.exp_()
+            tiles.fill(p, a, b, 0.0)
+            if grad_anchors is not None:
+                _add_product(grad_anchors[a], p, keys[b])
+            if grad_keys is not None:
+                _add_product(grad_keys[b], p.T, weighted[a])
+        if grad_anchors is not None:
+            grad_anchors = ctx.rows.restore(grad_anchors.mul_(weight[:, None]))
+        if grad_keys is not None:
+            grad_keys = ctx.columns.restore(grad_keys)
+        return grad_anchors, grad_keys, None, None, None
 
 
-def _exp_block(z: Tensor, a: slice, b: slice, scale: float) -> Tensor:
-    return (z[a] @ z[b].T).sub_(1.0).mul_(scale).exp_()
-
-
-def _symmetric_lse(z: Tensor, ids: Tensor, temperature: float, live: tuple[bool, bool]) -> Tensor:
-    return cast(Tensor, _SymmetricMaskedLSE.apply(z, ids, temperature, live))
+def _tiles_of(anchors: int, keys: int, device: str) -> Iterator[tuple[slice, slice]]:
+    rows, columns = TILES.get(device, TILES["cuda"])
+    return product(spans(0, anchors, rows), spans(0, keys, columns))

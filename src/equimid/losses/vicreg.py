@@ -48,6 +48,6 @@ def vicreg_loss(
 
 
 def _covariance(z: Tensor) -> Tensor:
-    count = sum_detached(torch.tensor(float(len(z)), device=z.device, dtype=z.dtype))
+    count = sum_detached(torch.full((), float(len(z)), device=z.device, dtype=z.dtype))
     centred = z - sum_with_gradient(z.sum(0)) / count
     return sum_with_gradient(centred.T @ centred) / (count - 1).clamp(min=1)
