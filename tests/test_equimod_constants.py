@@ -45,7 +45,8 @@ def test_parameters_are_those_that_were_drawn():
     top, left, height, width = (box[:4] * torch.tensor([38, 50, 38, 50])).round().int().tolist()
     cut = Images().load(2).crop((left, top, left + width, top + height)).resize((16, 16), Image.Resampling.BILINEAR)
     cut = np.array(cut)[:, ::-1] if box[4] else np.array(cut)
-    assert np.array_equal(batch.crops[0][2].permute(1, 2, 0).numpy(), cut)
+    # PIL rounds otherwise
+    assert np.abs(batch.crops[0][2].permute(1, 2, 0).numpy().astype(int) - cut).max() <= 1
 
 
 def test_parameters_are_standardised_and_constant_ones_are_zero():

@@ -9,13 +9,11 @@ from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
-from equimid.errors import UnreadableImage, UserError
+from drawn_views import PLAIN, POSED, STILL, Drawn, items, make_plan, resized, same, unshared
 from equimid.poses import Pose
 from equimid.randomness import counted_generator
 from equimid.views import (
     Key,
-    Photometric,
-    PosedViews,
     ViewDataset,
     ViewPlan,
     ViewsConfig,
@@ -25,63 +23,9 @@ from equimid.views import (
     sample_poses,
 )
 from equimid.views.worker import sample_crop
+from photographs import near
 
 CPU = torch.device("cpu")
-PLAIN = Photometric(jitter=0, grey=0, blur=0, solarise=0)
-POSED = PosedViews(count=4, sizes=(16, 16), patch_size=4, area=(0.7, 1.3), aspect=(3 / 4, 4 / 3))
-STILL = replace(POSED, area=(1.0, 1.0), aspect=(1.0, 1.0))  # turns and flips only
-
-
-def make_plan(posed=POSED, plain=True, size=16, **changes):
-    config = ViewsConfig(first=PLAIN, second=PLAIN) if plain else ViewsConfig()
-    return replace(replace(config, **changes).plan(size, 4), posed=posed)
-
-
-class Drawn:
-    """Images of random pixels and of different shapes; those in `bad` cannot be read."""
-
-    def __init__(self, n=12, bad=()):
-        self.n, self.bad = n, frozenset(bad)
-
-    def __len__(self):
-        return self.n
-
-    def load(self, index):
-        if index in self.bad:
-            raise UnreadableImage("truncated")
-        rng = np.random.default_rng(index)
-        height, width = rng.integers(24, 60, 2)
-        return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def items(dataset, keys):
-    return [dataset[key] for key in keys]
-
-
-def same(a, b):
-    return (
-        (a.index, a.posed, a.unreadable) == (b.index, b.posed, b.unreadable)
-        and all(torch.equal(x, y) for x, y in zip(a.pixels, b.pixels, strict=True))
-        and torch.equal(a.boxes, b.boxes)
-        and torch.equal(a.rows, b.rows)
-    )
-
-
-def resized(image, size, flipped=False, box=None):
-    """(3, size, size) uint8, PIL's bilinear resize."""
-    done = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
-    done = done.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else done
-    return torch.from_numpy(np.array(done)).permute(2, 0, 1)
-
-
-def unshared(box, image):
-    """Box in pixels (left, top, right, bottom) and the flip, from what an item records."""
-    top, left, height, width, flipped = box.tolist()
-    edges = (left * image.width, top * image.height, (left + width) * image.width, (top + height) * image.height)
-    assert all(abs(edge - round(edge)) < 1e-3 for edge in edges)
-    return tuple(round(edge) for edge in edges), bool(flipped)
-
-
 # --- crops
 
 
@@ -166,8 +110,8 @@ def test_crop_shows_the_box_that_is_recorded():
             box, flipped = unshared(shares, image)
             flips.append(flipped)
             assert pixels.dtype == torch.uint8
-            assert torch.equal(pixels, resized(image, 8, flipped, box))
-            assert not torch.equal(pixels, resized(image, 8, not flipped, box))
+            assert near(pixels, resized(image, 8, flipped, box))
+            assert not near(pixels, resized(image, 8, not flipped, box), 20)
     assert 20 < sum(flips) < 60
 
 
@@ -194,7 +138,7 @@ def test_posed_item_is_the_whole_image():
     for index in range(12):
         item, image = dataset[Key(0, index, True)], source.load(index)
         assert len(item.pixels) == 1
-        assert torch.equal(item.pixels[0], resized(image, 16))
+        assert near(item.pixels[0], resized(image, 16))
         assert item.boxes.tolist() == [[0, 0, 1, 1, 0]]
         assert len(item.rows) == 2
 
@@ -207,7 +151,7 @@ def test_shared_crop_cuts_once_as_the_release_does():
         item, image = dataset[Key(0, index, True)], source.load(index)
         box, flipped = unshared(item.boxes[0], image)
         assert len(item.pixels) == 1
-        assert torch.equal(item.pixels[0], resized(image, 16, flipped, box))
+        assert near(item.pixels[0], resized(image, 16, flipped, box))
         whole += box == (0, 0, image.width, image.height)
         flips.add(flipped)
     assert whole < 3
@@ -217,42 +161,9 @@ def test_shared_crop_cuts_once_as_the_release_does():
 def test_interpolation_is_as_asked():
     image, key = Drawn().load(0), Key(0, 0, True)
     item = ViewDataset(Drawn(), make_plan(interpolation="bicubic"), seed=0)[key]
-    expected = np.array(image.resize((16, 16), Image.Resampling.BICUBIC))
-    assert np.array_equal(item.pixels[0].permute(1, 2, 0).numpy(), expected)
-    assert not torch.equal(item.pixels[0], ViewDataset(Drawn(), make_plan(), seed=0)[key].pixels[0])
-
-
-# --- unreadable images
-
-
-@pytest.mark.parametrize("posed", [False, True])
-def test_next_readable_image_takes_the_place_of_an_unreadable_one(posed):
-    dataset = ViewDataset(Drawn(8, bad={3, 4, 7}), make_plan(), seed=0)
-    batch = collate(items(dataset, [Key(0, index, posed) for index in (1, 3, 7, 5)]))
-    assert batch.indices.tolist() == [1, 5, 0, 5]  # after the last comes the first
-    assert batch.unreadable == (3, 4, 7)
-    pixels = (batch.squares if posed else batch.crops)[0]
-    if posed:
-        assert torch.equal(pixels[1], pixels[3])
-        assert torch.equal(pixels[2], resized(Drawn().load(0), 16))
-    else:  # the draw is that of the place, not of the image that fills it
-        assert not torch.equal(pixels[1], pixels[3])
-
-
-def test_readable_images_do_not_notice_an_unreadable_one():
-    key = Key(0, 5, False)
-    assert same(ViewDataset(Drawn(8, bad={3}), make_plan(), 0)[key], ViewDataset(Drawn(8), make_plan(), 0)[key])
-
-
-def test_unreadable_from_end_to_end_is_an_error():
-    dataset = ViewDataset(Drawn(300, bad=range(100, 200)), make_plan(), seed=0)
-    with pytest.raises(UserError, match="100 images in a row could not be read, from number 100"):
-        dataset[Key(0, 100, False)]
-    item = dataset[Key(0, 101, False)]  # 99 in a row
-    assert item.index == 200
-    assert len(item.unreadable) == 99
-    with pytest.raises(UserError, match="3 images in a row"):
-        ViewDataset(Drawn(3, bad=range(3)), make_plan(), seed=0)[Key(0, 1, False)]
+    expected = torch.from_numpy(np.array(image.resize((16, 16), Image.Resampling.BICUBIC))).permute(2, 0, 1)
+    assert near(item.pixels[0], expected)
+    assert not near(item.pixels[0], ViewDataset(Drawn(), make_plan(), seed=0)[key].pixels[0], 5)
 
 
 # --- batches and what the device makes of them
@@ -273,7 +184,7 @@ def test_batch_holds_cropped_images_first():
     assert [x.shape for x in batch.crops] == [(2, 3, 16, 16)] * 2
     assert [x.shape for x in batch.crop_boxes] == [(2, 5)] * 2
     assert batch.squares[0].shape == (2, 3, 16, 16)
-    assert torch.equal(batch.squares[0][1], resized(Drawn().load(1), 16))
+    assert near(batch.squares[0][1], resized(Drawn().load(1), 16))
     for view in range(2):
         assert torch.equal(batch.crops[view][1], dataset[Key(0, 4, False)].pixels[view])
         assert torch.equal(batch.crop_rows[view][0], dataset[Key(0, 5, False)].rows[view])
@@ -341,7 +252,7 @@ def test_both_posed_views_show_the_whole_upright_image(cropped):
     whole = torch.stack([resized(Drawn().load(index), 16) for index in views.image_ids.tolist()])
     expected = normalise(whole.float() / 255, plan.mean, plan.std)
     for view, pose in zip(views.posed, views.poses, strict=True):
-        assert torch.allclose((~pose).act(view, 4), expected, atol=1e-5)
+        assert torch.allclose((~pose).act(view, 4), expected, atol=1.01 / 255 / 0.224)  # one of 255, normalised
     assert views.poses[0] != views.poses[1]
 
 
@@ -362,7 +273,9 @@ def test_image_ids_are_those_of_the_posed_images():
     dataset = ViewDataset(Drawn(12, bad={9}), plan, 0)
     keys = [Key(0, 9, True), Key(0, 2, True), Key(0, 11, False), Key(0, 4, False)]
     views = realise(collate(items(dataset, keys)), plan, sample_poses(plan, 0, 0, 0, 1), CPU)
-    assert views.image_ids.tolist() == [10, 2]
+    replacement = dataset[keys[0]].index
+    assert replacement != 9
+    assert views.image_ids.tolist() == [replacement, 2]
 
 
 def test_batch_is_left_as_it_was():

@@ -1,5 +1,6 @@
 """Views: what a method asks for (`ViewPlan`), and its realisation in the workers and on the device."""
 
+from equimid.views.decoding import decode_encoded
 from equimid.views.photometric import FIELDS, Photometric, draw
 from equimid.views.plan import (
     CentreView,
@@ -30,6 +31,7 @@ __all__ = [
     "ViewsConfig",
     "check_size",
     "collate",
+    "decode_encoded",
     "draw",
     "normalise",
     "realise",

@@ -193,7 +193,7 @@ def _plan(rows: npt.NDArray[np.float32], config: Photometric) -> _Plan:
 
 def _send(tensor: Tensor, device: torch.device) -> Tensor:
     # from pinned memory the copy is queued; from pageable memory the host would wait for it
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def _luma(x: Tensor) -> Tensor:

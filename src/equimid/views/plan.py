@@ -57,6 +57,7 @@ class PosedViews:
     """Posed views of `count` images of the global batch: square image, photometric, pose; no crop.
 
     sizes:       side of the upright square image per view, px; views 2j and 2j + 1 are a pair of one size
+    grids:       size of the fixed set that the posed grids are drawn from; 0 = any grid in the ranges
     shared_crop: cut one random crop for both views of a pair first, as the SER release does
     """
 
@@ -67,6 +68,7 @@ class PosedViews:
     aspect: tuple[float, float]
     complement: bool = False
     shared_crop: bool = False
+    grids: int = 0
 
 
 @dataclass(frozen=True)

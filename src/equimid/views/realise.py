@@ -51,7 +51,7 @@ def sample_poses(plan: ViewPlan, seed: int, step: int, rank: int, ranks: int) ->
     for size in posed.sizes[::2]:
         grid = (size // posed.patch_size, size // posed.patch_size)
         poses += sample_pose_pair(
-            posed.count, grid, rng, area=posed.area, aspect=posed.aspect, complement=posed.complement
+            posed.count, grid, rng, area=posed.area, aspect=posed.aspect, complement=posed.complement, grids=posed.grids
         )
     mine = plan.positions(posed.count, rank, ranks)
     return [pose[mine] for pose in poses[: len(posed.sizes)]]
@@ -59,7 +59,9 @@ def sample_poses(plan: ViewPlan, seed: int, step: int, rank: int, ranks: int) ->
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """(n, 3, H, W) in [0, 1] to zero mean and unit deviation per channel."""
-    m, s = (torch.tensor(v, device=images.device, dtype=images.dtype)[:, None, None] for v in (mean, std))
+    m, s = (
+        torch.tensor(v, dtype=images.dtype).to(images.device, non_blocking=True)[:, None, None] for v in (mean, std)
+    )
     return (images - m) / s
 
 
@@ -69,10 +71,15 @@ def realise(batch: Batch, plan: ViewPlan, poses: Sequence[Pose], device: torch.d
 
     Args:
         poses: per posed view, one pose per posed image of this rank (`sample_poses`).
+
+    Raises:
+        ValueError: files of the batch are not decoded yet.
     """
+    if batch.files is not None:
+        raise ValueError(f"{len(batch.encoded)} files of the batch are encoded; call decode_encoded on it first")
 
     def finish(pixels: Tensor, rows: Tensor, photometric: Photometric | None) -> Tensor:
-        images = pixels.to(device, non_blocking=True).float().div_(255)
+        images = pixels.to(device, non_blocking=True).contiguous().float().div_(255)
         return normalise(apply(images, rows, photometric) if photometric else images, plan.mean, plan.std)
 
     kinds: list[CropView | CentreView] = [*plan.crops, *(extra.view for extra in plan.extra.values())]
@@ -98,4 +105,4 @@ def realise(batch: Batch, plan: ViewPlan, poses: Sequence[Pose], device: torch.d
         upright = [torch.zeros(0, 3, size, size, device=device) for size in plan.posed.sizes]
         ids = batch.indices[:0]
     posed = [pose.act(x, plan.posed.patch_size) for pose, x in zip(on_device, upright, strict=True)]
-    return Views(crops, posed, on_device, ids.to(device), extra, batch)
+    return Views(crops, posed, on_device, ids.to(device, non_blocking=True), extra, batch)

@@ -1,39 +1,30 @@
-"""The worker's side of the views: decode once, crop, flip, draw photometric parameters.
+"""The worker's side of the views: crop, flip, draw photometric parameters, and then decode once for all of them.
 
 Everything drawn is a function of (seed, epoch, index): the number of workers and a resume change nothing.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from equimid.errors import UnreadableImage, UserError
 from equimid.randomness import counted_generator
+from equimid.views.cutting import Box, Cut, choose_scale, cut_out
 from equimid.views.photometric import draw, share_colours, untouched
+from equimid.views.pictures import ImageSource, JpegPicture, open_picture
 from equimid.views.plan import CentreView, CropView, ViewPlan
 
-__all__ = ["Batch", "ImageSource", "Key", "ViewDataset", "collate"]
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+__all__ = ["Batch", "EncodedImage", "ImageSource", "Item", "Key", "ViewDataset", "collate"]
 
 _SQUASHED = 2**16  # side of the square that aligned boxes are drawn on
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-
-
-class ImageSource(Protocol):
-    """What a dataset needs of a source of images."""
-
-    def __len__(self) -> int: ...
-    def load(self, index: int) -> Image.Image: ...
-    def describe(self, index: int) -> str: ...
+_TRIES = 100  # an image and the replacements of one that cannot be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +37,28 @@ class Key:
     pair: int = -1
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """A plain JPEG file that the training process decodes: see `equimid.views.decoding`.
+
+    key:         whose item it is; what is done again if the file is damaged
+    orientation: EXIF's, 1..8
+    cuts:        what becomes of it, in the order of an item's pixels
+    bytes:       length of the file
+    """
+
+    key: Key
+    orientation: int
+    cuts: tuple[Cut, ...]
+    bytes: int
+
+
 @dataclass(frozen=True)
 class Item:
     """One image's views: uint8 pixels (3, S, S), crop boxes (V, 5) and photometric rows (V, P).
 
     A cropped image has its standard views, then the extra ones of the plan; a posed image one upright square per pair
-    of posed views, and rows for every posed view.
+    of posed views, and rows for every posed view. With `encoded` the pixels are one tensor (bytes,): the file.
     """
 
     index: int
@@ -60,19 +67,22 @@ class Item:
     boxes: Tensor
     rows: Tensor
     unreadable: tuple[int, ...]
+    encoded: EncodedImage | None = None
 
 
 @dataclass(frozen=True)
 class Batch:
     """This rank's share of a global batch, as it leaves the workers.
 
-    crops:       per standard view and then per extra view, (b1, 3, S, S) uint8
+    crops:       per standard view and then per extra view, (b1, 3, S, S) uint8, less the encoded ones
     crop_boxes:  the same views, (b1, 5): top, left, height, width as shares of the image, and whether flipped
     crop_rows:   the same views, (b1, P) photometric parameters
-    squares:     per pair of posed views, (b2, 3, S, S) uint8, upright images to be posed
+    squares:     per pair of posed views, (b2, 3, S, S) uint8, upright images to be posed, less the encoded ones
     square_rows: per posed view, (b2, P)
     indices:     (b1 + b2,) of the images in the source, cropped first
-    unreadable:  indices that could not be read and were replaced by the next readable image
+    unreadable:  indices that could not be read and were replaced by images that could
+    encoded:     {place in `indices`: image} that is still to be decoded
+    files:       (bytes,) uint8: the files of `encoded`, one after the other
     """
 
     crops: list[Tensor]
@@ -82,6 +92,8 @@ class Batch:
     square_rows: list[Tensor]
     indices: Tensor
     unreadable: tuple[int, ...]
+    encoded: dict[int, EncodedImage] = field(default_factory=dict)
+    files: Tensor | None = None
 
     def pin_memory(self) -> "Batch":
         """For the loader: pixels in page-locked memory."""
@@ -90,91 +102,146 @@ class Batch:
 
 
 class ViewDataset(Dataset[Item]):
-    """Views of images by Key."""
+    """Views of images by Key.
 
-    def __init__(self, source: ImageSource, plan: ViewPlan, seed: int) -> None:
-        self.source, self.plan, self.seed = source, plan, seed
+    decode: "workers" gives pixels; "device" gives plain JPEG files as they are, with what is to be cut from them, for
+        `decode_encoded`
+    """
+
+    def __init__(
+        self, source: ImageSource, plan: ViewPlan, seed: int, decode: Literal["workers", "device"] = "workers"
+    ) -> None:
+        self.source, self.plan, self.seed, self.decode = source, plan, seed, decode
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, key: Key) -> Item:
-        image, index, unreadable = self._load(key.index)
+        return self.item(key, encoded=self.decode == "device")
+
+    def item(self, key: Key, *, encoded: bool) -> Item:
+        """The views of an image, or of another one where it cannot be read: files can go bad after they were checked.
+
+        Args:
+            encoded: leave plain JPEG files undecoded.
+
+        Raises:
+            UserError: many images could not be read.
+        """
+        unreadable: list[int] = []
+        for attempt in range(_TRIES):
+            index = self._candidate(key, attempt)
+            if index in unreadable:
+                continue
+            try:
+                return self._item(key, index, tuple(unreadable), encoded)
+            except UnreadableImage:
+                unreadable.append(index)
+        raise UserError(
+            f"image number {key.index} could not be read, nor could {_TRIES - 1} images drawn in its place; "
+            "is the disk still there?"
+        )
+
+    def _candidate(self, key: Key, attempt: int) -> int:
+        """Replacements are drawn, since neighbours go bad together: a folder, a shard."""
+        if attempt == 0:
+            return key.index
+        rng = counted_generator(self.seed, "replacement", key.epoch, key.index, attempt)
+        return int(rng.integers(len(self.source)))
+
+    def _item(self, key: Key, index: int, unreadable: tuple[int, ...], encoded: bool) -> Item:
+        picture = open_picture(self.source, index)
         # counted by the key, not by the image that may replace an unreadable one
         rng = counted_generator(self.seed, "view", key.epoch, key.index)
-        if key.posed and self.plan.posed is not None:
-            return self._posed(image, index, rng, unreadable)
+        posed = key.posed and self.plan.posed is not None
+        cuts, rows = self._draw_posed(picture.size, rng) if posed else self._draw_crops(picture.size, rng, key)
+        boxes = torch.tensor([cut.shares(picture.size) for cut in cuts])
+        params = torch.from_numpy(np.stack(rows))
+        if encoded and isinstance(picture, JpegPicture):
+            waiting = EncodedImage(key, picture.orientation, tuple(cuts), len(picture.content))
+            return Item(index, posed, [picture.file()], boxes, params, unreadable, waiting)
+        whole, scale = picture.pixels(choose_scale(cuts, picture.scales))
+        pixels = [cut_out(whole, cut, self.plan.interpolation, scale) for cut in cuts]
+        return Item(index, posed, pixels, boxes, params, unreadable)
+
+    def _draw_crops(
+        self, size: tuple[int, int], rng: np.random.Generator, key: Key
+    ) -> tuple[list[Cut], list[npt.NDArray[np.float32]]]:
+        """What to cut for the standard and then the extra views, and their photometric rows."""
         if self.plan.aligned and key.pair < 0:
             raise ValueError(f"the views are aligned in pairs, but the key of image {key.index} names no pair")
         shared = counted_generator(self.seed, "pair", key.epoch, key.pair) if self.plan.aligned else None
-        drawn = [self._crop(view, image, rng, shared) for view in self.plan.crops]
+        drawn = [_draw_view(view, size, rng, shared) for view in self.plan.crops]
         # last, so that the standard views are the same with and without an add-on
-        drawn += [self._crop(extra.view, image, rng, None) for extra in self.plan.extra.values()]
-        pixels, boxes, rows = zip(*drawn, strict=True)
-        return Item(index, False, list(pixels), torch.tensor(boxes), torch.from_numpy(np.stack(rows)), unreadable)
+        drawn += [_draw_view(extra.view, size, rng, None) for extra in self.plan.extra.values()]
+        return [cut for cut, _ in drawn], [row for _, row in drawn]
 
-    def _crop(
-        self, view: CropView | CentreView, image: Image.Image, rng: np.random.Generator,
-        shared: np.random.Generator | None,
-    ) -> tuple[Tensor, list[float], npt.NDArray[np.float32]]:  # fmt: skip
-        """Pixels, box and photometric row of a view."""
-        if isinstance(view, CentreView):
-            box, flipped, row = _centre(image.size, view.share), False, untouched()
-        elif shared is None:
-            box = sample_crop(image.size, view.scale, rng)
-            flipped = rng.random() < view.flip
-            row = draw(view.photometric, rng)
-        else:
-            # a box of the squashed image, as images of a pair may differ in shape
-            box = _stretched(sample_crop((_SQUASHED, _SQUASHED), view.scale, shared), image.size)
-            flipped = rng.random() < view.flip
-            row = share_colours(draw(view.photometric, shared), draw(view.photometric, rng))
-        pixels = _cut(image, box, view.size, self.plan.interpolation, flipped)
-        return pixels, _shares(box, image.size, flipped), row
-
-    def _posed(self, image: Image.Image, index: int, rng: np.random.Generator, unreadable: tuple[int, ...]) -> Item:
+    def _draw_posed(
+        self, size: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[list[Cut], list[npt.NDArray[np.float32]]]:
+        """What to cut for every pair of posed views, and the photometric row of each."""
         posed = self.plan.posed
         assert posed is not None
-        pixels, boxes, rows = [], [], []
+        cuts, rows = [], []
         for first in range(0, len(posed.sizes), 2):
             view = self.plan.crops[first]
-            box = sample_crop(image.size, view.scale, rng) if posed.shared_crop else (0.0, 0.0, *image.size)
+            box = sample_crop(size, view.scale, rng) if posed.shared_crop else (0.0, 0.0, *size)
             flipped = posed.shared_crop and rng.random() < view.flip
-            pixels.append(_cut(image, box, posed.sizes[first], self.plan.interpolation, flipped))
-            boxes.append(_shares(box, image.size, flipped))
+            cuts.append(Cut(box, posed.sizes[first], flipped))
             rows += [draw(crop.photometric, rng) for crop in self.plan.crops[first : first + 2]]
-        return Item(index, True, pixels, torch.tensor(boxes), torch.from_numpy(np.stack(rows)), unreadable)
+        return cuts, rows
 
-    def _load(self, index: int) -> tuple[Image.Image, int, tuple[int, ...]]:
-        """The image, or the next one that can be read: files can go bad after they were checked."""
-        unreadable: list[int] = []
-        for offset in range(min(len(self.source), 100)):
-            candidate = (index + offset) % len(self.source)
-            try:
-                return self.source.load(candidate), candidate, tuple(unreadable)
-            except UnreadableImage:
-                unreadable.append(candidate)
-        raise UserError(
-            f"{len(unreadable)} images in a row could not be read, from number {index} on; is the disk still there?"
-        )
+
+def _draw_view(
+    view: CropView | CentreView, size: tuple[int, int], rng: np.random.Generator, shared: np.random.Generator | None
+) -> tuple[Cut, npt.NDArray[np.float32]]:
+    """What to cut from an image of (width, height) px, and the photometric row."""
+    if isinstance(view, CentreView):
+        return Cut(_centre(size, view.share), view.size, False), untouched()
+    if shared is None:
+        box = sample_crop(size, view.scale, rng)
+        flipped = rng.random() < view.flip
+        row = draw(view.photometric, rng)
+    else:
+        # a box of the squashed image, as images of a pair may differ in shape
+        box = _stretched(sample_crop((_SQUASHED, _SQUASHED), view.scale, shared), size)
+        flipped = rng.random() < view.flip
+        row = share_colours(draw(view.photometric, shared), draw(view.photometric, rng))
+    return Cut(box, view.size, flipped), row
 
 
 def collate(items: Sequence[Item]) -> Batch:
     """One batch of many items."""
     cropped = [item for item in items if not item.posed]
     posed = [item for item in items if item.posed]
-    views = range(len(cropped[0].pixels)) if cropped else range(0)
-    pairs = range(len(posed[0].pixels)) if posed else range(0)
+    ordered = [*cropped, *posed]
+    views = range(len(cropped[0].boxes)) if cropped else range(0)
+    pairs = range(len(posed[0].boxes)) if posed else range(0)
     posed_views = range(len(posed[0].rows)) if posed else range(0)
+    waiting = [item.pixels[0] for item in ordered if item.encoded is not None]
     return Batch(
-        crops=[torch.stack([item.pixels[v] for item in cropped]) for v in views],
+        crops=[_stack(cropped, v) for v in views],
         crop_boxes=[torch.stack([item.boxes[v] for item in cropped]) for v in views],
         crop_rows=[torch.stack([item.rows[v] for item in cropped]) for v in views],
-        squares=[torch.stack([item.pixels[j] for item in posed]) for j in pairs],
+        squares=[_stack(posed, j) for j in pairs],
         square_rows=[torch.stack([item.rows[v] for item in posed]) for v in posed_views],
-        indices=torch.tensor([item.index for item in [*cropped, *posed]]),
+        indices=torch.tensor([item.index for item in ordered]),
         unreadable=tuple(index for item in items for index in item.unreadable),
+        encoded={place: item.encoded for place, item in enumerate(ordered) if item.encoded is not None},
+        # one tensor: each one costs a file descriptor on its way to the training process
+        files=torch.cat(waiting) if waiting else None,
     )
+
+
+def _stack(items: Sequence[Item], v: int) -> Tensor:
+    """View v of the decoded ones among some items, (n, 3, S, S)."""
+    ready = [item.pixels[v] for item in items if item.encoded is None]
+    if ready:
+        return torch.stack([x.permute(1, 2, 0) for x in ready]).permute(0, 3, 1, 2)  # as they lie in memory
+    encoded = items[0].encoded
+    assert encoded is not None
+    size = encoded.cuts[v].size
+    return torch.zeros(0, 3, size, size, dtype=torch.uint8)
 
 
 def sample_crop(size: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator) -> Box:
@@ -209,16 +276,3 @@ def _stretched(box: Box, size: tuple[int, int]) -> Box:
     left, top = int(box[0] / _SQUASHED * width), int(box[1] / _SQUASHED * height)
     right, bottom = round(box[2] / _SQUASHED * width), round(box[3] / _SQUASHED * height)
     return left, top, max(right, left + 1), max(bottom, top + 1)
-
-
-def _cut(image: Image.Image, box: Box, size: int, interpolation: str, flipped: bool) -> Tensor:
-    # not resize(box=...): its filter would look past the edges of the cut
-    cut = image.crop(box).resize((size, size), _FILTERS[interpolation])
-    if flipped:
-        cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return torch.from_numpy(np.array(cut)).permute(2, 0, 1).contiguous()
-
-
-def _shares(box: Box, size: tuple[int, int], flipped: bool) -> list[float]:
-    (left, top, right, bottom), (width, height) = box, size
-    return [top / height, left / width, (bottom - top) / height, (right - left) / width, float(flipped)]

@@ -1,0 +1,160 @@
+"""An image in two steps: its size now, its pixels once it is known how many of them are needed.
+
+Plain JPEG files (RGB or grey) go to libjpeg-turbo through torchvision, straight into a tensor, or through PIL at a
+half, a quarter or an eighth of their size. Every other file, and every file that the fast decoder refuses, is the
+source's to load: so a file is accepted or refused as before, and decoded whole it has the same pixels, bit for bit.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+
+__all__ = ["ImageSource", "JpegPicture", "Picture", "decode_jpegs", "open_picture", "turn_upright"]
+
+_ORIENTATION = 0x0112
+# EXIF orientation: what turns (3, H, W) upright; 1 is upright
+_UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {
+    2: lambda x: x.flip(2),
+    3: lambda x: x.flip(1, 2),
+    4: lambda x: x.flip(1),
+    5: lambda x: x.transpose(1, 2),
+    6: lambda x: x.rot90(-1, (1, 2)),
+    7: lambda x: x.transpose(1, 2).flip(1, 2),
+    8: lambda x: x.rot90(1, (1, 2)),
+}
+
+
+class ImageSource(Protocol):
+    """What a dataset needs of a source of images; with `read(index) -> bytes | None` its JPEG files decode faster."""
+
+    def __len__(self) -> int: ...
+    def load(self, index: int, /) -> Image.Image: ...
+    def describe(self, index: int, /) -> str: ...
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that is decoded already. size: (width, height) in px, upright."""
+
+    size: tuple[int, int]
+    load: Callable[[], Image.Image]
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """By what its sides can be divided while it is decoded, largest first."""
+        return ()
+
+    def pixels(self, scale: int = 1) -> tuple[Tensor, int]:
+        """(3, ceil(height / s), ceil(width / s)) uint8, upright, and s: the scale, or 1 where that failed.
+
+        Raises:
+            UnreadableImage: with the reason.
+        """
+        return _tensor(self.load()), 1
+
+
+@dataclass(frozen=True)
+class JpegPicture(Picture):
+    """A plain JPEG file of which the header was read.
+
+    content:     the whole file
+    orientation: as its EXIF block says, 1..8
+    """
+
+    content: bytes
+    orientation: int
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        return (8, 4, 2)
+
+    def pixels(self, scale: int = 1) -> tuple[Tensor, int]:
+        decoded = self._scaled(scale) if scale > 1 else decode_jpegs([self.file()])[0]
+        # what is refused here is the source's to refuse, with the reason
+        return super().pixels() if decoded is None else (turn_upright(decoded, self.orientation), scale)
+
+    def file(self) -> Tensor:
+        """(bytes,) uint8."""
+        return torch.from_numpy(np.frombuffer(self.content, dtype=np.uint8).copy())
+
+    def _scaled(self, scale: int) -> Tensor | None:
+        try:
+            with Image.open(io.BytesIO(self.content)) as image:
+                width, height = image.size
+                image.draft(image.mode, (width // scale, height // scale))
+                decoded = _tensor(image.convert("RGB"))
+        except MemoryError:
+            raise
+        except Exception:  # on damaged input PIL raises almost anything
+            return None
+        return decoded if decoded.shape[1:] == (-(-height // scale), -(-width // scale)) else None
+
+
+def open_picture(source: ImageSource, index: int) -> Picture:
+    """Image `index` of a source: of a plain JPEG file the header only, of anything else the pixels.
+
+    Raises:
+        UnreadableImage: with the reason.
+    """
+    read: Callable[[int], bytes | None] | None = getattr(source, "read", None)
+    content = read(index) if read is not None else None
+    header = None if content is None else _plain_header(content)
+    if content is None or header is None:
+        image = source.load(index)
+        return Picture(image.size, lambda: image)
+    size, orientation = header
+    return JpegPicture(size, lambda: source.load(index), content, orientation)
+
+
+def decode_jpegs(files: list[Tensor], device: torch.device | None = None) -> list[Tensor | None]:
+    """Plain JPEG files, each (bytes,) uint8 on the CPU, to (3, H, W) uint8 on a device, not yet turned upright.
+
+    None for a file that torchvision's decoder refuses.
+    """
+    where = device or torch.device("cpu")
+    try:
+        return list(decode_jpeg(files, ImageReadMode.RGB, where))
+    except RuntimeError:
+        # one refused file costs the whole list
+        return [None] if len(files) == 1 else [decode_jpegs([file], where)[0] for file in files]
+
+
+def turn_upright(pixels: Tensor, orientation: int) -> Tensor:
+    """(3, H, W) as EXIF's orientation 1..8 says."""
+    turn = _UPRIGHT.get(orientation)
+    return pixels if turn is None else turn(pixels)
+
+
+def _plain_header(content: bytes) -> tuple[tuple[int, int], int] | None:
+    """Upright size and orientation of a JPEG file that is RGB or grey; None of any other."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            if image.format != "JPEG" or image.mode not in ("RGB", "L"):
+                return None
+            orientation = _orientation(image)
+            return (image.size[::-1] if orientation >= 5 else image.size), orientation
+    except MemoryError:
+        raise
+    except Exception:  # on damaged input PIL raises almost anything; `load` says what
+        return None
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+        return int(found) if found in range(1, 9) else 1
+    except MemoryError:
+        raise
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return 1
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
