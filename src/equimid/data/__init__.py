@@ -1,6 +1,6 @@
 """Images: where they come from, how a file becomes RGB, which ones are left out.
 
-source = open_source("photos")                       # or "digits", "cifar10", "list.txt"
+source = open_source("photos")                       # or "digits", "cifar10", "list.txt", what `pack` wrote
 ledger = ledger_for(source, run_folder, smallest_side=16)
 source = ledger.apply(source)
 image = source.load(0)                               # PIL, RGB
@@ -11,6 +11,8 @@ from equimid.data.decode import IMAGE_SUFFIXES, open_image, read_size
 from equimid.data.ledger import Ledger, check_images, ledger_for
 from equimid.data.named import data_home
 from equimid.data.opening import KNOWN_NAMES, open_source
+from equimid.data.packing import Packed, pack
+from equimid.data.shards import ShardSource
 from equimid.data.sources import ArraySource, FileSource, Source, TorchvisionSource
 from equimid.data.splits import holdout
 from equimid.data.workers import leave_signals_to_the_main_process, loaded_batches
@@ -22,6 +24,8 @@ __all__ = [
     "DataConfig",
     "FileSource",
     "Ledger",
+    "Packed",
+    "ShardSource",
     "Source",
     "TorchvisionSource",
     "check_images",
@@ -32,5 +36,6 @@ __all__ = [
     "loaded_batches",
     "open_image",
     "open_source",
+    "pack",
     "read_size",
 ]

@@ -4,16 +4,17 @@ import csv
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
+from equimid.data.shards import ShardSource
 from equimid.data.sources import ArraySource, Source
 from equimid.errors import UnreadableImage, UserError
 
-__all__ = ["Ledger", "check_images", "ledger_for"]
+__all__ = ["Ledger", "check_images", "judge", "ledger_for", "list_unreadable"]
 
 Progress = Callable[[int, int], None]
 
@@ -29,7 +30,8 @@ class Ledger:
     fingerprint:   of the whole source, before anything was left out
     listed:        number of images in it
     smallest_side: px; images with a shorter side are among the unreadable
-    checked:       "decoded", "headers" (too many to decode) or "sizes" (in memory)
+    checked:       "decoded", "headers" (too many to decode), "sizes" (in memory) or "packed" (decoded when they were
+                   packed: every shard is there and as long as it was)
     unreadable:    (index, description, reason) of each image to leave out
     """
 
@@ -54,16 +56,8 @@ class Ledger:
     def save(self, folder: Path) -> None:
         """Write `data.json` (all of it) and `unreadable.csv` (file, reason), each beside and renamed."""
         folder.mkdir(parents=True, exist_ok=True)
-        # several processes may save the same ledger at once
-        suffix = f".{secrets.token_hex(4)}.tmp"
-        beside = folder / f"unreadable.csv{suffix}"
-        # a file name need not be valid text
-        with beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(["file", "reason"])
-            writer.writerows((description, reason) for _, description, reason in self.unreadable)
-        os.replace(beside, folder / "unreadable.csv")
-        beside = folder / f"data.json{suffix}"
+        list_unreadable(folder, ((description, reason) for _, description, reason in self.unreadable))
+        beside = folder / f"data.json{_suffix()}"
         counts = {"usable": self.listed - len(self.unreadable)}
         beside.write_text(json.dumps({"schema": _SCHEMA, **counts, **asdict(self)}, indent=1) + "\n")
         os.replace(beside, folder / "data.json")
@@ -80,6 +74,22 @@ class Ledger:
             return cls(**entry, unreadable=unreadable)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
+
+
+def list_unreadable(folder: Path, rows: Iterable[tuple[str, str]]) -> None:
+    """Write `unreadable.csv` (file, reason) beside and renamed."""
+    beside = folder / f"unreadable.csv{_suffix()}"
+    # a file name need not be valid text
+    with beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["file", "reason"])
+        writer.writerows(rows)
+    os.replace(beside, folder / "unreadable.csv")
+
+
+def _suffix() -> str:
+    """Several processes may save the same ledger at once."""
+    return f".{secrets.token_hex(4)}.tmp"
 
 
 def check_images(
@@ -104,7 +114,7 @@ def check_images(
         UserError: no image, no readable image, or more unreadable ones than tolerated.
     """
     ledger = _check(source, source.fingerprint(), smallest_side, decode_all_below, progress, threads)
-    _judge(ledger, tolerated)
+    judge(ledger, tolerated)
     return ledger
 
 
@@ -122,13 +132,19 @@ def ledger_for(
 
     It is saved before too many unreadable images raise, so that the whole list is there, and a higher limit
     need not check again. A folder keeps one ledger: one folder a source.
+
+    Of packed images it is made again after it said that too many are gone: the shards may be back, and looking costs
+    milliseconds. One that was good is kept, for a run to go on with the same images: what has gone since, the loader
+    meets.
     """
     fingerprint = source.fingerprint()
     ledger = Ledger.load(folder)
+    if ledger is not None and ledger.checked == "packed" and len(ledger.unreadable) > tolerated * ledger.listed:
+        ledger = None
     if ledger is None or (ledger.fingerprint, ledger.smallest_side) != (fingerprint, smallest_side):
         ledger = _check(source, fingerprint, smallest_side, decode_all_below, progress, threads)
         ledger.save(folder)
-    _judge(ledger, tolerated, folder / "unreadable.csv")
+    judge(ledger, tolerated, folder / "unreadable.csv")
     return ledger
 
 
@@ -140,6 +156,8 @@ def _check(
     progress: Progress | None,
     threads: int | None,
 ) -> Ledger:
+    if isinstance(source, ShardSource):
+        return _check_shards(source, fingerprint, smallest_side)
     n = len(source)
     checked = "headers" if n > decode_all_below else "decoded"
     if isinstance(source, ArraySource):
@@ -150,9 +168,7 @@ def _check(
             width, height = source.load(i).size if checked == "decoded" else source.size(i)
         except UnreadableImage as error:
             return error.reason
-        if min(width, height) < smallest_side:
-            return f"{width} x {height} px, smaller than a patch of {smallest_side} px"
-        return None
+        return _too_small(width, height, smallest_side)
 
     unreadable = []
     # threads: PIL decodes without the interpreter's lock
@@ -175,7 +191,32 @@ def _check(
     )
 
 
-def _judge(ledger: Ledger, tolerated: float, listing: Path | None = None) -> None:
+def _check_shards(source: ShardSource, fingerprint: str, smallest_side: int) -> Ledger:
+    """Every image was decoded when it was packed: what is left to see is whether the shards are all there."""
+    reasons = source.faults()
+    for i in source.smaller_than(smallest_side):
+        reasons.setdefault(i, _too_small(*source.size(i), smallest_side) or "")
+    return Ledger(
+        source=source.name,
+        split=source.split,
+        fingerprint=fingerprint,
+        listed=len(source),
+        smallest_side=smallest_side,
+        checked="packed",
+        unreadable=tuple((i, source.describe(i), reasons[i]) for i in sorted(reasons)),
+    )
+
+
+def _too_small(width: int, height: int, smallest_side: int) -> str | None:
+    if min(width, height) >= smallest_side:
+        return None
+    return f"{width} x {height} px, smaller than a patch of {smallest_side} px"
+
+
+def judge(
+    ledger: Ledger, tolerated: float, listing: Path | None = None, remedy: str = "data.tolerated_unreadable="
+) -> None:
+    """Raise where no image, no readable one, or fewer than tolerated are left. listing: file of the whole list."""
     n, bad = ledger.listed, len(ledger.unreadable)
     if n == 0:
         raise UserError(f"no image found in {ledger.source}: expected at least one; check the path")
@@ -190,5 +231,5 @@ def _judge(ledger: Ledger, tolerated: float, listing: Path | None = None) -> Non
         raise UserError(
             f"{bad} of {n} images in {ledger.source} cannot be used ({100 * bad / n:.1f} %, tolerated "
             f"{100 * tolerated:.1f} %): {examples}; mend or remove them, or leave them out with "
-            f"data.tolerated_unreadable={enough}{whole_list}"
+            f"{remedy}{enough}{whole_list}"
         )

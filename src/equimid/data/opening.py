@@ -1,4 +1,4 @@
-"""What the user typed for `data` to a source: a known name, a folder, or a text file of paths."""
+"""What the user typed for `data` to a source: a known name, a folder, packed or not, or a text file of paths."""
 
 import difflib
 import os
@@ -9,6 +9,8 @@ import numpy as np
 
 from equimid.data.decode import IMAGE_SUFFIXES
 from equimid.data.named import NAMED
+from equimid.data.packed import is_packed
+from equimid.data.shards import open_shards
 from equimid.data.sources import FileSource, Source, pack_paths
 from equimid.data.splits import holdout
 from equimid.errors import UserError
@@ -24,7 +26,8 @@ _TEST_FOLDERS = ("test", "val", "validation")
 def open_source(data: str, split: str | None = None) -> Source:
     """The images behind a name, a folder or a text file of paths.
 
-    data:  "digits", "cifar10", ...; a folder, searched at any depth ("./digits" where a name is in the way);
+    data:  "digits", "cifar10", ...; a folder, searched at any depth ("./digits" where a name is in the way), or one
+           that `equimid pack` wrote;
            or a .txt or .lst file: a path a line, relative to it or absolute, then perhaps a tab and a label.
     split: None to pretrain: all that is not a test split. "train" and "test" to evaluate: the published
            split, the folders train/ and test/ (or val/), or else 80/20 of the images, stratified, seed 0.
@@ -44,7 +47,7 @@ def open_source(data: str, split: str | None = None) -> Source:
     if not data or not path.exists():
         raise UserError(_nothing_there(data))
     if path.is_dir():
-        return _open_folder(data, path, split)
+        return open_shards(data, path, split) if is_packed(path) else _open_folder(data, path, split)
     if path.suffix.lower() in _LIST_SUFFIXES:
         return _split(_open_list(data, path), split)
     raise UserError(

@@ -14,7 +14,7 @@ from PIL import Image
 
 from equimid.data.decode import open_image, read_size, reasons
 
-__all__ = ["ArraySource", "FileSource", "Source", "TorchvisionSource", "pack_paths"]
+__all__ = ["ArraySource", "FileSource", "Source", "TorchvisionSource", "digest", "pack_paths"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -112,11 +112,11 @@ class FileSource(Source):
         """Of paths, sizes in bytes and labels: a moved folder keeps it. One stat per file, so a file
         rewritten to the same size goes unnoticed."""
         sizes = np.array([_bytes_of(self.path(i)) for i in range(len(self))], dtype=np.int64)
-        return _digest(b"\0".join(self.files.tolist()), sizes, self.labels, *self.classes)
+        return digest(b"\0".join(self.files.tolist()), sizes, self.labels, *self.classes)
 
     def stamp(self) -> str:
         times = np.array([_changed(self.path(i)) for i in range(len(self))], dtype=np.int64)
-        return _digest(self.fingerprint(), times, str(self.root.resolve()))
+        return digest(self.fingerprint(), times, str(self.root.resolve()))
 
     def take(self, indices: Indices) -> Self:
         return replace(self, files=self.files[indices], labels=self._labels_at(indices))
@@ -148,7 +148,7 @@ class ArraySource(Source):
 
     def fingerprint(self) -> str:
         """Of pixels and labels."""
-        return _digest(self.images, self.labels, *self.classes)
+        return digest(self.images, self.labels, *self.classes)
 
     def take(self, indices: Indices) -> Self:
         return replace(
@@ -186,7 +186,7 @@ class TorchvisionSource(Source):
 
     def fingerprint(self) -> str:
         """Of name, numbers and labels: a published data set has the pixels it has."""
-        return _digest(self.name, self.split, self.numbers, self.labels, *self.classes)
+        return digest(self.name, self.split, self.numbers, self.labels, *self.classes)
 
     def take(self, indices: Indices) -> Self:
         return replace(self, numbers=self.numbers[indices], labels=self._labels_at(indices))
@@ -211,7 +211,8 @@ def _changed(path: Path) -> int:
         return -1
 
 
-def _digest(*parts: str | bytes | npt.NDArray[Any] | None) -> str:
+def digest(*parts: str | bytes | npt.NDArray[Any] | None) -> str:
+    """32 hex digits of the parts, their types and their lengths."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, np.ndarray):

@@ -1,0 +1,165 @@
+"""The form of packed data: what `packing.pack` writes and `shards.ShardSource` reads.
+
+OUT/pack.json           what was packed and how; the shards with their lengths and checksums. Written last
+    shard-000000.tar    WebDataset: KEY.jpg, KEY.json and, with labels, KEY.cls for each image
+    shard-000000.npz    its index: where each image lies, so that it is read without a scan
+    unreadable.csv      what was left out, and why
+
+Of data in train and test folders the shards are called train-000000 and test-000000.
+"""
+
+import json
+import os
+import zipfile
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from equimid.errors import UserError
+
+__all__ = ["Pack", "Part", "Records", "Shard", "is_packed", "read_index", "shard_name", "write_index"]
+
+Records = npt.NDArray[np.void]
+
+# of a shard's images: their place in the listing that was packed, and in the tar; crc is zlib's CRC-32 of the file
+_IMAGE = [
+    *(("number", "<i8"), ("label", "<i8"), ("offset", "<i8"), ("size", "<i4"), ("crc", "<u4")),
+    *(("width", "<i4"), ("height", "<i4")),
+]
+_TAR = [("bytes", "<i8"), ("sha256", "S64")]
+_LEFT_OUT = [("number", "<i8"), ("label", "<i8")]
+_FORMAT, _VERSION = "equimid pack", 1
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard: its name without suffix, the images in it, the length of its tar in bytes, sha256 of the tar."""
+
+    name: str
+    images: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images listed (unreadable ones too), and the shards that hold the others."""
+
+    listed: int
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """`pack.json`.
+
+    data:        what was packed, as typed
+    fingerprint: of it
+    settings:    short_side in px (0: none), quality 1..95, shard_bytes
+    classes:     names, () without labels
+    planned:     number of shards of each part: "all", or "train" and "test"
+    parts:       the same parts, packed; {} while packing is not done
+    """
+
+    data: str
+    fingerprint: str
+    settings: dict[str, int]
+    classes: tuple[str, ...]
+    planned: dict[str, int]
+    parts: dict[str, Part]
+
+    def save(self, folder: Path) -> None:
+        """`pack.json`, or `packing.json` while it is not done; written beside and renamed."""
+        file = folder / ("pack.json" if self.parts else "packing.json")
+        beside = folder / f".{file.name}.writing"
+        content = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
+        beside.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(beside, file)
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        """
+        Raises:
+            UserError: damaged, or of another version.
+        """
+        try:
+            content = json.loads(file.read_text())
+            if content.pop("format") != _FORMAT or content.pop("version") != _VERSION:
+                raise ValueError("of another version")
+            parts = {
+                name: Part(part["listed"], tuple(Shard(**shard) for shard in part["shards"]))
+                for name, part in content.pop("parts").items()
+            }
+            return cls(**{**content, "classes": tuple(content["classes"])}, parts=parts)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{file} cannot be used ({error}); expected what equimid pack writes: bring it back, or pack the "
+                "images again into a new folder"
+            ) from None
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether `equimid pack` wrote, or has begun to write, into this folder."""
+    return any(_begins_as_ours(folder / name) for name in ("pack.json", "packing.json"))
+
+
+def _begins_as_ours(file: Path) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return _FORMAT.encode() in stream.read(100)
+    except OSError:
+        return False
+
+
+def shard_name(part: str, k: int) -> str:
+    """Of the k-th shard of a part, without suffix."""
+    return f"{'shard' if part == 'all' else part}-{k:06d}"
+
+
+def write_index(
+    file: Path,
+    images: list[tuple[int, ...]],
+    names: list[bytes],
+    left_out: list[tuple[Any, ...]],
+    tar: tuple[int, str],
+) -> None:
+    """A shard's index. images: rows of _IMAGE; names: their files; left_out: (number, label, file, reason); tar: its
+    length in bytes and sha256.
+
+    Its bytes are a function of its content: numpy dates the members of an .npz 1980.
+    """
+    with file.open("wb") as stream:
+        np.savez(
+            stream,
+            allow_pickle=False,
+            images=np.array(images, dtype=_IMAGE),
+            names=np.array(names, dtype=np.bytes_),
+            left_out=np.array([row[:2] for row in left_out], dtype=_LEFT_OUT),
+            reasons=np.array([[os.fsencode(text) for text in row[2:]] for row in left_out], dtype=np.bytes_),
+            tar=np.array(tar, dtype=_TAR),
+        )
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def read_index(file: Path) -> dict[str, Records]:
+    """
+    Raises:
+        UserError: missing or damaged.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as content:
+            index = {name: content[name] for name in ("images", "names", "left_out", "reasons", "tar")}
+        if index["images"].dtype != np.dtype(_IMAGE) or len(index["names"]) != len(index["images"]):
+            raise ValueError("of another form")
+        return index
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise UserError(
+            f"the index {file} cannot be used ({reason}); bring it back, or run the same equimid pack again, which "
+            "makes what is missing"
+        ) from None
