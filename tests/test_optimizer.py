@@ -108,7 +108,7 @@ def test_the_default_is_one_group_of_what_is_trained():
     optimizer = build_optimizer(module, OptimConfig())
     (group,) = optimizer.param_groups
     assert [id(p) for p in group["params"]] == [id(p) for p in module.parameters() if p.requires_grad]
-    plain = torch.optim.AdamW(group["params"], lr=1.5e-4, betas=(0.9, 0.999), weight_decay=0.1, foreach=True)
+    plain = torch.optim.AdamW(group["params"], lr=1.5e-4, betas=(0.9, 0.999), weight_decay=0.1, fused=True)
     assert optimizer.state_dict() == plain.state_dict()
 
 

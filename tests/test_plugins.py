@@ -65,7 +65,7 @@ def install(folder):
 
 def test_an_add_on_of_an_installed_package_is_a_setting_of_the_command_line(tmp_path):
     install(tmp_path)
-    cli = ["-m", "equimid.cli"]
+    cli = ["-m", "equimid"]
     shown = python(*cli, "recipes", "show", "mocov3-tiny", "meancolour.weight=0.5", PYTHONPATH=str(tmp_path))
     assert "meancolour.weight=0.5" in shown.stdout.split(), shown.stderr
     assert "# meancolour.hidden: null -> 64" in shown.stdout
@@ -87,7 +87,7 @@ def test_an_add_on_of_an_installed_package_is_a_setting_of_the_command_line(tmp_
 def test_a_broken_package_is_named(tmp_path):
     install(tmp_path)
     (tmp_path / "someones.py").write_text("import nothing_of_that_name\n")
-    shown = python("-m", "equimid.cli", "recipes", "show", "mocov3-tiny", PYTHONPATH=str(tmp_path))
+    shown = python("-m", "equimid", "recipes", "show", "mocov3-tiny", PYTHONPATH=str(tmp_path))
     assert shown.returncode == 2
     assert "'meancolour' of another package" in shown.stderr
     assert "Traceback" not in shown.stderr

@@ -20,7 +20,7 @@ PUBLISHED = {
 
 
 def equimid(*arguments):
-    return subprocess.run([sys.executable, "-m", "equimid.cli", *arguments], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "equimid", *arguments], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("name", names())

@@ -66,7 +66,7 @@ def test_every_setting_of_every_method_has_an_effect(name):
 SER_CHANGES = {
     "weight": 0.5, "temperature": 0.5, "layers": (3,), "layer_weights": (1.0, 0.2), "share": 0.75, "hidden": 8,
     "area": (0.2, 0.4), "aspect": (2.0, 3.0), "complement": True, "source": "shared_crop", "form": "cross_view",
-    "detached": True,
+    "detached": True, "grids": 0,
 }  # fmt: skip
 
 

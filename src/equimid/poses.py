@@ -13,7 +13,9 @@ Source: SER (ICLR 2026, arXiv 2603.06693), the known action on the patch grid.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Pose", "sample_grid", "sample_pose_pair", "transport"]
+__all__ = ["Pose", "fixed_grids", "sample_grid", "sample_pose_pair", "transport"]
 
 Grid = tuple[int, int]
 
@@ -92,7 +94,10 @@ class Pose:
 
     def to(self, device: torch.device | str) -> Pose:
         """The same pose on another device."""
-        return Pose(self.turns.to(device), self.flip.to(device), self.grid)
+        # towards a device the copy is queued; the other way the host must wait before it reads
+        queued = torch.device(device).type != "cpu"
+        turns, flip = (x.to(device, non_blocking=queued) for x in (self.turns, self.flip))
+        return Pose(turns, flip, self.grid)
 
     def act(self, x: Tensor, patch_size: int = 1, interpolation: str = "bicubic") -> Tensor:
         """Pose images, or token maps (patch_size 1).
@@ -194,9 +199,43 @@ def sample_grid(
 
     Source: the SER release's ranges (its `builder/utils.py`), area share [0.7, 1.3], aspect [3/4, 4/3].
     """
-    patches = grid[0] * grid[1] * rng.uniform(*area)
-    ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1]))) * grid[0] / grid[1]
+    share, log_aspect = rng.uniform(*area), rng.uniform(math.log(aspect[0]), math.log(aspect[1]))
+    return _rounded(grid, share, log_aspect)
+
+
+def _rounded(grid: Grid, share: float, log_aspect: float) -> Grid:
+    patches, ratio = grid[0] * grid[1] * share, math.exp(log_aspect) * grid[0] / grid[1]
     return max(2, round(math.sqrt(patches * ratio))), max(2, round(math.sqrt(patches / ratio)))
+
+
+@lru_cache
+def fixed_grids(
+    grid: Grid, count: int, area: tuple[float, float] = (0.7, 1.3), aspect: tuple[float, float] = (3 / 4, 4 / 3)
+) -> tuple[Grid, ...]:
+    """`count` grids that stand for the law of `sample_grid`: few shapes, so that what is made for a shape is made once.
+
+    Areas at evenly spaced quantiles, aspects at those of a golden-ratio sequence, every grid beside its mirror image
+    (two grids may be equal). The start of the sequence is the one of 64 whose mean number of patches is nearest to the
+    law's.
+    """
+
+    def at(u: float, v: float) -> Grid:
+        low, high = math.log(aspect[0]), math.log(aspect[1])
+        return _rounded(grid, area[0] + u * (area[1] - area[0]), low + v * (high - low))
+
+    def patches(grids: Sequence[Grid]) -> float:
+        return sum(h * w for h, w in grids) / len(grids)
+
+    places = [(i + 0.5) / 64 for i in range(64)]
+    law = patches([at(u, v) for u in places for v in places])
+    pairs = count // 2
+    candidates = []
+    for start in places:
+        halves = [((i + 0.5) / pairs, (start + i * (math.sqrt(5) - 1) / 2) % 1 / 2) for i in range(pairs)]
+        mirrored = [at(u, 0.5 + side * v) for u, v in halves for side in (1, -1)]
+        candidates.append(mirrored + [at(0.5, 0.5)] * (count % 2))
+    errors = [abs(patches(grids) - law) for grids in candidates]
+    return tuple(candidates[errors.index(min(errors))])
 
 
 def sample_pose_pair(
@@ -207,14 +246,20 @@ def sample_pose_pair(
     area: tuple[float, float] = (0.7, 1.3),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
     complement: bool = False,
+    grids: int = 0,
 ) -> tuple[Pose, Pose]:
-    """Poses of the two posed views of n images, on the CPU: per-image elements, one grid per view.
+    """Poses of the two posed views of n images, on the CPU: per-image elements, one grid per view, drawn by
+    `sample_grid` or, where `grids` is given, uniformly from as many `fixed_grids`.
 
     Independent by default: each view's elements are uniform over the eight. With `complement` as in the SER
     release: quarter turns are one draw per view, half turn and flip are drawn per image for view 0 and
     complemented for view 1, so that every relative element is a reflection.
     """
-    grids = [sample_grid(grid, rng, area, aspect) for _ in range(2)]
+    if grids:
+        fixed = fixed_grids(grid, grids, area, aspect)
+        view_grids = [fixed[number] for number in rng.integers(0, grids, size=2)]
+    else:
+        view_grids = [sample_grid(grid, rng, area, aspect) for _ in range(2)]
     if complement:
         quarter = rng.integers(0, 4, size=2)
         half, flip = rng.random((2, n)) < 0.5
@@ -223,6 +268,6 @@ def sample_pose_pair(
         elements = [(rng.integers(0, 4, size=n), rng.random(n) < 0.5) for _ in range(2)]
     first, second = (
         Pose(torch.as_tensor(turns, dtype=torch.int64), torch.as_tensor(flips), view_grid)
-        for (turns, flips), view_grid in zip(elements, grids, strict=True)
+        for (turns, flips), view_grid in zip(elements, view_grids, strict=True)
     )
     return first, second

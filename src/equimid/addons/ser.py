@@ -40,6 +40,8 @@ class SERConfig(AddonConfig):
     hidden:      width of phi
     area:        range of a posed grid's area, as a share of the image's
     aspect:      range of its height / width
+    grids:       draw the posed grids from a fixed set of so many that stands for these ranges (few shapes to compile
+                 and to plan for); 0 = any grid, as the release
     complement:  the release's draw, in which every relative pose is a reflection
     source:      "resize" the whole image, or the release's "shared_crop"
     form:        "canonical" (the paper) or "cross_view" (the release: negatives in the other view only)
@@ -56,6 +58,7 @@ class SERConfig(AddonConfig):
     hidden: int = 512
     area: tuple[float, float] = (0.7, 1.3)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    grids: int = 16
     complement: bool = False
     source: Literal["resize", "shared_crop"] = "resize"
     form: Literal["canonical", "cross_view"] = "canonical"
@@ -79,6 +82,8 @@ class SERConfig(AddonConfig):
             low, high = getattr(self, name)
             if not 1 / 16 <= low <= high <= 16:
                 raise UserError(f"ser.{name} is {[low, high]}; it must be a range [low, high] within 1/16 to 16")
+        if not 0 <= self.grids <= 1024:
+            raise UserError(f"ser.grids is {self.grids}; it must be a number of grids up to 1024, or 0 for any grid")
         if self.hidden < 1:
             raise UserError(f"ser.hidden is {self.hidden}; it must be 1 or more")
 
@@ -112,6 +117,7 @@ class SERConfig(AddonConfig):
             patch_size=setting.patch_size,
             area=self.area,
             aspect=self.aspect,
+            grids=self.grids,
             complement=self.complement,
             shared_crop=self.source == "shared_crop",
         )

@@ -5,7 +5,7 @@ from equimid.backbones.encoder import Encoder, TimmEncoder
 from equimid.backbones.foreign import Weights, open_foreign
 from equimid.backbones.hugging_face import HuggingFaceEncoder
 from equimid.backbones.registry import equimid_vit
-from equimid.backbones.vit import Backbone, LateCLSViT, create_backbone
+from equimid.backbones.vit import Backbone, LateCLSViT, compile_blocks, create_backbone
 from equimid.features import Features
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "TimmEncoder",
     "Weights",
     "build_backbone",
+    "compile_blocks",
     "create_backbone",
     "equimid_vit",
     "open_foreign",

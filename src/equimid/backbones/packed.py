@@ -1,24 +1,34 @@
 """The packed pass: batches of different sizes through one transformer, sharing every matrix product.
 
-Letters: B_v images of size v, T_v tokens each, D width; packed tokens are (sum of B_v T_v, D). Only attention and
-the position embedding see sizes. Batches of one size are one segment.
+Letters: B_v images of size v, T_v tokens each, N = sum of B_v T_v, D width; packed tokens are (N, D). Only attention
+and the position embedding see sizes. Batches of one size are one segment.
+
+In training, what nothing reads is not computed: after the last block only CLS is read (unless its map is tapped), so
+that block's queries, projection and MLP are those of CLS alone. Values and gradients are the same, by rounding.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from equimid.features import Features
 
-__all__ = ["packed_forward"]
+__all__ = ["EAGER", "Regions", "compiled_regions", "packed_forward"]
 
 Watch = Callable[[str, Tensor], Tensor]
+
+
+class Regions(NamedTuple):
+    """The token-wise parts of a block, before and after attention; see `compiled_regions`."""
+
+    before: Callable[[Any, Tensor], Tensor]
+    after: Callable[[Any, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 def packed_forward(
@@ -33,18 +43,22 @@ def packed_forward(
         segments.append(tokens)
         grids.append(grid)
 
-    x, shapes = _join(segments), [s.shape[:2] for s in segments]
+    x, shapes = _join(segments), [(s.shape[0], s.shape[1]) for s in segments]
     maps: list[dict[int, Tensor]] = [{} for _ in sizes]
     cls_at: list[dict[int, Tensor]] = [{} for _ in sizes]
     watched = max(taps, default=0)
+    depth = len(vit.blocks)
     for number, block in enumerate(vit.blocks, start=1):
         if number == cls_after + 1:
             segments = [torch.cat([vit.cls_token.expand(len(s), -1, -1), s], dim=1) for s in _split(x, shapes)]
-            x, shapes = _join(segments), [s.shape[:2] for s in segments]
+            x, shapes = _join(segments), [(s.shape[0], s.shape[1]) for s in segments]
+        cls_only = number == depth and depth not in taps and vit.training and not vit.whole_last_block
         if vit.grad_checkpointing and vit.training:
-            x = checkpoint(_through, block, x, shapes, use_reentrant=False)
+            x = checkpoint(_through, block, x, shapes, vit.regions, cls_only, use_reentrant=False)
         else:
-            x = _through(block, x, shapes)
+            x = _through(block, x, shapes, vit.regions, cls_only)
+        if cls_only:
+            shapes = [(b, 1) for b, _ in shapes]
         if number in taps:
             tapped = x
             if watch is not None and number == watched:
@@ -75,14 +89,15 @@ def _embed(vit: Any, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
     return vit.pos_drop(x.flatten(1, 2) + positions), grid
 
 
-def _join(segments: list[Tensor]) -> Tensor:
-    """One segment stays (B, T, D); several become (sum of B_v T_v, D)."""
-    return segments[0] if len(segments) == 1 else torch.cat([s.flatten(0, 1) for s in segments])
+Shapes = list[tuple[int, int]]  # per segment, B_v and T_v
 
 
-def _split(x: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
-    if len(shapes) == 1:
-        return [x]
+def _join(segments: Sequence[Tensor]) -> Tensor:
+    """(B_v, T_v, D) each, to (N, D)."""
+    return segments[0].flatten(0, 1) if len(segments) == 1 else torch.cat([s.flatten(0, 1) for s in segments])
+
+
+def _split(x: Tensor, shapes: Shapes) -> list[Tensor]:
     parts = x.split([b * t for b, t in shapes])
     return [part.view(*shape, x.shape[-1]) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -92,24 +107,54 @@ def _split_each(tapped: dict[int, Tensor], counts: list[int]) -> list[dict[int, 
     return [{layer: part[i] for layer, part in parts.items()} for i in range(len(counts))]
 
 
-def _through(block: Any, x: Tensor, shapes: list[torch.Size]) -> Tensor:
-    """timm's Block and Attention with the tokens of all segments in one matrix."""
-    if len(shapes) == 1:
-        # not block.forward: that passes CLS by, and here CLS is not yet there
-        return cast(Tensor, Block.forward(block, x))
+def _through(block: Any, x: Tensor, shapes: Shapes, regions: Regions, cls_only: bool) -> Tensor:
+    """timm's Block with the tokens of all segments in one matrix: (N, D) to (N, D), or to CLS alone (sum of B_v, D)."""
     attention = block.attn
-    qkv = _split(attention.qkv(block.norm1(x)), shapes)
-    y = attention.proj_drop(attention.proj(attention.norm(_join([_attend(attention, part) for part in qkv]))))
-    x = x + _drop_path(block.drop_path1, block.ls1(y), shapes)
-    return x + _drop_path(block.drop_path2, block.ls2(block.mlp(block.norm2(x))), shapes)
+    parts = _Heads.apply(regions.before(block, x), shapes, attention.num_heads)
+    triples = [parts[i : i + 3] for i in range(0, len(parts), 3)]
+    if cls_only:
+        x = _join([tokens[:, :1] for tokens in _split(x, shapes)])
+        triples = [(q[:, :, :1], k, v) for q, k, v in triples]
+        shapes = [(b, 1) for b, _ in shapes]
+    y = _join([_attend(attention, *qkv) for qkv in triples])
+    return regions.after(block, x, y, _kept(block.drop_path1, x, shapes), _kept(block.drop_path2, x, shapes))
 
 
-def _attend(attention: Any, qkv: Tensor) -> Tensor:
-    """(B, T, 3 D) to (B, T, D)."""
-    b, t, _ = qkv.shape
+class _Heads(torch.autograd.Function):
+    """(N, 3 D) to q, k, v of every segment, views of (B_v, heads, T_v, d) each.
+
+    torch's own backward of split and of unbind copies the gradients of all tokens once for each; here every gradient
+    is written where it belongs, once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, shapes: Shapes, heads: int) -> tuple[Tensor, ...]:
+        ctx.shapes, ctx.heads, ctx.like = shapes, heads, (qkv.shape, qkv.dtype, qkv.device)
+        return _head_views(qkv, shapes, heads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> Any:
+        shape, dtype, device = ctx.like
+        gradient = torch.empty(shape, dtype=dtype, device=device)
+        for place, given in zip(_head_views(gradient, ctx.shapes, ctx.heads), grads, strict=True):
+            place.copy_(given)
+        return gradient, None, None
+
+
+def _head_views(qkv: Tensor, shapes: Shapes, heads: int) -> tuple[Tensor, ...]:
+    width = qkv.shape[1] // (3 * heads)
+    parts = zip(qkv.split([b * t for b, t in shapes]), shapes, strict=True)
+    return tuple(
+        view for part, (b, t) in parts for view in part.view(b, t, 3, heads, width).permute(2, 0, 3, 1, 4).unbind(0)
+    )
+
+
+def _attend(attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(B, heads, T, d) each, to (B, T, D); there may be fewer queries than keys."""
+    b, _, t, _ = q.shape
     if b == 0:
-        return qkv[..., : attention.attn_dim]
-    q, k, v = qkv.reshape(b, t, 3, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        return q.transpose(1, 2).reshape(b, t, attention.attn_dim)
     q, k = attention.q_norm(q), attention.k_norm(k)
     if attention.fused_attn:
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=attention.attn_drop.p if attention.training else 0.0)
@@ -118,6 +163,34 @@ def _attend(attention: Any, qkv: Tensor) -> Tensor:
     return y.transpose(1, 2).reshape(b, t, attention.attn_dim)
 
 
-def _drop_path(drop: nn.Module, x: Tensor, shapes: list[torch.Size]) -> Tensor:
-    """Stochastic depth draws per image, so it needs the images apart."""
-    return x if isinstance(drop, nn.Identity) else _join([drop(part) for part in _split(x, shapes)])
+def _kept(drop: nn.Module, x: Tensor, shapes: Shapes) -> Tensor | None:
+    """Stochastic depth as a factor (N, 1) of every token, drawn once per image; None where nothing is dropped."""
+    if isinstance(drop, nn.Identity) or not drop.training or not drop.drop_prob:
+        return None
+    return _join([drop(x.new_ones(b, 1, 1)).expand(b, t, 1) for b, t in shapes])
+
+
+# ---- the token-wise parts of a block ---------------------------------------------------------------------------
+
+
+def _before(block: Any, x: Tensor) -> Tensor:
+    """(N, D) to (N, 3 D)."""
+    return cast(Tensor, block.attn.qkv(block.norm1(x)))
+
+
+def _after(block: Any, x: Tensor, y: Tensor, kept1: Tensor | None, kept2: Tensor | None) -> Tensor:
+    """The stream x and what attention gave, (N, D) each, to the block's output."""
+    attention = block.attn
+    y = block.ls1(attention.proj_drop(attention.proj(attention.norm(y))))
+    x = x + (y if kept1 is None else y * kept1)
+    y = block.ls2(block.mlp(block.norm2(x)))
+    return x + (y if kept2 is None else y * kept2)
+
+
+EAGER = Regions(_before, _after)
+
+
+def compiled_regions() -> Regions:
+    """The same, compiled when first called, with the number of tokens unknown: one graph (and one without gradient)
+    serves all grids and all blocks. Attention stays torch's own."""
+    return Regions(torch.compile(_before, dynamic=True), torch.compile(_after, dynamic=True))

@@ -15,11 +15,11 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from equimid.backbones.packed import packed_forward
+from equimid.backbones.packed import EAGER, Regions, compiled_regions, packed_forward
 from equimid.errors import UserError
 from equimid.features import Features
 
-__all__ = ["Backbone", "LateCLSViT", "create_backbone"]
+__all__ = ["Backbone", "LateCLSViT", "compile_blocks", "create_backbone"]
 
 
 V = TypeVar("V", bound="LateCLSViT")
@@ -67,7 +67,14 @@ class LateCLSViT(VisionTransformer):
 
 
 class Backbone(LateCLSViT):
-    """The same network as methods use it: `forward(images)` gives Features."""
+    """The same network as methods use it: `forward(images)` gives Features.
+
+    whole_last_block: compute the last block for all tokens in training too, though only CLS is read after it (for
+                      counting the FLOPs of the network as they are published)
+    """
+
+    whole_last_block: bool = False
+    regions: Regions = EAGER
 
     def forward(self, images: Tensor) -> Features:
         """Features of images (B, 3, H, W); H and W are multiples of the patch."""
@@ -110,6 +117,17 @@ class Backbone(LateCLSViT):
             {layer: norm(layer, tokens) for layer, tokens in features.maps.items()},
             {layer: norm(layer, tokens) for layer, tokens in features.cls_at.items()},
         )
+
+
+def compile_blocks(module: nn.Module) -> None:
+    """Run the token-wise parts of every `Backbone` in the module through torch.compile from now on.
+
+    Values are the same by rounding, names of weights the same; the first steps take a minute longer.
+    """
+    regions = compiled_regions()
+    for network in module.modules():
+        if isinstance(network, Backbone):
+            network.regions = regions
 
 
 def create_backbone(name: str, cls_layer: int = 3, taps: Sequence[int] = (3,), **kwargs: Any) -> Backbone:
