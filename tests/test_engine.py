@@ -42,7 +42,7 @@ STEPS = 1437 // 64
 
 
 def command(folder, *settings):
-    return [sys.executable, "-m", "equimid.cli", "pretrain", "digits", "--out", str(folder), *SMALL, *settings]
+    return [sys.executable, "-m", "equimid", "pretrain", "digits", "--out", str(folder), *SMALL, *settings]
 
 
 def run(folder, *settings, **kwargs):

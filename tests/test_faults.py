@@ -346,11 +346,11 @@ def test_every_epoch_leaves_a_checkpoint_and_the_next_run_goes_on_there(tmp_path
     one = trainer(tmp_path / "run", Drawn(8), batch_size=4, epochs=3)
     taken, step = [], one._step
 
-    def stopped(number, batches):
+    def stopped(number, *rest):
         if number == 4:
             raise KeyboardInterrupt
         taken.append(number)
-        return step(number, batches)
+        return step(number, *rest)
 
     one._step = stopped
     with pytest.raises(KeyboardInterrupt):

@@ -64,7 +64,7 @@ class Config:
 
 # What may differ when a run goes on. The data are compared by their content, so a folder may have moved.
 # EquiMod's constants go on from the checkpoint, wherever their file is now.
-_FREE = ("runtime.", "evaluation.", "data.", "equimod.constants")
+_FREE = ("runtime.", "evaluation.", "data.source", "data.tolerated_unreadable", "equimod.constants")
 
 
 def flatten(config: Config) -> dict[str, Any]:

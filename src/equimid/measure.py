@@ -285,7 +285,9 @@ def locked(folder: Path) -> Iterator[None]:
         return
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; --out must name a folder")
-    lock = FileLock(folder / ".lock", timeout=0)
+    # after torchrun's restart the loaders of the process that was killed hold the lock for some seconds more
+    restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    lock = FileLock(folder / ".lock", timeout=60 if restarted else 0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()

@@ -5,13 +5,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from equimid.backbones import Backbone, timm_arguments
+import torch
+
+from equimid.backbones import Backbone, build_backbone, timm_arguments
 from equimid.config import Config, differences, load_config, save_config
 from equimid.data import Ledger, Source, ledger_for, open_source
 from equimid.distributed import barrier, leave_group
-from equimid.engine import Outcome, Trainer, is_main_process, latest_checkpoint, make_fabric
+from equimid.engine import (
+    Outcome,
+    OutOfMemory,
+    Trainer,
+    epoch_order,
+    host_memory,
+    is_main_process,
+    is_sharded,
+    keep_freed_memory,
+    latest_checkpoint,
+    make_fabric,
+    ranks_end_together,
+    settle_precision,
+    started,
+    whole_state,
+)
 from equimid.errors import UserError
 from equimid.export import save_backbone
+from equimid.flops import step_memory
 from equimid.measure import is_measured, locked, measure_run, progress_bar
 from equimid.task import Task
 from equimid.views import ViewDataset
@@ -30,11 +48,16 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
     Raises:
         UserError: bad settings or data, a folder of another run, a folder in use, a full disk.
     """
-    with locked(folder):
+    with locked(folder), ranks_end_together():
         plan = config.plan()
         task = Task(config.backbone, config.method, config.addons, plan, config.seed)
         _measured_network(task, config)  # a wrong choice is refused before training, not after it
-        fabric = make_fabric(config.runtime)
+        runtime = settle_precision(
+            config.runtime, task.student, config.train.micro_batch, folder, started(config.runtime).alone
+        )
+        fabric = make_fabric(runtime)
+        if fabric.device.type == "cpu":
+            keep_freed_memory()
         config.train.check_ranks(fabric.world_size, plan.unit)
         prepared = _prepare(config, folder, task.patch_size) if is_main_process() else None
         fabric.launch()
@@ -47,20 +70,27 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
         trainer = Trainer(
             fabric,
             task,
-            ViewDataset(source, plan, config.seed),
+            ViewDataset(source, plan, config.seed, config.runtime.decode),
             train=config.train,
             optim=config.optim,
-            runtime=config.runtime,
+            runtime=runtime,
             seed=config.seed,
             folder=folder,
             run={"images": len(source), "data": source.fingerprint()},
+            tolerated_unreadable=config.data.tolerated_unreadable,
+            order=epoch_order(source, config.data, config.seed),
         )
-        outcome = trainer.fit()
+        try:
+            outcome = trainer.fit()
+        except OutOfMemory as error:
+            bf16 = "bf16" in str(fabric._precision.precision)
+            raise _too_large(config, fabric.device, fabric.world_size, bf16) from error
         rank = fabric.global_rank
+        network = _whole(_measured_network(task, config), config)
         if finish:
             leave_group()  # the main process measures alone
         if rank == 0:
-            _export(_measured_network(task, config), config, folder)
+            _export(network, config, folder)
             finished = finish and outcome.stopped_by is None
             if finished and (remeasure or not is_measured(folder, config.data.source)):
                 measure_run(config, folder, config.data.source, fabric.device)
@@ -151,6 +181,24 @@ def _source(config: Config, folder: Path, listed: Source, patch_size: int, told:
     return source
 
 
+def _too_large(config: Config, device: torch.device, ranks: int, bf16: bool) -> UserError:
+    train, needed = config.train, step_memory(config, ranks, bf16)
+    images, most = train.micro_batch // ranks, 2 * train.accumulate
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else host_memory()
+    has = f"; the device has {memory / 2**30:.1f} GiB" if memory else ""
+    recompute = (
+        "backbone.name to a smaller network (activations are recomputed already)"
+        if config.runtime.checkpoint_activations
+        else "runtime.checkpoint_activations=true (recomputes them, a third more work)"
+    )
+    return UserError(
+        f"out of memory: a step of {images} images a process (train.batch_size={train.batch_size}) needs an estimated "
+        f"{needed.activations / 2**30:.1f} GiB of activations beside {needed.weights / 2**30:.1f} GiB of weights, "
+        f"gradients and optimizer{has}. Change one of: train.accumulate={most} (half as many images at once, each "
+        f"contrasted with those alone), {recompute}, or train.batch_size={max(2, train.batch_size // 2)} (a new run)"
+    )
+
+
 def _preprocessing(config: Config) -> dict[str, Any]:
     size = config.backbone.image_size
     return {
@@ -170,6 +218,15 @@ def _measured_network(task: Task, config: Config) -> Backbone:
             f"evaluation.network is momentum, but {config.method.name} has no momentum network; use student"
         )
     return task.momentum
+
+
+def _whole(network: Backbone, config: Config) -> Backbone:
+    """The network with all of its weights, whatever part of them this process held; on every rank."""
+    if not is_sharded(network):
+        return network
+    whole = build_backbone(config.backbone, list(network.taps), seed=config.seed)
+    whole.load_state_dict(whole_state(network))
+    return whole
 
 
 def _export(network: Backbone, config: Config, folder: Path) -> None:

@@ -2,19 +2,31 @@
 
 from equimid.engine.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from equimid.engine.config import RuntimeConfig, TrainConfig
-from equimid.engine.launch import is_main_process, make_fabric
+from equimid.engine.launch import is_main_process, make_fabric, ranks_end_together, started
 from equimid.engine.loop import Outcome, Trainer
+from equimid.engine.machine import OutOfMemory, host_memory, keep_freed_memory, settle_precision
 from equimid.engine.optimizer import OptimConfig
+from equimid.engine.order import epoch_order
+from equimid.engine.sharding import is_sharded, whole_state
 
 __all__ = [
     "Checkpoint",
     "OptimConfig",
+    "OutOfMemory",
     "Outcome",
     "RuntimeConfig",
     "TrainConfig",
     "Trainer",
+    "epoch_order",
+    "host_memory",
     "is_main_process",
+    "is_sharded",
+    "keep_freed_memory",
     "latest_checkpoint",
     "make_fabric",
+    "ranks_end_together",
     "save_checkpoint",
+    "settle_precision",
+    "started",
+    "whole_state",
 ]

@@ -95,9 +95,15 @@ class RuntimeConfig:
 
     accelerator:      auto, cpu, cuda or mps
     devices:          processes, one a device; auto = all GPUs, or one process on a CPU
-    precision:        auto = bf16 where the device is built for it, else fp32
+    strategy:         ddp = every process holds everything; fsdp = weights, gradients and optimizer are shared out
+    timeout:          minutes that a process waits for the others before it gives up
+    precision:        auto = bf16 on GPUs built for it, and on a CPU where it is measured to be much faster; else fp32
     workers:          loader processes per rank; 0 loads in the training process
-    threads:          CPU threads per rank; 0 = torch's choice
+    decode:           JPEGs become pixels in the loader's workers, or on the device (torchvision's CUDA decoder)
+    threads:          CPU threads per rank; 0 = the cores of this machine shared out over its ranks
+    compile:          run the token-wise parts of the blocks through torch.compile; the first steps take a minute longer
+    checkpoint_activations: keep only the blocks' inputs for the backward pass and compute the rest again: less memory,
+                      a third more time
     checkpoint_every: steps between checkpoints; 0 = once an epoch
     keep_checkpoints: how many of the last ones stay
     log_every:        steps between rows of metrics.csv (the first steps have all their rows)
@@ -106,18 +112,25 @@ class RuntimeConfig:
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int | Literal["auto"] = "auto"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    timeout: int = 30
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     workers: int = 2
+    decode: Literal["workers", "device"] = "workers"
     threads: int = 0
+    compile: bool = False
+    checkpoint_activations: bool = False
     checkpoint_every: int = 0
     keep_checkpoints: int = 2
     log_every: int = 10
     tensorboard: bool = True
 
     def __post_init__(self) -> None:
-        least = {"workers": 0, "threads": 0, "checkpoint_every": 0, "keep_checkpoints": 1, "log_every": 1}
+        least = {"timeout": 1, "workers": 0, "threads": 0, "checkpoint_every": 0, "keep_checkpoints": 1, "log_every": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UserError(f"runtime.{name} is {getattr(self, name)}; it must be {low} or more")
         if self.devices != "auto" and self.devices < 1:
             raise UserError(f"runtime.devices is {self.devices}; it must be 1 or more, or auto")
+        if self.compile and self.strategy == "fsdp":
+            raise UserError("runtime.compile and runtime.strategy=fsdp do not go together yet; leave one of them out")

@@ -26,7 +26,11 @@ def effective_rank(cls: Tensor) -> float:
 
     Source: Roy and Vetterli 2007, "The effective rank".
     """
-    values = torch.linalg.svdvals((cls.float() - cls.float().mean(0)).cpu())
+    centred = cls.double().cpu()
+    centred -= centred.mean(0)
+    # singular values from the smaller Gram matrix: of 4,096 embeddings in milliseconds
+    gram = centred.T @ centred if len(centred) > centred.shape[1] else centred @ centred.T
+    values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     share = values / values.sum().clamp(min=1e-12)
     return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
 
@@ -35,13 +39,29 @@ class HealthCheck:
     """Warns once of each trouble.
 
     patience: steps after which nearly equal embeddings are a collapse and not a beginning
+    start:    the first step of this process: while workers start, a device waits
+    remedy:   what to do about a device that waits for images; "" = nothing on this machine
     """
 
     COLLAPSED = 0.02
+    WAITING = 0.2  # share of the time
+    ROWS = 5  # in a row, after the first STARTING steps
+    STARTING = 20
 
-    def __init__(self, weights: Mapping[str, float], patience: int) -> None:
-        self.weights, self.patience = dict(weights), patience
+    def __init__(self, weights: Mapping[str, float], patience: int, start: int = 0, remedy: str = "") -> None:
+        self.weights, self.patience, self.start, self.remedy = dict(weights), patience, start, remedy
+        self.waiting: list[float] = []
         self.warned: set[str] = set()
+
+    def look_at_loader(self, step: int, waited: float) -> None:
+        """Check the share of the time that the device waited for images since the last call."""
+        if step - self.start < self.STARTING or waited <= self.WAITING:
+            self.waiting.clear()
+            return
+        self.waiting.append(waited)
+        if len(self.waiting) == self.ROWS and self.remedy:
+            share = sum(self.waiting) / self.ROWS
+            self._warn("loader", f"step {step + 1}: the device waits {share:.0%} of the time for images; {self.remedy}")
 
     def look(self, step: int, std: float, gradients: Mapping[str, float], images: int) -> None:
         """Check the numbers of a step (0-based): feature std, gradient norms by name ("base", add-ons, or several of

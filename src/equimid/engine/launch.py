@@ -1,19 +1,49 @@
-"""Which device, how many processes, what precision: one Fabric from a RuntimeConfig."""
+"""Which device, how many processes, what precision: one Fabric from a RuntimeConfig.
+
+Processes are started by torchrun, by SLURM's srun, or by Fabric (one machine, runtime.devices). What the environment
+says of tasks and nodes is taken from there; no setting repeats it.
+"""
 
 import logging
 import os
+import threading
+import time
 import warnings
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.distributed as dist
 
+from equimid.distributed import world_size
 from equimid.engine.config import RuntimeConfig
+from equimid.engine.machine import share_threads
 from equimid.errors import UserError
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-__all__ = ["is_main_process", "make_fabric"]
+__all__ = ["Started", "is_main_process", "make_fabric", "ranks_end_together", "started"]
+
+
+@dataclass(frozen=True)
+class Started:
+    """Who started the processes of this run, how many on each node, and on how many nodes.
+
+    by: "torchrun", "slurm", or "fabric", which starts them itself where there are several
+    """
+
+    by: Literal["torchrun", "slurm", "fabric"]
+    devices: int | Literal["auto"]
+    nodes: int = 1
+
+    @property
+    def alone(self) -> bool:
+        """Whether one process of a CPU does it all."""
+        return self.devices in ("auto", 1) and self.nodes == 1
 
 
 def is_main_process() -> bool:
@@ -23,15 +53,67 @@ def is_main_process() -> bool:
     return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
-def make_fabric(runtime: RuntimeConfig) -> "Fabric":
-    """A Fabric, not launched yet. More than one process means DDP, strict about parameters without gradient.
+def started(runtime: RuntimeConfig, environment: Mapping[str, str] = os.environ) -> Started:
+    """What the environment says.
+
+    A shell of an allocation (salloc, srun --pty bash) and the script of a job have SLURM's variables too; the processes
+    of a run are the several tasks of a step that srun started without a terminal.
 
     Raises:
-        UserError: the accelerator is not there.
+        UserError: it contradicts runtime.devices, or a job of several tasks was not started by srun.
+    """
+    if "LOCAL_WORLD_SIZE" in environment:
+        devices = int(environment["LOCAL_WORLD_SIZE"])
+        nodes, rest = divmod(int(environment["WORLD_SIZE"]), devices)
+        if rest:
+            raise UserError(
+                f"torchrun started {devices} processes here and {environment['WORLD_SIZE']} in all; give every node "
+                "the same --nproc-per-node"
+            )
+        return _agreed(Started("torchrun", devices, nodes), runtime, "--nproc-per-node")
+    step = "SLURM_STEP_ID" in environment and "SLURM_PTY_PORT" not in environment
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS" if step else "SLURM_NTASKS", environment.get("SLURM_NTASKS", 1)))
+    interactive = environment.get("SLURM_JOB_NAME") in ("bash", "interactive") or "SLURM_PTY_PORT" in environment
+    if tasks == 1 or "LOCAL_RANK" in environment or (interactive and not step):
+        return Started("fabric", runtime.devices)
+    if not step:
+        raise UserError(
+            f"this SLURM job has {tasks} tasks, but equimid was not started by srun: write srun equimid ... in the "
+            "script (or ask for one task with all GPUs of a node)"
+        )
+    nodes = int(environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", 1)))
+    each, rest = divmod(tasks, nodes)
+    told = environment.get("SLURM_NTASKS_PER_NODE")
+    if told is None or rest or int(told) != each:
+        raise UserError(
+            f"SLURM started {tasks} tasks on {nodes} nodes, with --ntasks-per-node {told or 'not given'}; give "
+            f"--nodes={nodes} --ntasks-per-node=N, as many tasks on every node as it has GPUs for the run"
+        )
+    return _agreed(Started("slurm", each, nodes), runtime, "--ntasks-per-node")
+
+
+def _agreed(found: Started, runtime: RuntimeConfig, option: str) -> Started:
+    if runtime.devices not in ("auto", found.devices):
+        raise UserError(
+            f"runtime.devices is {runtime.devices}, but {found.by} started {found.devices} processes on this node; "
+            f"leave runtime.devices out, or give {option} {runtime.devices}"
+        )
+    return found
+
+
+def make_fabric(runtime: RuntimeConfig) -> "Fabric":
+    """A Fabric, not launched yet. More than one process means DDP or FSDP, as runtime.strategy says.
+
+    Raises:
+        UserError: the accelerator is not there, or the processes are not those that the settings ask for.
     """
     # here, since it takes seconds to import and most commands do not train
     from lightning.fabric import Fabric
-    from lightning.fabric.strategies import DDPStrategy
+    from lightning.fabric.plugins.environments import (
+        LightningEnvironment,
+        SLURMEnvironment,
+        TorchElasticEnvironment,
+    )
 
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     if runtime.accelerator == "cuda" and not torch.cuda.is_available():
@@ -39,25 +121,118 @@ def make_fabric(runtime: RuntimeConfig) -> "Fabric":
     if runtime.accelerator == "mps" and not torch.backends.mps.is_available():
         raise UserError("runtime.accelerator is mps, but torch finds no Apple GPU; use runtime.accelerator=cpu")
     on_cuda = runtime.accelerator == "cuda" or (runtime.accelerator == "auto" and torch.cuda.is_available())
-    devices: Any = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or runtime.devices  # torchrun has decided already
+    found = started(runtime)
+    devices = found.devices
     if devices == "auto":
         devices = torch.cuda.device_count() if on_cuda else 1
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
-    world = int(os.environ.get("WORLD_SIZE", devices))
+    elif not on_cuda:
+        share_threads(devices)
     bf16 = runtime.precision == "bf16" or (
         runtime.precision == "auto" and on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     )
-    # every parameter takes part in every step: an unused one is a fault to hear of, not to search for.
-    # No buffer is broadcast: cross-rank batch norm keeps them equal.
-    strategy = DDPStrategy(find_unused_parameters=False, broadcast_buffers=False) if world > 1 else "auto"
-    nodes = max(1, world // devices)
+    environment = {
+        "torchrun": TorchElasticEnvironment, "slurm": SLURMEnvironment, "fabric": LightningEnvironment,
+    }[found.by]()  # fmt: skip
+    if found.by == "fabric" and devices > 1 and int(os.environ.get("LOCAL_RANK", "0")):
+        _end_with_the_main_process()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return Fabric(
             accelerator="cuda" if on_cuda else runtime.accelerator.replace("auto", "cpu"),
             devices=devices,
-            num_nodes=nodes,
-            strategy=strategy,
+            num_nodes=found.nodes,
+            strategy=_strategy(runtime, devices * found.nodes, on_cuda) if devices * found.nodes > 1 else "auto",
             precision="bf16-mixed" if bf16 else "32-true",
+            plugins=[environment],
         )
+
+
+def _strategy(runtime: RuntimeConfig, ranks: int, on_cuda: bool) -> Any:
+    from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
+
+    from equimid.engine.sharding import shard
+
+    # small numbers can travel between hosts without waiting for the devices
+    group: dict[str, Any] = {
+        "process_group_backend": "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+        "timeout": timedelta(minutes=runtime.timeout),
+    }
+    kind = ModelParallelStrategy if runtime.strategy == "fsdp" else DDPStrategy
+
+    class Strategy(kind):  # type: ignore[misc, valid-type]
+        def _setup_distributed(self) -> None:
+            _join_as_restarted(group["process_group_backend"], group["timeout"], self.root_device)
+            super()._setup_distributed()  # takes a group that is there
+
+    if runtime.strategy == "fsdp":
+        return Strategy(shard, data_parallel_size=ranks, tensor_parallel_size=1, **group)
+    # every parameter takes part in every step: an unused one is a fault to hear of, not to search for.
+    # No buffer is broadcast: cross-rank batch norm keeps them equal.
+    return Strategy(find_unused_parameters=False, broadcast_buffers=False, **group)
+
+
+def _join_as_restarted(backend: str, timeout: timedelta, device: torch.device) -> None:
+    """Join the group of torchrun's processes under the number of their restart.
+
+    torchrun's store outlives the processes: after a restart a rank can find there the address of one that is dead,
+    and the restart fails (seen with torch 2.15). The number is the same for all processes of one node; over several
+    nodes it may not be, and there torchrun itself must make a new store (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1).
+    """
+    environment = os.environ
+    if dist.is_initialized():  # a second run of this program
+        return
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or environment.get("GROUP_WORLD_SIZE") != "1":
+        return
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # public, but not in its __all__
+        environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False, timeout=timeout
+    )
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore(  # type: ignore[attr-defined]
+            f"restart {environment['TORCHELASTIC_RESTART_COUNT']}", store
+        ),
+        rank=int(environment["RANK"]),
+        world_size=int(environment["WORLD_SIZE"]),
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
+def _end_with_the_main_process() -> None:
+    """Fabric ends all ranks of a machine when one of those it started dies; not when the one that started them does."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="watches the main process").start()
+
+
+@contextmanager
+def ranks_end_together() -> Iterator[None]:
+    """Where several ranks work: one that fails ends, and the others say so in a line instead of a traceback.
+
+    A rank that waits for a dead one gets torch's error (gloo at once, NCCL from its watchdog), or is ended by what
+    started it: Fabric, torchrun, or srun --kill-on-bad-exit.
+
+    Raises:
+        UserError: a collective failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or not _is_of_a_collective(error):
+            raise
+        raise UserError(
+            "another process of the run ended or cannot be reached, so this one stops; if no message above says why, "
+            f"it was killed ({str(error).splitlines()[0][:160]})"
+        ) from error
+
+
+def _is_of_a_collective(error: RuntimeError) -> bool:
+    kinds = (dist.DistBackendError, dist.DistNetworkError)
+    return isinstance(error, kinds) or any(word in str(error) for word in ("gloo", "NCCL", "ProcessGroup"))

@@ -4,9 +4,11 @@ the same bits, on the same number of devices."""
 import csv
 import logging
 import math
+import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,20 +17,29 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from equimid.backbones import compile_blocks
 from equimid.data import leave_signals_to_the_main_process
-from equimid.distributed import any_rank, barrier, gather_detached, mean_detached, sum_detached
-from equimid.engine.checkpoint import discard_checkpoint, latest_checkpoint, save_checkpoint
+from equimid.distributed import any_rank, barrier, gather_detached
+from equimid.engine.checkpoint import (
+    agreed_checkpoint,
+    discard_checkpoint,
+    save_checkpoint,
+    save_sharded_checkpoint,
+)
 from equimid.engine.config import RuntimeConfig, TrainConfig
 from equimid.engine.health import HealthCheck, effective_rank, feature_std
+from equimid.engine.machine import OutOfMemory, give_back_freed_memory, is_out_of_memory, loader_remedy
 from equimid.engine.metrics import Metrics, ProgressLine
 from equimid.engine.optimizer import OptimConfig, build_optimizer, clip_gradients, set_rates
-from equimid.engine.order import MicroBatches
+from equimid.engine.order import EpochOrder, MicroBatches
+from equimid.engine.readout import LoaderClock, Readout
+from equimid.engine.sharding import is_sharded, own_part
 from equimid.engine.signals import StopRequest
 from equimid.errors import UserError
 from equimid.randomness import counted_torch_seed
 from equimid.schedules import When
 from equimid.task import Losses, Task
-from equimid.views import Batch, ViewDataset, collate, realise, sample_poses
+from equimid.views import Batch, ViewDataset, collate, decode_encoded, realise, sample_poses
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -52,6 +63,8 @@ class Trainer:
 
     Args:
         run: stored in every checkpoint; a checkpoint with another `run` is refused.
+        tolerated_unreadable: share of the images that may go bad in training, 0..1.
+        order: of the images of an epoch; by default a permutation of all.
 
     Raises:
         UserError: here and in `fit`: the data changed, a loss is not finite, the disk is full.
@@ -69,72 +82,95 @@ class Trainer:
         seed: int,
         folder: Path,
         run: dict[str, Any],
+        tolerated_unreadable: float = 1.0,
+        order: EpochOrder | None = None,
     ) -> None:
         self.fabric, self.task, self.dataset, self.plan = fabric, task, dataset, dataset.plan
         self.train, self.optim, self.runtime, self.seed = train, optim, runtime, seed
-        self.folder, self.run = folder, run
+        self.folder, self.run, self.order = folder, run, order
         self.steps_per_epoch = train.steps_per_epoch(len(dataset))
         self.total = train.total_steps(len(dataset))
-        # the optimizer holds the parameters that it was built with: the task goes to the device first
-        task.to(fabric.device)
-        optimizer = build_optimizer(task, optim)
-        self.start = self._resume(optimizer)
+        task.student.set_grad_checkpointing(runtime.checkpoint_activations)
+        # the optimizer holds the parameters that it was built with: first the task goes to the device, or is shared out
         with warnings.catch_warnings():
             # torch 2.15 renames broadcast_buffers; the new name is not in the oldest torch that we take
             warnings.filterwarnings("ignore", message=".*broadcast_buffers.*", category=FutureWarning)
-            self.module, self.optimizer = fabric.setup(task, optimizer)
+            if runtime.strategy == "fsdp" and fabric.world_size > 1:
+                self.module = fabric.setup_module(task)  # moves each part as it shares it out
+                optimizer = build_optimizer(task, optim)
+                self.start = self._resume(optimizer)
+                self.optimizer = fabric.setup_optimizers(optimizer)
+            else:
+                task.to(fabric.device)
+                optimizer = build_optimizer(task, optim)
+                self.start = self._resume(optimizer)
+                self.module, self.optimizer = fabric.setup(task, optimizer)
+        if runtime.compile:
+            compile_blocks(task)
         self.speaks = fabric.global_rank == 0
         weights = {name: config.weight if config.trains else 0.0 for name, config in task.configs.items()}
-        self.health = HealthCheck(weights, patience=max(50, self.total // 10))
+        remedy = loader_remedy(fabric.device, runtime.workers, runtime.decode == "device")
+        self.health = HealthCheck(weights, max(50, self.total // 10), self.start, remedy)
         self.saved = self.before = self.start
-        self.unreadable: set[int] = set()
+        self.tolerated_unreadable, self.unreadable = tolerated_unreadable, set[int]()
+        self.counted = 0, 0  # unreadable images: the sum of the ranks' numbers, and how many different ones they are
+        self.clock = LoaderClock(fabric.device)
+        self.metrics: Metrics | None = None
+        # on a GPU the host reads a step's numbers while the device is at the next
+        self.behind = 1 if fabric.device.type == "cuda" else 0
 
     def fit(self) -> Outcome:
-        """All remaining steps; a signal finishes the step, writes a checkpoint and ends it earlier."""
+        """All remaining steps; a signal finishes the step, writes a checkpoint and ends it earlier.
+
+        Raises:
+            OutOfMemory: a step does not fit.
+        """
         with StopRequest() as request:
-            return self._fit(request)
+            try:
+                return self._fit(request)
+            except (RuntimeError, MemoryError) as error:
+                if is_out_of_memory(error):
+                    raise OutOfMemory(str(error).splitlines()[0]) from error
+                raise
 
     def _fit(self, request: StopRequest) -> Outcome:
-        metrics = Metrics(self.folder, self.start, self.runtime.tensorboard) if self.speaks else None
-        batches = iter(self._loader()) if self.start < self.total else iter(())
-        step, began = self.start, time.monotonic() - (metrics.seconds if metrics else 0.0)
+        self.metrics = Metrics(self.folder, self.start, self.runtime.tensorboard) if self.speaks else None
+        batches = self._batches()
+        step = self.start
+        self.began = time.monotonic() - (self.metrics.seconds if self.metrics else 0.0)
+        self.last_read, stop = time.monotonic(), False
+        waiting: deque[Readout] = deque()
         try:
             with ProgressLine(self.total, self.start, shown=self.speaks) as progress:
-                while step < self.total:
-                    step_began = time.monotonic()
-                    losses = self._step(step, batches)
-                    row = self._row(step, losses, time.monotonic() - began, time.monotonic() - step_began)
-                    if row is not None and metrics is not None:
-                        metrics.write(row)
+                while step < self.total and not stop:
+                    waiting.append(self._step(step, batches, request))
                     step += 1
-                    shown = {name: float(value) for name, value in losses.named.items()} if self.speaks else {}
-                    progress.advance(shown, self.train.batch_size / (time.monotonic() - step_began))
-                    stop = any_rank(request.signal is not None, self.fabric.device)
-                    if (
-                        stop
-                        or step == self.total
-                        or step % (self.runtime.checkpoint_every or self.steps_per_epoch) == 0
-                    ):
+                    stop = self._read(waiting, self.behind, progress)
+                    due = step == self.total or step % (self.runtime.checkpoint_every or self.steps_per_epoch) == 0
+                    if stop or due:
+                        stop |= self._read(waiting, 0, progress)
                         self._save(step)
-                    if stop:
-                        break
         finally:
-            if metrics is not None:
-                metrics.close()
+            batches.close()
+            if self.metrics is not None:
+                self.metrics.close()
         if self.unreadable:
             file = self.folder / "unreadable.csv"
             logger.warning("%d images could not be read in training and were replaced: %s", len(self.unreadable), file)
-        return Outcome(step, self.total, request.signal if step < self.total else None)
+        # a signal that only another rank got stops this one too
+        told = request.signal or (signal.SIGTERM if stop else None)
+        return Outcome(step, self.total, told if step < self.total else None)
 
-    def _step(self, step: int, batches: Iterator[Batch]) -> Losses:
-        """One step of the optimizer: EMA, forward and backward of every micro-batch, update."""
+    def _step(self, step: int, batches: Iterator[Batch], request: StopRequest) -> Readout:
+        """One step of the optimizer: EMA, forward and backward of every micro-batch, update. Nothing in it waits for
+        the device."""
         when = When(step, self.total, self.steps_per_epoch)
         set_rates(self.optimizer, self.optim, when, self.train.batch_size)
         if not self.task.method.ema_last:
             self.task.follow(when)
         parts = []
         for micro in range(self.train.accumulate):
-            batch = next(batches)
+            batch = decode_encoded(self.clock.take(batches), self.dataset, self.fabric.device)
             self._list_unreadable(batch.unreadable)
             views = realise(batch, self.plan, self._poses(step, micro), self.fabric.device)
             last = micro == self.train.accumulate - 1
@@ -147,8 +183,6 @@ class Trainer:
             parts.append(part)
         if step == self.start:
             self._refuse_unused()
-        losses = _mean_losses(parts)
-        self._refuse_infinite(step, losses)
         for parameter in self.task.method.frozen_at(when):
             parameter.grad = None
         clip_gradients(self.task.parameters(), self.optim)
@@ -156,7 +190,67 @@ class Trainer:
         self.optimizer.zero_grad()
         if self.task.method.ema_last:
             self.task.follow(when)
-        return losses
+        return self._readout(step, _mean_losses(parts), request)
+
+    def _readout(self, step: int, losses: Losses, request: StopRequest) -> Readout:
+        """What the host will want to know of this step."""
+        device = self.fabric.device
+        numbers = {f"loss/{name}": value for name, value in losses.named.items()} | {"loss/total": losses.total}
+        zero = torch.zeros((), device=device)
+        for name, key in self.task.watched.items():
+            numbers[f"gradient/{name}"] = self.task.watch.norms.get(key, zero) ** 2
+        for name, count in (("stop", request.signal is not None), ("unreadable", len(self.unreadable))):
+            numbers[name] = zero + count
+        return Readout(step, numbers, losses.cls if self._is_logged(step) else None)
+
+    def _is_logged(self, step: int) -> bool:
+        return step < 10 or (step + 1) % self.runtime.log_every == 0 or step + 1 == self.total
+
+    def _read(self, waiting: deque[Readout], behind: int, progress: ProgressLine) -> bool:
+        """Read all but the newest `behind` steps; returns whether some rank was told to stop."""
+        stop = False
+        while len(waiting) > behind:
+            readout = waiting.popleft()
+            numbers, cls = readout.read()
+            now = time.monotonic()
+            rate, self.last_read = self.train.batch_size / max(now - self.last_read, 1e-9), now
+            stop |= numbers.pop("stop") > 0
+            self._refuse_too_many_unreadable(int(numbers.pop("unreadable")))
+            losses = {key: value / self.fabric.world_size for key, value in numbers.items() if key.startswith("loss/")}
+            self._refuse_infinite(readout.step, losses)
+            if cls is not None:
+                self._log(readout.step, losses, numbers, cls, rate)
+            progress.advance({k.removeprefix("loss/"): v for k, v in losses.items() if k != "loss/total"}, rate)
+        return stop
+
+    def _log(self, step: int, losses: dict[str, float], sums: dict[str, float], cls: Tensor, rate: float) -> None:
+        """A row of metrics.csv, and what there is to warn of."""
+        if self.metrics is None:
+            return
+        # a rank's loss is W times its share, so the squares add up and the norm divides by W; the last of several
+        # micro-batches was seen, with its part of the loss
+        scale = self.train.accumulate / self.fabric.world_size
+        gradients = {
+            key.removeprefix("gradient/"): math.sqrt(square) * scale
+            for key, square in sums.items()
+            if key.startswith("gradient/")
+        }
+        std, waited = feature_std(cls), self.clock.waited()
+        self.health.look(step, std, gradients, len(cls))
+        self.health.look_at_loader(step, waited)
+        row: dict[str, float | int] = {
+            "step": step + 1,
+            "epoch": (step + 1) / self.steps_per_epoch,
+            "seconds": time.monotonic() - self.began,
+            "images_per_second": rate,
+            "waiting": waited,
+            "lr": self.optim.lr_at(When(step, self.total, self.steps_per_epoch), self.train.batch_size),
+            "momentum": self.task.method.momentum_at(When(step, self.total, self.steps_per_epoch)),
+            "loss/total": losses["loss/total"],
+        }
+        row |= losses
+        row |= {f"gradient/{name}": value for name, value in gradients.items()}
+        self.metrics.write(row | {"feature/std": std, "feature/effective_rank": effective_rank(cls)})
 
     def _refuse_unused(self) -> None:
         """Otherwise several processes stop with torch's numbers of parameters, and one goes on in silence."""
@@ -176,20 +270,32 @@ class Trainer:
         new = [index for index in dict.fromkeys(indices) if index not in self.unreadable]
         if not new:
             return
+        if not self.unreadable:
+            logger.warning("%s could not be read and was replaced", self.dataset.source.describe(new[0]))
         self.unreadable.update(new)
         with (self.folder / "unreadable.csv").open("a", newline="") as stream:
             csv.writer(stream).writerows([self.dataset.source.describe(index), "found in training"] for index in new)
 
-    def _refuse_infinite(self, step: int, losses: Losses) -> None:
-        values = {name: float(value) for name, value in {**losses.named, "total": losses.total.detach()}.items()}
-        bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-        if any_rank(bool(bad), self.fabric.device):
-            which = (
-                ", ".join(f"{name} is {value}" for name, value in bad.items()) or "a loss of another rank is not finite"
-            )
-            kept = self._last_good(step)
+    def _refuse_too_many_unreadable(self, total: int) -> None:
+        """Those of all ranks together; an image that several of them met, in other epochs, counts once."""
+        if total != self.counted[0]:
+            own = torch.tensor(sorted(self.unreadable), dtype=torch.int64, device=self.fabric.device)
+            self.counted = total, len(gather_detached(own).unique())
+        count = self.counted[1]
+        if count > self.tolerated_unreadable * len(self.dataset):
             raise UserError(
-                f"training stopped at step {step + 1} because a loss is not finite ({which}); {kept}. "
+                f"training stopped: {count} of {len(self.dataset)} images could not be read in training, more than "
+                f"data.tolerated_unreadable={self.tolerated_unreadable:g} allows; they are listed in "
+                f"{self.folder / 'unreadable.csv'}. Mend or bring back the files and run the same command again, or "
+                "raise the limit"
+            )
+
+    def _refuse_infinite(self, step: int, losses: dict[str, float]) -> None:
+        bad = [f"{key.removeprefix('loss/')} is {value}" for key, value in losses.items() if not math.isfinite(value)]
+        if bad:
+            raise UserError(
+                f"training stopped at step {step + 1} because a loss is not finite ({', '.join(bad)}); "
+                f"{self._last_good(step)}. "
                 "Try a lower optim.lr, a longer optim.warmup_epochs, or optim.clip=1 in a new run folder"
             )
 
@@ -202,40 +308,9 @@ class Trainer:
                 discard_checkpoint(self.folder / "checkpoints", step)
         return f"the checkpoint of step {good} is the last good one" if good else "no good checkpoint was saved yet"
 
-    def _row(self, step: int, losses: Losses, seconds: float, step_seconds: float) -> dict[str, float | int] | None:
-        if not (step < 10 or (step + 1) % self.runtime.log_every == 0 or step + 1 == self.total):
-            return None
-        named = {name: float(mean_detached(value)) for name, value in losses.named.items()}
-        total = float(mean_detached(losses.total))
-        gradients = self._gradients_at_the_tap()
-        cls = gather_detached(losses.cls)
-        if not self.speaks:
-            return None
-        std = feature_std(cls)
-        self.health.look(step, std, gradients, len(cls))
-        row: dict[str, float | int] = {
-            "step": step + 1,
-            "epoch": (step + 1) / self.steps_per_epoch,
-            "seconds": seconds,
-            "images_per_second": self.train.batch_size / step_seconds,
-            "lr": float(self.optimizer.param_groups[0]["lr"]),
-            "momentum": self.task.method.momentum_at(When(step, self.total, self.steps_per_epoch)),
-            "loss/total": total,
-        }
-        row |= {f"loss/{name}": value for name, value in named.items()}
-        row |= {f"gradient/{name}": value for name, value in gradients.items()}
-        return row | {"feature/std": std, "feature/effective_rank": effective_rank(cls)}
-
-    def _gradients_at_the_tap(self) -> dict[str, float]:
-        """Norms over all ranks of what reached the last tapped layer: of what reads the final embedding ("base", and
-        add-ons that do), and of what reads that layer."""
-        names = self.task.watched
-        zero = torch.zeros((), device=self.fabric.device)
-        squares = [sum_detached(self.task.watch.norms.get(key, zero) ** 2) for key in names.values()]
-        # a rank's loss is W times its share, so the squares add up and the norm divides by W; the last of several
-        # micro-batches was seen, with its part of the loss
-        scale = self.train.accumulate / self.fabric.world_size
-        return {name: math.sqrt(float(square)) * scale for name, square in zip(names, squares, strict=True)}
+    def _batches(self) -> Generator[Batch]:
+        """Closed, it ends the workers: they heed no signal, and would keep a process that failed from ending."""
+        yield from self._loader()
 
     def _loader(self) -> DataLoader[Any]:
         keys = MicroBatches(
@@ -248,6 +323,7 @@ class Trainer:
             plan=self.plan,
             rank=self.fabric.global_rank,
             ranks=self.fabric.world_size,
+            order=self.order,
         )
         return DataLoader(
             self.dataset,
@@ -260,7 +336,7 @@ class Trainer:
         )
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> int:
-        checkpoint = latest_checkpoint(self.folder / "checkpoints")
+        checkpoint = agreed_checkpoint(self.folder / "checkpoints", self.fabric.device)
         if checkpoint is None:
             return 0
         if checkpoint.run != self.run:
@@ -275,19 +351,25 @@ class Trainer:
         return checkpoint.step
 
     def _save(self, step: int) -> None:
-        """Rank 0 writes; if the disk refuses, every rank stops."""
+        """Rank 0 writes, or under FSDP every rank its part; if the disk refuses, every rank stops."""
         refused: UserError | None = None
-        if not all(bool(p.isfinite().all()) for p in self.task.parameters()):
+        folder, keep = self.folder / "checkpoints", self.runtime.keep_checkpoints
+        finite = all(bool(own_part(p).isfinite().all()) for p in self.task.parameters())
+        if any_rank(not finite, self.fabric.device):
             raise UserError(f"training stopped after step {step}: weights are not finite; {self._last_good(-1)}")
-        if self.speaks:
-            try:
-                folder = self.folder / "checkpoints"
-                save_checkpoint(folder, step, self.task, self.optimizer, self.run, self.runtime.keep_checkpoints)
-            except UserError as error:
-                refused = error
+        try:
+            if is_sharded(self.task):
+                device = self.fabric.device
+                save_sharded_checkpoint(folder, step, self.task, self.optimizer, self.run, keep, device)
+            elif self.speaks:
+                save_checkpoint(folder, step, self.task, self.optimizer, self.run, keep)
+        except UserError as error:
+            refused = error
         if any_rank(refused is not None, self.fabric.device):
             raise refused or UserError("rank 0 could not write a checkpoint")
         self.before, self.saved = self.saved, step
+        if self.fabric.device.type == "cpu":
+            give_back_freed_memory()
         barrier()
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM finish the step; a second Ctrl-C stops at once."""
+"""Ctrl-C, SIGTERM and SIGUSR1 (a scheduler's warning) finish the step; a second Ctrl-C stops at once."""
 
 import signal
 from types import FrameType, TracebackType
@@ -6,14 +6,18 @@ from types import FrameType, TracebackType
 __all__ = ["StopRequest"]
 
 
+# SIGUSR1 is not everywhere
+_NOTED = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+
+
 class StopRequest:
-    """While active, the first SIGINT or SIGTERM is noted in `signal` instead of ending the process."""
+    """While active, the first SIGINT, SIGTERM or SIGUSR1 is noted in `signal` instead of ending the process."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._note) for number in _NOTED}
         return self
 
     def __exit__(
