@@ -23,7 +23,10 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python benchmarks/patch_loss.py
+	$(BIN)/equimid bench step
+	$(BIN)/equimid bench loss
+	$(BIN)/equimid bench loader
+	$(BIN)/equimid bench evaluate
 	$(BIN)/python benchmarks/flops.py
 
 clean:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from equimid.cli import _is_setting, main
+from equimid.cli import main
+from equimid.cli.entry import _is_setting
 from equimid.config import Config, differences, flatten, load_config, override, save_config
 from equimid.engine import is_main_process, latest_checkpoint
 from equimid.errors import UserError
@@ -30,7 +31,7 @@ ROUTINE = {"training", "equivariance", "feature_maps", "attention", "neighbours"
 
 def equimid(*arguments, cwd=None):
     return subprocess.run(
-        [sys.executable, "-m", "equimid.cli", *map(str, arguments)],
+        [sys.executable, "-m", "equimid", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=200,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from equimid.addons import ADDONS
+from equimid.cli.entry import _parse
 from equimid.config import override
 from equimid.errors import UserError
 from equimid.evaluation import MEASUREMENTS
@@ -51,8 +52,11 @@ def check(words):
         UserError: the recipe or a setting is not known.
     """
     command = words[0]
-    known = ("pretrain", "evaluate", "measure", "sweep", "report", "demo", "recipes", "constants")
+    known = ("pretrain", "evaluate", "measure", "sweep", "report", "demo", "recipes", "constants", "pack", "bench")
     assert command in known, words
+    if command in ("pack", "bench"):
+        _parse(words)
+        return
     if command == "measure":
         measured = words[1 : next((i for i, word in enumerate(words) if word.startswith("--")), len(words))]
         assert set(measured) <= {"WHAT", *MEASUREMENTS}, measured

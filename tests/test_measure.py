@@ -8,7 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from equimid.cli import _parse, _sorted
+from equimid.cli.entry import _parse, _sorted
 from equimid.config import override
 from equimid.errors import UserError
 from equimid.evaluation import MEASUREMENTS, Measurement, labelled_splits

@@ -1,4 +1,4 @@
-"""Timings that can be compared: both sides in one process, turn by turn, medians over rounds, the machine beside them."""
+"""Timings that can be compared: both sides in one process, turn by turn, medians over rounds; and the machine."""
 
 import gc
 import json
@@ -16,19 +16,28 @@ from typing import Any
 
 import torch
 
+from equimid.engine.machine import give_back_freed_memory
 from equimid.errors import UserError
 
-__all__ = ["Result", "Timing", "choose_device", "describe_machine", "paired", "peak_memory", "ratio", "reset_peak_memory"]
+__all__ = [
+    "Result",
+    "Row",
+    "Timing",
+    "choose_device",
+    "describe_machine",
+    "growth",
+    "paired",
+    "ratio",
+]
 
 Row = dict[str, float | int | str | None]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of every round of one side, and the largest growth of memory (bytes) that a round saw."""
+    """Seconds of every round of one side."""
 
     seconds: list[float]
-    memory: int
 
     @property
     def median(self) -> float:
@@ -61,7 +70,9 @@ class Result:
             columns = list(self.rows[0])
             cells = [columns, *([_written(row.get(column)) for column in columns] for row in self.rows)]
             widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-            written = ["| " + " | ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells]
+            written = [
+                "| " + " | ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells
+            ]
             lines += [written[0], "|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|", *written[1:], ""]
         lines += [f"{what}: {value:.4g}" for what, value in self.ratios.items()]
         return "\n".join([*lines, *self.notes]) + "\n"
@@ -129,18 +140,17 @@ def paired(
         for run in sides.values():
             run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    memory = dict.fromkeys(sides, 0)
     for number in range(repeats):
         for name in list(sides)[:: -1 if number % 2 else 1]:
             gc.collect()
-            before = reset_peak_memory(device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
             start = time.perf_counter()
             sides[name]()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds[name].append(time.perf_counter() - start)
-            memory[name] = max(memory[name], peak_memory(device) - before)
-    return {name: Timing(seconds[name], memory[name]) for name in sides}
+    return {name: Timing(seconds[name]) for name in sides}
 
 
 def ratio(one: Timing, other: Timing) -> float:
@@ -148,7 +158,16 @@ def ratio(one: Timing, other: Timing) -> float:
     return statistics.median(a / b for a, b in zip(one.seconds, other.seconds, strict=True))
 
 
-def reset_peak_memory(device: torch.device) -> int:
+def growth(run: Callable[[], object], device: torch.device) -> int:
+    """Bytes by which one call, not timed, raises the peak above what is in use before it."""
+    gc.collect()
+    give_back_freed_memory()  # else it hides what is taken anew
+    before = _reset_peak_memory(device)
+    run()
+    return max(_peak_memory(device) - before, 0)
+
+
+def _reset_peak_memory(device: torch.device) -> int:
     """Begin a new peak; returns the bytes in use now."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -157,11 +176,11 @@ def reset_peak_memory(device: torch.device) -> int:
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return peak_memory(device)
-    return peak_memory(device)
+        return _peak_memory(device)
+    return _peak_memory(device)
 
 
-def peak_memory(device: torch.device) -> int:
+def _peak_memory(device: torch.device) -> int:
     """Largest number of bytes in use since the last reset: on the GPU, or resident in this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
-__all__ = ["EvaluateOptions", "LoaderOptions", "LossOptions", "StepOptions"]
+__all__ = ["EvaluateOptions", "LoaderOptions", "LossOptions", "Options", "StepOptions"]
 
 
 @dataclass(frozen=True)
 class StepOptions:
     """A training step with and without SER, against a plain eager reading of the methods."""
 
-    batch_size: int = 16
-    """images of a step"""
+    batch_size: int = 0
+    """images of a step; 0 = 16 on a CPU, 256 on a GPU"""
     posed: int = 0
     """posed images of the batch with SER; 0 = the recipe's share of it, at least two"""
     image_size: int = 224
@@ -47,6 +47,10 @@ class LoaderOptions:
 
     data: str = ""
     """a folder of images or of shards; by default drawn photographs"""
+    images: int = 300
+    """of the data, at most; so many photographs are drawn where no data are given, at most 100"""
+    photometric_images: int = 32
+    """whose colours are changed"""
     image_size: int = 224
     """side of the two views, pixels"""
     workers: int = 0
@@ -71,3 +75,6 @@ class EvaluateOptions:
     """rounds; medians are reported"""
     device: str = "auto"
     """auto, cpu or cuda"""
+
+
+Options = StepOptions | LossOptions | LoaderOptions | EvaluateOptions

@@ -1,0 +1,5 @@
+"""The command line: equimid pretrain, evaluate, measure, sweep, report, demo, pack, bench, recipes, constants."""
+
+from equimid.cli.entry import main
+
+__all__ = ["main"]
