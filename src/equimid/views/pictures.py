@@ -6,11 +6,13 @@ source's to load: so a file is accepted or refused as before, and decoded whole 
 """
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
@@ -19,6 +21,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 __all__ = ["ImageSource", "JpegPicture", "Picture", "decode_jpegs", "open_picture", "turn_upright"]
 
 _ORIENTATION = 0x0112
+_APP1, _SOS = 0xE1, 0xDA  # markers of EXIF or XMP, and of the coded pixels
 # EXIF orientation: what turns (3, H, W) upright; 1 is upright
 _UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {
     2: lambda x: x.flip(2),
@@ -76,7 +79,7 @@ class JpegPicture(Picture):
         return (8, 4, 2)
 
     def pixels(self, scale: int = 1) -> tuple[Tensor, int]:
-        decoded = self._scaled(scale) if scale > 1 else decode_jpegs([self.file()])[0]
+        decoded = self._scaled(scale) if scale > 1 else _decoded(self.content)
         # what is refused here is the source's to refuse, with the reason
         return super().pixels() if decoded is None else (turn_upright(decoded, self.orientation), scale)
 
@@ -113,6 +116,14 @@ def open_picture(source: ImageSource, index: int) -> Picture:
     return JpegPicture(size, lambda: source.load(index), content, orientation)
 
 
+def _decoded(content: bytes) -> Tensor | None:
+    """(3, H, W) uint8, channels together in memory; None where libjpeg-turbo has anything to remark."""
+    try:
+        return torch.from_numpy(simplejpeg.decode_jpeg(content, "RGB", strict=True)).permute(2, 0, 1)
+    except ValueError:
+        return None
+
+
 def decode_jpegs(files: list[Tensor], device: torch.device | None = None) -> list[Tensor | None]:
     """Plain JPEG files, each (bytes,) uint8 on the CPU, to (3, H, W) uint8 on a device, not yet turned upright.
 
@@ -134,6 +145,13 @@ def turn_upright(pixels: Tensor, orientation: int) -> Tensor:
 
 def _plain_header(content: bytes) -> tuple[tuple[int, int], int] | None:
     """Upright size and orientation of a JPEG file that is RGB or grey; None of any other."""
+    if not _may_be_turned(content):
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
+        except ValueError:
+            return None
+        if colours in ("YCbCr", "RGB", "Gray") and width * height <= (Image.MAX_IMAGE_PIXELS or math.inf):
+            return (width, height), 1
     try:
         with Image.open(io.BytesIO(content)) as image:
             if image.format != "JPEG" or image.mode not in ("RGB", "L"):
@@ -144,6 +162,16 @@ def _plain_header(content: bytes) -> tuple[tuple[int, int], int] | None:
         raise
     except Exception:  # on damaged input PIL raises almost anything; `load` says what
         return None
+
+
+def _may_be_turned(content: bytes) -> bool:
+    """Whether a JPEG file has a segment that may hold an orientation, or is not made of segments at all."""
+    at = 2
+    while at + 4 <= len(content) and content[at] == 0xFF:
+        if content[at + 1] in (_APP1, _SOS):
+            return content[at + 1] == _APP1
+        at += 2 + int.from_bytes(content[at + 2 : at + 4])
+    return True
 
 
 def _orientation(image: Image.Image) -> int:
