@@ -1,6 +1,8 @@
 """The benchmark of the step runs whole and says what it did; no times are looked at."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -52,3 +54,20 @@ def test_the_flops_of_a_row_are_those_that_were_done(small):
 def test_a_precision_that_there_is_not_is_refused(small):
     with pytest.raises(UserError, match="fp8"):
         step._precision("fp8", None, None, 4)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are read from /proc")
+def test_memory_is_told_also_where_freed_memory_is_kept():
+    program = """
+import torch
+from equimid.benchmarks.measuring import growth
+from equimid.engine.machine import keep_freed_memory
+keep_freed_memory()
+def side():
+    torch.ones(2**24)
+print(*(growth(side, torch.device("cpu")) >> 20 for _ in range(3)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    grown = [int(mib) for mib in done.stdout.split()]
+    assert len(grown) == 3
+    assert all(60 <= mib <= 80 for mib in grown), grown

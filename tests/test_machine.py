@@ -12,7 +12,7 @@ from equimid.backbones import BackboneConfig, build_backbone
 from equimid.engine import RuntimeConfig, settle_precision
 from equimid.engine import machine as machine_module
 from equimid.engine.health import HealthCheck
-from equimid.engine.machine import bf16_gain, is_out_of_memory, loader_remedy, share_threads
+from equimid.engine.machine import bf16_gain, is_out_of_memory, loader_remedy, set_threads
 from equimid.engine.readout import LoaderClock, Readout
 
 CPU = RuntimeConfig(accelerator="cpu")
@@ -34,16 +34,19 @@ def measured(monkeypatch):
 
 def test_bf16_is_chosen_where_it_is_measured_to_be_faster_and_stays_with_the_run(wide, measured, tmp_path):
     gains, asked = measured
-    gains[:] = [2.3, 1.0, 1.2]
+    gains[:] = [2.3, 1.0, 1.2, 1.1]
     assert settle_precision(CPU, wide, 64, tmp_path / "fast").precision == "bf16"
     assert asked == [(16, 5, 192)], "a batch of at most 16 images, with the network's own tokens"
     assert settle_precision(CPU, wide, 64, tmp_path / "fast").precision == "bf16", "a run goes on as it began"
-    assert json.loads((tmp_path / "fast" / "precision.json").read_text()) == {"precision": "bf16", "bf16_gain": 2.3}
+    assert json.loads((tmp_path / "fast" / "precision.json").read_text()) == {
+        "precision": "bf16", "bf16_gain": 2.3, "width": 192
+    }  # fmt: skip
     assert len(asked) == 1
     assert settle_precision(CPU, wide, 8, tmp_path / "slow").precision == "fp32"
-    (tmp_path / "slow" / "precision.json").write_text("{")
-    assert settle_precision(CPU, wide, 8, tmp_path / "slow").precision == "fp32", "a damaged note is measured again"
-    assert len(asked) == 3
+    for damaged in ("{", '{"precision": "fp8"}'):
+        (tmp_path / "slow" / "precision.json").write_text(damaged)
+        assert settle_precision(CPU, wide, 8, tmp_path / "slow").precision == "fp32", "it is measured again"
+    assert len(asked) == 4
 
 
 def test_bf16_is_not_measured_where_it_cannot_matter(wide, measured, tmp_path):
@@ -81,18 +84,18 @@ def test_several_processes_share_the_cores(monkeypatch):
     monkeypatch.setattr(machine_module, "cores", lambda: 8)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    share_threads(4)
-    assert given == [], "the user's own number"
+    set_threads(0, 4)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    share_threads(4)
-    assert given == []
+    set_threads(0, 4)
+    assert given == [3, 3], "the user's own number"
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # torchrun's number, not the user's
-    share_threads(4)
+    set_threads(0, 4)
     monkeypatch.delenv("OMP_NUM_THREADS")
-    share_threads(1)
-    share_threads(3)
-    share_threads(16)
-    assert given == [2, 2, 1]
+    set_threads(0, 1)
+    set_threads(0, 3)
+    set_threads(0, 16)
+    set_threads(5, 4)
+    assert given[2:] == [2, 2, 1, 5]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")

@@ -1,6 +1,8 @@
 """A run and its folder: pretrain, export, measure; and again where it stopped."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from equimid.engine import (
     latest_checkpoint,
     make_fabric,
     ranks_end_together,
+    set_threads,
     settle_precision,
     started,
     whole_state,
@@ -38,6 +41,9 @@ __all__ = ["evaluate", "on_one_device", "pretrain"]
 
 logger = logging.getLogger("equimid")
 
+# in a run's folder before its images are looked at
+_NOTES = {".lock", "precision.json"}
+
 
 def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
     """Train into `folder`, going on where an earlier call stopped; then export, evaluate and report.
@@ -48,19 +54,19 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
     Raises:
         UserError: bad settings or data, a folder of another run, a folder in use, a full disk.
     """
-    with locked(folder), ranks_end_together():
+    with _begun(folder), ranks_end_together():
         plan = config.plan()
         task = Task(config.backbone, config.method, config.addons, plan, config.seed)
         _measured_network(task, config)  # a wrong choice is refused before training, not after it
-        runtime = settle_precision(
-            config.runtime, task.student, config.train.micro_batch, folder, started(config.runtime).alone
-        )
+        launched = started(config.runtime)
+        runtime = settle_precision(config.runtime, task.student, config.train.micro_batch, folder, launched.alone)
         fabric = make_fabric(runtime)
         if fabric.device.type == "cpu":
             keep_freed_memory()
         config.train.check_ranks(fabric.world_size, plan.unit)
         prepared = _prepare(config, folder, task.patch_size) if is_main_process() else None
         fabric.launch()
+        set_threads(runtime.threads, fabric.world_size // launched.nodes)
         barrier()
         # the main process has checked the images before the others start: they read its list
         source, remeasure = prepared or (
@@ -97,6 +103,23 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
     return outcome
 
 
+@contextmanager
+def _begun(folder: Path) -> Iterator[None]:
+    """The folder made and locked; where it was new and nothing but notes got into it, a refusal leaves none behind."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        with locked(folder):
+            yield
+    except UserError:
+        if made and is_main_process() and {file.name for file in folder.iterdir()} <= _NOTES:
+            for name in _NOTES:
+                (folder / name).unlink(missing_ok=True)
+            with suppress(OSError):  # one above it that is in use by now
+                for place in made:
+                    place.rmdir()
+        raise
+
+
 def on_one_device(config: Config) -> Config:
     """The same for one of several trainings in one process: `auto` becomes one device.
 
@@ -131,19 +154,25 @@ def evaluate(folder: Path, data: str | None = None) -> Path:
 def _prepare(config: Config, folder: Path, patch_size: int) -> tuple[Source, bool]:
     """Main process, before the ranks start: settings and data agree with the folder, images are checked and suffice.
 
+    Settings bind from the first checkpoint on: until then a run that was refused, or too large, goes on with others.
+
     Returns:
         The images, and whether the run was measured with other evaluation settings before.
     """
     file = folder / "config.yaml"
     before = load_config(file) if file.exists() else config
     differing = differences(before, config)
-    if differing:
+    if differing and latest_checkpoint(folder / "checkpoints") is not None:
         told = "; ".join(f"{key} was {old} and is now {new}" for key, (old, new) in differing.items())
         raise UserError(f"{folder} holds a run with other settings ({told}); choose another --out or those settings")
     listed = open_source(config.data.source)
     _refuse_other_data(config, folder, listed)
     source = _source(config, folder, listed, patch_size, told=True)
     config.train.steps_per_epoch(len(source))
+    epoch_order(source, config.data, config.seed)  # refused before the settings bind
+    if differing:
+        # nothing was kept of the training with those: its rows are no part of this one
+        (folder / "metrics.csv").unlink(missing_ok=True)
     remeasure = before.evaluation != config.evaluation
     if remeasure:
         # without its page a run counts as not measured, should this be killed before it is

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from equimid.distributed import world_size
 from equimid.engine.config import RuntimeConfig
-from equimid.engine.machine import share_threads
+from equimid.engine.machine import set_threads
 from equimid.errors import UserError
 
 if TYPE_CHECKING:
@@ -125,10 +125,7 @@ def make_fabric(runtime: RuntimeConfig) -> "Fabric":
     devices = found.devices
     if devices == "auto":
         devices = torch.cuda.device_count() if on_cuda else 1
-    if runtime.threads:
-        torch.set_num_threads(runtime.threads)
-    elif not on_cuda:
-        share_threads(devices)
+    set_threads(runtime.threads, devices)
     bf16 = runtime.precision == "bf16" or (
         runtime.precision == "auto" and on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     )

@@ -131,6 +131,9 @@ class Trainer:
             except (RuntimeError, MemoryError) as error:
                 if is_out_of_memory(error):
                     raise OutOfMemory(str(error).splitlines()[0]) from error
+                if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                    reason = str(error).strip().splitlines()[0]
+                    raise UserError(f"runtime.compile failed: {reason}; leave it out, or mend that") from error
                 raise
 
     def _fit(self, request: StopRequest) -> Outcome:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from equimid.backbones import Backbone
 from equimid.engine.config import RuntimeConfig
-from equimid.errors import UserError
 
 __all__ = [
     "OutOfMemory",
@@ -29,8 +28,8 @@ __all__ = [
     "is_out_of_memory",
     "keep_freed_memory",
     "loader_remedy",
+    "set_threads",
     "settle_precision",
-    "share_threads",
 ]
 
 logger = logging.getLogger("equimid")
@@ -59,13 +58,16 @@ def host_memory() -> int:
         return 0
 
 
-def share_threads(processes: int) -> None:
-    """Give each of several processes on this machine its part of the cores; what OMP_NUM_THREADS says is kept."""
+def set_threads(wanted: int, processes: int) -> None:
+    """So many threads for torch on the CPU; 0 = each of several processes on this machine gets its part of the cores,
+    and what OMP_NUM_THREADS says is kept. Fabric sets a number of its own when it starts processes: call it after."""
     told = os.environ.get("OMP_NUM_THREADS")
     if told == "1" and "TORCHELASTIC_RUN_ID" in os.environ:
         told = None  # torchrun sets it so where the user did not
-    if processes > 1 and told is None:
-        torch.set_num_threads(max(1, cores() // processes))
+    if wanted:
+        torch.set_num_threads(wanted)
+    elif processes > 1:
+        torch.set_num_threads(max(1, cores() // processes) if told is None else int(told.split(",")[0]))
 
 
 def loader_remedy(device: torch.device, workers: int, decodes: bool) -> str:
@@ -120,20 +122,20 @@ def settle_precision(
         return runtime
     file = folder / "precision.json"
     try:
-        kept: Literal["fp32", "bf16"] = json.loads(file.read_text())["precision"]
-        return replace(runtime, precision=kept)
-    except (OSError, ValueError, KeyError, TypeError, UserError):
+        note = json.loads(file.read_text())
+        kept: Literal["fp32", "bf16"] = note["precision"]
+        if kept in ("fp32", "bf16") and note["width"] == backbone.embed_dim:
+            return replace(runtime, precision=kept)
+    except (OSError, ValueError, KeyError, TypeError):
         pass
-    gain = 0.0
-    if alone and backbone.embed_dim >= _BF16_LEAST_WIDTH:
-        height, width = backbone.patch_embed.grid_size
-        shape = (min(images, 16), height * width + 1, backbone.embed_dim)
-        gain = bf16_gain(backbone.blocks[-1], torch.linspace(-1, 1, math.prod(shape)).view(shape))
+    set_threads(runtime.threads, 1)
+    gain = bf16_gain_of(backbone, images) if alone else 0.0
     precision: Literal["fp32", "bf16"] = "bf16" if gain >= BF16_GAIN else "fp32"
     if precision == "bf16":
         logger.info("bf16: this processor computes a block %.1f times faster so (runtime.precision=fp32 refuses)", gain)
     folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"precision": precision, "bf16_gain": round(gain, 2)}) + "\n")
+    note = {"precision": precision, "bf16_gain": round(gain, 2), "width": backbone.embed_dim}
+    file.write_text(json.dumps(note) + "\n")
     return replace(runtime, precision=precision)
 
 

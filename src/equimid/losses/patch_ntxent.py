@@ -51,12 +51,13 @@ def patch_ntxent(z0: Tensor, z1: Tensor, image_ids: Tensor, temperature: float) 
     _check(z0, z1, image_ids, temperature)
     with no_autocast(z0):
         z0, z1 = unit_rows(z0), unit_rows(z1)
-        positives = (z0 * z1).sum(1).repeat(2) / temperature
         if world_size() == 1 and temperature >= _BOUNDED_FROM:
-            negatives: Tensor = _SymmetricLSE.apply(z0, z1, image_ids, temperature).flatten()
+            positives, negatives = _SymmetricLSE.apply(z0, z1, image_ids, temperature)
         else:
             z = torch.cat([z0, z1])
+            positives = (z0 * z1).sum(1) / temperature
             negatives = _gathered_lse(z, z, image_ids.repeat(2), temperature)
+        positives, negatives = positives.repeat(2), negatives.flatten()
         return mean_over_ranks(torch.logaddexp(positives, negatives) - positives)
 
 
@@ -189,13 +190,14 @@ class _Order:
 class _SymmetricLSE(torch.autograd.Function):
     """lse_p = log sum over q of other images of exp(z_p . z_q / t), both running over the unit rows of two views.
 
-    (M, D) and (M, D) to (2, M). A similarity is computed once for both of its patches. A view without gradient (a
-    momentum network's) costs no product of its gradient.
+    (M, D) and (M, D) to the similarities of pairs / t, (M,), and (2, M). A similarity is computed once for both of its
+    patches. A view without gradient (a momentum network's) costs no product of its gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, z0: Tensor, z1: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    def forward(ctx: Any, z0: Tensor, z1: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         ctx.order, ctx.scale = _Order(ids), 1 / temperature
+        positives = torch.linalg.vecdot(z0, z1).mul_(ctx.scale)
         z, ids = (ctx.order.sort(z0), ctx.order.sort(z1)), ctx.order.sort(ids)
         tiles = _Tiles(len(ids), len(ids), ids, ids, z0)
         total = z0.new_zeros(2, len(ids))
@@ -206,14 +208,14 @@ class _SymmetricLSE(torch.autograd.Function):
             if (i, a) != (j, b):
                 total[j, b].addmv_(e.T, tiles.ones[: e.shape[0]])
         ctx.save_for_backward(*z, ids, total)
-        return torch.stack([ctx.order.restore(view) for view in total.log()])
+        return positives, torch.stack([ctx.order.restore(view) for view in total.log()])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         *z, ids, total = ctx.saved_tensors
         # a patch without negatives has no sum, and nothing to pull at
-        weight = torch.stack([ctx.order.sort(view) for view in grads[0]]).mul_(ctx.scale).div_(total)
+        weight = torch.stack([ctx.order.sort(view) for view in grads[1]]).mul_(ctx.scale).div_(total)
         weight.masked_fill_(total == 0, 0.0)
         found = [
             torch.zeros_like(view) if need else None for view, need in zip(z, ctx.needs_input_grad[:2], strict=True)
@@ -233,6 +235,10 @@ class _SymmetricLSE(torch.autograd.Function):
                 _add_product(left[a], e, z[j][b])
             if right is not None and (i, a) != (j, b):
                 _add_product(right[b], e.T, z[i][a])
+        of_pairs = ctx.order.sort(grads[0])[:, None]
+        for view, other in zip(found, reversed(z), strict=True):
+            if view is not None:
+                view.addcmul_(of_pairs, other, value=ctx.scale)
         return *(None if view is None else ctx.order.restore(view) for view in found), None, None
 
 
