@@ -81,7 +81,8 @@ def main() -> None:
     trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
     print(f"\ntrained parameters {trained / 1e6:.1f} M: gradients {4 * trained / 1e6:,.0f} MB a step over all ranks")
     print(
-        "\n| batch | posed (r = 0.02) | patches a view | SER / base FLOPs, one process | the loss alone, sharded | gathered for SER |"
+        "\n| batch | posed (r = 0.02) | patches a view | SER / base FLOPs, one process "
+        "| the loss alone, sharded | gathered for SER |"
     )
     print("|--:|--:|--:|--:|--:|--:|")
     width, base = config.addons["ser"].hidden, step_flops(recipe("mocov3-imagenet"))
@@ -96,7 +97,8 @@ def main() -> None:
         )
         gathered = 2 * 2 * patches * width * 4
         print(
-            f"| {batch:,} | {posed:,} | {patches:,} | {whole:.4f} | {sharded / batch / base:.2%} | {gathered / 1e6:,.0f} MB |",
+            f"| {batch:,} | {posed:,} | {patches:,} | {whole:.4f} | {sharded / batch / base:.2%} "
+            f"| {gathered / 1e6:,.0f} MB |",
             flush=True,
         )
 

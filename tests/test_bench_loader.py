@@ -46,6 +46,14 @@ def test_packed_data_are_read_by_every_side(tmp_path):
     assert any("packed already" in note for note in result.notes)
 
 
+def test_what_cannot_be_read_is_left_out(tmp_path):
+    folder = photographs(tmp_path / "photographs", 3)
+    (tmp_path / "photographs/0.jpg").write_bytes(b"")
+    result = bench_loader(LoaderOptions(data=folder, **SMALL))
+    assert [row["images"] for row in result.rows] == [2] * 6
+    assert "1 more cannot be read and are left out" in result.notes
+
+
 @pytest.mark.parametrize(
     ("changes", "found"),
     [({"data": "digits"}, "holds pixels"), ({"workers": -1}, "workers is -1"), ({"images": 0}, "1 or")],

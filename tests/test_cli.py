@@ -121,7 +121,10 @@ def test_a_labelled_folder_is_probed_and_compared(tmp_path):
         ),
         (["pretrain", "digits", "runtime.accelerator=cuda"], ["no CUDA device"]),
         (["pretrain", "digits", "--out", "file.txt"], ["file.txt is a file"]),
+        (["pretrain", "few", "train.batch_size=2", "data.shuffle=shards"], ["few is not packed", "shuffle=whole"]),
         (["evaluate", "empty"], ["not a run's folder"]),
+        (["pack", "few", "out", "--shard-mib", "0"], ["--shard-mib is 0"]),
+        (["bench", "loader", "--out", "file.txt"], ["file.txt is a file"]),
         (["report", "empty"], ["empty"]),
         (["report", "empty", "ser.weight=3"], ["takes no settings"]),
         (["recipes", "ser-big"], ["unknown recipe", "Sizes are"]),
@@ -151,6 +154,29 @@ def test_mistakes(tmp_path, monkeypatch, capsys, arguments, words):
     assert told.startswith("equimid: ")
     for word in words:
         assert str(word) in told
+
+
+def test_a_run_that_was_refused_leaves_nothing_behind_and_binds_to_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw_images(tmp_path / "few", 4)
+
+    def run(data, *settings):
+        arguments = ["pretrain", data, *QUICK, "train.steps=1", *settings, "--out", "runs/one"]
+        monkeypatch.setattr(sys, "argv", ["equimid", *arguments])
+        main()
+
+    with pytest.raises(SystemExit):
+        run("nowhere", "train.batch_size=4")
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(SystemExit):
+        run("few", "train.batch_size=4", "data.shuffle=shards")
+    # as after running out of memory before the first checkpoint: the rows are of other settings, so their columns too
+    (tmp_path / "runs/one/metrics.csv").write_text("step,loss/other\n1,2\n")
+    save_config(recipe("ser-tiny"), tmp_path / "runs/one/config.yaml")
+    run("few", "train.batch_size=4")
+    assert "loss/total" in (tmp_path / "runs/one/metrics.csv").read_text()
+    with pytest.raises(SystemExit):
+        run("few", "train.batch_size=2")
 
 
 def test_usage_errors_of_the_parser_exit_with_2(tmp_path):

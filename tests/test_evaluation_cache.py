@@ -11,10 +11,11 @@ from PIL import Image
 
 from drawing import drawn
 from encoders import PatchMeans, study_of
-from equimid.data import data_home, open_source
+from equimid.data import data_home, open_source, pack
 from equimid.errors import UserError
 from equimid.evaluation import cache
 from equimid.evaluation.cache import cached, store
+from equimid.evaluation.study import readable
 
 
 @pytest.fixture(autouse=True)
@@ -182,3 +183,27 @@ def test_a_reference_has_features_of_its_own(tmp_path):
     about = study.about(other, "random")
     assert about.scope == replace(study.scope, subject="random", checkpoint="")
     assert not torch.equal(about.features(drawn(6)).features, found)
+
+
+def test_a_shard_that_went_or_came_back_is_noticed(tmp_path):
+    """The check of packed images is kept by their stamp, as features are."""
+    pack(labelled(tmp_path / "photos", 8), tmp_path / "packed", shard_bytes=20_000)
+    source = open_source(str(tmp_path / "packed"))
+    first = source.shards[0]
+    one, other = (source.take(np.flatnonzero(source.shard == k)) for k in (0, 1))
+    assert min(len(one), len(other)) > 0
+    stamps = [part.stamp() for part in (source, one, other)]
+    assert len(readable(source)) == 8
+    tar = tmp_path / "packed" / f"{first}.tar"
+    tar.rename(tmp_path / "away")
+    assert len(readable(open_source(str(tmp_path / "packed")))) == 8 - len(one)
+    assert other.stamp() == stamps[2]
+    (tmp_path / "away").rename(tar)
+    assert [part.stamp() for part in (source, one, other)] == stamps
+    assert len(readable(open_source(str(tmp_path / "packed")))) == 8
+    os.utime(tar, ns=(0, 0))
+    assert [part.stamp() == before for part, before in zip((source, one, other), stamps, strict=True)] == [
+        False,
+        False,
+        True,
+    ]

@@ -49,6 +49,12 @@ def test_bf16_is_chosen_where_it_is_measured_to_be_faster_and_stays_with_the_run
     assert len(asked) == 4
 
 
+def test_a_run_that_was_begun_before_there_was_a_choice_stays_in_fp32(wide, measured, tmp_path):
+    (tmp_path / "checkpoints" / "step-00000003").mkdir(parents=True)
+    assert settle_precision(CPU, wide, 8, tmp_path).precision == "fp32"
+    assert measured[1] == []
+
+
 def test_bf16_is_not_measured_where_it_cannot_matter(wide, measured, tmp_path):
     _, asked = measured
     narrow = build_backbone(BackboneConfig(embed_dim=96, depth=2, num_heads=3, cls_layer=1, image_size=32), (), seed=0)

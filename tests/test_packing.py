@@ -259,7 +259,7 @@ def test_killed_and_gone_on_with(tmp_path):
         command = [sys.executable, "-c", SCRIPT, str(data), str(out), str(renames)]
         assert subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode == -signal.SIGKILL
         if renames:
-            with pytest.raises(UserError, match=re.escape(f"run equimid pack {data} {out} again")):
+            with pytest.raises(UserError, match=re.escape(f"run again: equimid pack {data} {out} --short-side ")):
                 open_source(str(out))
     assert packed(data, out).written == 0
     assert contents(out) == whole
@@ -307,7 +307,7 @@ def test_other_settings_or_data_in_the_same_folder(tmp_path):
     packed(data, out)
     before = contents(out)
     text = refused(data, out, short_side=20, quality=80)
-    assert "short_side was 256 and is now 20, quality was 90 and is now 80" in text
+    assert "--short-side was 256 and is now 20, --quality was 90 and is now 80" in text
     assert "begun with other data" in refused(class_folders(tmp_path / "other", n=25), out)
     photograph(data / "class0/new.jpg", 99)
     assert "begun with other data" in refused(data, out)
@@ -331,6 +331,28 @@ def test_out_inside_data(tmp_path, below):
     data = class_folders(tmp_path / "data", n=4)
     assert "give a folder outside it" in refused(data, data / below)
     assert sorted(file.name for file in data.iterdir()) == ["class0", "class1", "class2"]
+
+
+def test_what_is_refused_leaves_no_folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/0.jpg").write_text("x")
+    assert "0.jpg (not an image)" in refused(tmp_path / "data", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    assert "no readable image" in refused(tmp_path / "data", tmp_path / "out")
+    assert (tmp_path / "out").exists()
+
+
+def test_settings_are_told_as_they_are_typed(tmp_path):
+    data, out = class_folders(tmp_path / "data", n=4), tmp_path / "out"
+    (data / "class0/bad.jpg").write_text("x")
+    settings = {"short_side": 30, "quality": 80, "shard_bytes": 2**20}
+    refused(data, out, **settings)
+    with pytest.raises(UserError) as caught:
+        open_source(str(out))
+    assert f"equimid pack {data} {out} --short-side 30 --quality 80 --shard-mib 1 " in str(caught.value)
+    text = refused(data, out, short_side=30, quality=90, shard_bytes=2**21)
+    assert "(--quality was 80 and is now 90, --shard-mib was 1 and is now 2)" in text
 
 
 def test_what_is_no_folder_of_images(tmp_path):

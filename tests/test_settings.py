@@ -11,9 +11,10 @@ import torch
 
 import equimid
 from equimid.addons import ADDONS, SERConfig
-from equimid.config import Config
+from equimid.config import Config, differences, load_config, save_config
 from equimid.engine import OptimConfig
 from equimid.methods import METHODS, DINOConfig, MoCoV3Config
+from equimid.recipes import recipe
 from equimid.schedules import When
 from equimid.task import plan_views
 from equimid.views import LocalViews, Photometric, ViewsConfig
@@ -131,3 +132,12 @@ def test_every_setting_is_read_somewhere(kind):
 def test_the_net_of_settings_is_as_wide_as_the_configuration():
     assert {Config, LocalViews, Photometric, OptimConfig, SERConfig, MoCoV3Config} <= set(SETTINGS)
     assert len(SETTINGS) >= 20
+
+
+def test_a_run_that_was_saved_before_a_setting_existed_keeps_what_it_did(tmp_path):
+    file = tmp_path / "config.yaml"
+    config = recipe("ser-tiny")
+    save_config(config, file)
+    assert differences(load_config(file), config) == {}
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if "grids:" not in line))
+    assert differences(load_config(file), config) == {"ser.grids": (0, 16)}

@@ -66,6 +66,9 @@ class Config:
 # EquiMod's constants go on from the checkpoint, wherever their file is now.
 _FREE = ("runtime.", "evaluation.", "data.source", "data.tolerated_unreadable", "equimod.constants")
 
+# What runs did that were saved before there was such a setting, where its default is another.
+_BEFORE = {("ser", "grids"): 0}
+
 
 def flatten(config: Config) -> dict[str, Any]:
     """{dotted key: value}."""
@@ -133,6 +136,9 @@ def load_config(file: Path) -> Config:
     kinds = _kinds(_parts(content))
     for key, _ in _leaves(content):
         _kind(key, kinds, content, str(file))
+    for (group, name), value in _BEFORE.items():
+        if isinstance(content.get(group), dict):
+            content[group].setdefault(name, value)
     return _build(content, str(file))
 
 

@@ -22,6 +22,7 @@ from equimid.engine import (
     is_main_process,
     is_sharded,
     keep_freed_memory,
+    keep_kernels,
     latest_checkpoint,
     make_fabric,
     ranks_end_together,
@@ -55,6 +56,7 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
         UserError: bad settings or data, a folder of another run, a folder in use, a full disk.
     """
     with _begun(folder), ranks_end_together():
+        keep_kernels()
         plan = config.plan()
         task = Task(config.backbone, config.method, config.addons, plan, config.seed)
         _measured_network(task, config)  # a wrong choice is refused before training, not after it
@@ -111,7 +113,7 @@ def _begun(folder: Path) -> Iterator[None]:
         with locked(folder):
             yield
     except UserError:
-        if made and is_main_process() and {file.name for file in folder.iterdir()} <= _NOTES:
+        if made and folder.is_dir() and is_main_process() and {file.name for file in folder.iterdir()} <= _NOTES:
             for name in _NOTES:
                 (folder / name).unlink(missing_ok=True)
             with suppress(OSError):  # one above it that is in use by now
@@ -212,7 +214,9 @@ def _source(config: Config, folder: Path, listed: Source, patch_size: int, told:
 
 def _too_large(config: Config, device: torch.device, ranks: int, bf16: bool) -> UserError:
     train, needed = config.train, step_memory(config, ranks, bf16)
-    images, most = train.micro_batch // ranks, 2 * train.accumulate
+    images = train.micro_batch // ranks
+    more = range(2 * train.accumulate, train.batch_size // 2 + 1)
+    parts = next((n for n in more if train.batch_size % (n * ranks * config.plan().unit) == 0), train.batch_size // 2)
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else host_memory()
     has = f"; the device has {memory / 2**30:.1f} GiB" if memory else ""
     recompute = (
@@ -223,7 +227,7 @@ def _too_large(config: Config, device: torch.device, ranks: int, bf16: bool) -> 
     return UserError(
         f"out of memory: a step of {images} images a process (train.batch_size={train.batch_size}) needs an estimated "
         f"{needed.activations / 2**30:.1f} GiB of activations beside {needed.weights / 2**30:.1f} GiB of weights, "
-        f"gradients and optimizer{has}. Change one of: train.accumulate={most} (half as many images at once, each "
+        f"gradients and optimizer{has}. Change one of: train.accumulate={parts} (fewer images at once, each "
         f"contrasted with those alone), {recompute}, or train.batch_size={max(2, train.batch_size // 2)} (a new run)"
     )
 

@@ -22,7 +22,15 @@ from torchvision.transforms import v2
 
 from equimid.benchmarks.measuring import Result, Row, Timing, describe_machine, paired, ratio
 from equimid.benchmarks.options import LoaderOptions
-from equimid.data import FileSource, Source, leave_signals_to_the_main_process, open_source, pack
+from equimid.data import (
+    FileSource,
+    ShardSource,
+    Source,
+    check_images,
+    leave_signals_to_the_main_process,
+    open_source,
+    pack,
+)
 from equimid.errors import UserError
 from equimid.randomness import counted_generator
 from equimid.views import Key, Photometric, ViewDataset, ViewPlan, ViewsConfig, collate, draw
@@ -42,15 +50,18 @@ def bench_loader(options: LoaderOptions) -> Result:
     """Time the loaders in turn, and then the photometric operations.
 
     Raises:
-        UserError: no such data, nothing encoded in it, or a number below what makes sense.
+        UserError: no such data, nothing encoded or readable in it, or a number below what makes sense.
     """
     for name, least in (("images", 1), ("photometric_images", 1), ("image_size", 8), ("workers", 0), ("repeats", 1)):
         if getattr(options, name) < least:
             raise UserError(f"{name} is {getattr(options, name)}; it must be {least} or more")
     with _one_thread(), tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        source = _source(options, Path(folder))
+        chosen = _source(options, Path(folder))
+        source = check_images(chosen, smallest_side=1, tolerated=1.0).apply(chosen)
         notes = [_said_of(source, options)]
+        if len(source) < len(chosen):
+            notes.append(f"{len(chosen) - len(source)} more cannot be read and are left out")
         plan = ViewsConfig().plan(options.image_size, 1)
         datasets: dict[str, _Side] = {
             _PLAIN: (_Plain(source, options.image_size), list(range(len(source))), default_collate)
@@ -101,7 +112,7 @@ def _source(options: LoaderOptions, folder: Path) -> Source:
     if not options.data:
         _draw_photographs(folder / "drawn", min(options.images, _DRAWN))
     source = open_source(options.data or str(folder / "drawn"))
-    if len(source) == 0 or source.read(0) is None:
+    if not isinstance(source, FileSource | ShardSource):
         raise UserError(
             f"{options.data} holds pixels, not image files: there is nothing to decode; give a folder of images"
         )

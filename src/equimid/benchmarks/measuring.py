@@ -136,6 +136,8 @@ def paired(
 
     What disturbs the machine then disturbs all sides alike; compare them by `ratio`.
     """
+    if repeats < 1:
+        raise UserError(f"repeats is {repeats}; it must be 1 or more")
     for _ in range(warmup):
         for run in sides.values():
             run()

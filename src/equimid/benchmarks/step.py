@@ -19,7 +19,7 @@ from equimid.benchmarks.measuring import Result, Row, Timing, choose_device, des
 from equimid.benchmarks.options import StepOptions
 from equimid.benchmarks.plain import PlainStep
 from equimid.config import Config
-from equimid.engine.machine import BF16_GAIN, bf16_gain_of, keep_freed_memory
+from equimid.engine.machine import BF16_GAIN, bf16_gain_of, keep_freed_memory, keep_kernels
 from equimid.engine.optimizer import build_optimizer, set_rates
 from equimid.errors import UserError
 from equimid.flops import step_flops
@@ -32,6 +32,7 @@ from equimid.views import FIELDS, Batch, CentreView, CropView, ViewPlan, Views, 
 __all__ = ["DrawnStep", "bench_step", "drawn_batch"]
 
 _SIDE = 4096  # of the square matrices whose product is the measure
+DRAWS = 3
 _WHEN = When(1000, 100_000, 1000)
 
 
@@ -43,6 +44,9 @@ def bench_step(options: StepOptions) -> Result:
     """
     device = choose_device(options.device)
     batch = options.batch_size or (256 if device.type == "cuda" else 16)
+    if not 0 <= options.posed <= batch:
+        raise UserError(f"posed is {options.posed}, of a batch of {batch}; give 0 (the recipe's share) to {batch}")
+    keep_kernels()
     base, ser = _configs(options, batch)
     kept = device.type == "cpu" and keep_freed_memory()
     steps = DrawnStep(base, device), DrawnStep(ser, device)
@@ -68,8 +72,8 @@ def bench_step(options: StepOptions) -> Result:
             f"separate {precision}": _Passes(steps[1], precision, packed=False),
         }
     sides |= {f"product {plain_precision}": _Product(device, plain_precision), f"plain {plain_precision}": plain}
-    # SER's grids differ from step to step, and compiled code is made in the first ones
-    times = paired(sides, options.repeats, device, warmup=3 if options.compile or device.type == "cuda" else 1)
+    # kernels for a shape, and compiled code, are made in the first steps
+    times = paired(sides, options.repeats, device, warmup=DRAWS)
     memory = {name: growth(side, device) for name, side in sides.items() if side is not apart}
     if apart is not None:
         memory[f"plain {plain_precision}"] = apart.growth()
@@ -151,8 +155,8 @@ class DrawnStep:
         return self.plan.posed.count if self.plan.posed else 0
 
     def views(self) -> Views:
-        """Of the next step: the same images, other poses."""
-        self.number += 1
+        """Of the next step: the same images, one of three draws of poses (the first product of a shape costs more)."""
+        self.number = self.number % DRAWS + 1
         return realise(self.batch, self.plan, sample_poses(self.plan, 0, self.number, 0, 1), self.device)
 
     def __call__(self, precision: str) -> None:

@@ -123,6 +123,8 @@ class Pack:
         from equimid.measure import progress_bar
 
         refuse(settings)
+        if self.shard_mib < 1:
+            raise UserError(f"--shard-mib is {self.shard_mib}; it must be 1 or more, 256 say")
         with progress_bar("packing") as progress:
             packed = pack(
                 spelled(self.data),
@@ -160,6 +162,8 @@ class Bench:
         from equimid.benchmarks import bench, results_folder
 
         refuse(settings)
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise UserError(f"{self.out} is a file; --out must name a folder")
         result = bench(self.what)
         sys.stdout.write(result.table())
         folder = self.out or results_folder(result)

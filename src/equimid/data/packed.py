@@ -12,6 +12,7 @@ import json
 import os
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +22,7 @@ import numpy.typing as npt
 
 from equimid.errors import UserError
 
-__all__ = ["Pack", "Part", "Records", "Shard", "is_packed", "read_index", "shard_name", "write_index"]
+__all__ = ["Pack", "Part", "Records", "Shard", "as_options", "is_packed", "read_index", "shard_name", "write_index"]
 
 Records = npt.NDArray[np.void]
 
@@ -72,6 +73,10 @@ class Pack:
     planned: dict[str, int]
     parts: dict[str, Part]
 
+    def command(self, out: Path) -> str:
+        """What a user types to go on with it."""
+        return f"equimid pack {self.data} {out} {' '.join(f'{k} {v}' for k, v in as_options(self.settings).items())}"
+
     def save(self, folder: Path) -> None:
         """`pack.json`, or `packing.json` while it is not done; written beside and renamed."""
         file = folder / ("pack.json" if self.parts else "packing.json")
@@ -100,6 +105,15 @@ class Pack:
                 f"{file} cannot be used ({error}); expected what equimid pack writes: bring it back, or pack the "
                 "images again into a new folder"
             ) from None
+
+
+def as_options(settings: Mapping[str, int]) -> dict[str, str]:
+    """Settings of a pack as the command line spells them."""
+    return {
+        "--short-side": str(settings["short_side"]),
+        "--quality": str(settings["quality"]),
+        "--shard-mib": f"{settings['shard_bytes'] / 2**20:.10g}",
+    }
 
 
 def is_packed(folder: Path) -> bool:

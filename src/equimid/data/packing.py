@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from equimid.data.ledger import Ledger, judge, list_unreadable
 from equimid.data.named import NAMED
 from equimid.data.opening import open_source
-from equimid.data.packed import Pack, Part, Shard, is_packed, read_index, shard_name
+from equimid.data.packed import Pack, Part, Shard, as_options, is_packed, read_index, shard_name
 from equimid.data.shard_writer import BLOCK, Job, Work, packed_image
 from equimid.data.sources import FileSource, Indices, digest
 from equimid.errors import UnreadableImage, UserError
@@ -136,7 +136,8 @@ def _check_place(data: str, out: Path) -> None:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """The folder made, and kept from a second packing."""
+    """The folder made, and kept from a second packing; gone again where nothing was written into it."""
+    made = not out.exists()
     lock = FileLock(out / ".lock", timeout=0)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -148,6 +149,9 @@ def _alone(out: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if made and [file.name for file in out.iterdir()] == [".lock"]:
+            (out / ".lock").unlink()
+            out.rmdir()
         lock.release()
 
 
@@ -159,8 +163,8 @@ def _planned(data: str, out: Path, sources: dict[str, FileSource], settings: dic
             continue
         plan = Pack.load(file)
         if plan.settings != settings:
-            told = ", ".join(f"{key} was {value} and is now {settings[key]}" for key, value in plan.settings.items()
-                             if settings[key] != value)  # fmt: skip
+            was, now = as_options(plan.settings), as_options(settings)
+            told = ", ".join(f"{key} was {was[key]} and is now {now[key]}" for key in was if was[key] != now[key])
             raise UserError(f"{out} was begun with other settings ({told}); give those, or another folder")
         if plan.fingerprint != fingerprint:
             raise UserError(
@@ -181,17 +185,20 @@ def _order(part: int, images: int) -> Indices:
 
 def _shards_of(source: FileSource, part: int, settings: dict[str, int]) -> int:
     """How many shards of the wanted length a part fills, judged by its first images."""
-    lengths = []
+    lengths, reasons = [], []
     for i in _order(part, len(source))[:_SAMPLE]:
         try:
             content, _ = packed_image(source.read(int(i)), settings["short_side"], settings["quality"])
-        except UnreadableImage:
+        except UnreadableImage as error:
+            reasons.append(f"{source.describe(int(i))} ({error.reason})")
             continue
         # headers of three members, paddings, the text about the image
         lengths.append(len(content) + 6 * BLOCK)
     if not lengths:
-        tried = min(len(source), _SAMPLE)
-        raise UserError(f"no readable image in {source.name}: none of {tried} can be used; give other images")
+        raise UserError(
+            f"no readable image in {source.name}: none of {len(reasons)} can be used: {', '.join(reasons[:3])}; give "
+            "other images"
+        )
     filled = round(len(source) * sum(lengths) / len(lengths) / settings["shard_bytes"])
     return min(max(filled, 1), len(source))
 

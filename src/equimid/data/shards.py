@@ -95,6 +95,12 @@ class ShardSource(Source):
         same order of images when one is lost."""
         return digest(self.identity, self.places, self.labels, *self.classes)
 
+    def stamp(self) -> str:
+        """Also of the shards as they lie there now: what was computed while one was gone is not for when it is back."""
+        used = np.unique(self.shard)
+        found = [_state(self.root / f"{self.shards[k]}.tar") for k in used.tolist()]
+        return digest(self.fingerprint(), used, np.array(found, dtype=np.int64), str(self.root.resolve()))
+
     def take(self, indices: Indices) -> Self:
         return replace(self, places=self.places[indices], labels=self._labels_at(indices))
 
@@ -134,8 +140,8 @@ def open_shards(data: str, folder: Path, split: str | None) -> ShardSource:
         names = [shard_name(part, k) for part, count in begun.planned.items() for k in range(count)]
         whole = sum((folder / f"{name}.npz").exists() for name in names)
         raise UserError(
-            f"{folder} is not packed wholly ({whole} of {len(names)} shards); run equimid pack "
-            f"{begun.data} {folder} again with the same settings: it goes on where it was stopped"
+            f"{folder} is not packed wholly ({whole} of {len(names)} shards); run again: "
+            f"{begun.command(folder)} and it goes on where it was stopped"
         )
     pack = Pack.load(folder / "pack.json")
     if "all" not in pack.parts:
@@ -188,10 +194,16 @@ def _read_part(
 
 
 def _length(file: Path) -> int:
+    return _state(file)[0]
+
+
+def _state(file: Path) -> tuple[int, int]:
+    """Bytes and time of the last change (ns); -1 where it is missing."""
     try:
-        return file.stat().st_size
+        status = file.stat()
     except OSError:
-        return -1
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 @lru_cache(maxsize=256)

@@ -4,7 +4,14 @@ from equimid.engine.checkpoint import Checkpoint, latest_checkpoint, save_checkp
 from equimid.engine.config import RuntimeConfig, TrainConfig
 from equimid.engine.launch import is_main_process, make_fabric, ranks_end_together, started
 from equimid.engine.loop import Outcome, Trainer
-from equimid.engine.machine import OutOfMemory, host_memory, keep_freed_memory, set_threads, settle_precision
+from equimid.engine.machine import (
+    OutOfMemory,
+    host_memory,
+    keep_freed_memory,
+    keep_kernels,
+    set_threads,
+    settle_precision,
+)
 from equimid.engine.optimizer import OptimConfig
 from equimid.engine.order import epoch_order
 from equimid.engine.sharding import is_sharded, whole_state
@@ -22,6 +29,7 @@ __all__ = [
     "is_main_process",
     "is_sharded",
     "keep_freed_memory",
+    "keep_kernels",
     "latest_checkpoint",
     "make_fabric",
     "ranks_end_together",

@@ -27,6 +27,7 @@ __all__ = [
     "host_memory",
     "is_out_of_memory",
     "keep_freed_memory",
+    "keep_kernels",
     "loader_remedy",
     "set_threads",
     "settle_precision",
@@ -91,6 +92,12 @@ def keep_freed_memory() -> bool:
     return libc is not None and bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
+def keep_kernels() -> None:
+    """Have oneDNN keep the kernels that it makes for every shape, where it keeps 1,024 by default: posed grids give a
+    step some hundred shapes, and bf16 kernels cost more to make than to run. Before torch's first product."""
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
+
+
 def give_back_freed_memory() -> None:
     """Hand what is free to the system now: blocks of changing sizes leave gaps, which would add up over days."""
     libc = _glibc()
@@ -127,7 +134,8 @@ def settle_precision(
         if kept in ("fp32", "bf16") and note["width"] == backbone.embed_dim:
             return replace(runtime, precision=kept)
     except (OSError, ValueError, KeyError, TypeError):
-        pass
+        if any((folder / "checkpoints").glob("step-*")):  # begun before there was a choice
+            return replace(runtime, precision="fp32")
     set_threads(runtime.threads, 1)
     gain = bf16_gain_of(backbone, images) if alone else 0.0
     precision: Literal["fp32", "bf16"] = "bf16" if gain >= BF16_GAIN else "fp32"
