@@ -1,8 +1,8 @@
 """An image in two steps: its size now, its pixels once it is known how many of them are needed.
 
-Plain JPEG files (RGB or grey) go to libjpeg-turbo through torchvision, straight into a tensor, or through PIL at a
-half, a quarter or an eighth of their size. Every other file, and every file that the fast decoder refuses, is the
-source's to load: so a file is accepted or refused as before, and decoded whole it has the same pixels, bit for bit.
+Plain JPEG files (RGB or grey) go to libjpeg-turbo, straight into a tensor, whole or at a half, a quarter or an eighth
+of their size. Every other file, and every file that it refuses, is the source's to load: so a file is accepted or
+refused as before, and decoded whole it has the same pixels, bit for bit.
 """
 
 import io
@@ -79,7 +79,7 @@ class JpegPicture(Picture):
         return (8, 4, 2)
 
     def pixels(self, scale: int = 1) -> tuple[Tensor, int]:
-        decoded = self._scaled(scale) if scale > 1 else _decoded(self.content)
+        decoded = self._decoded(scale)
         # what is refused here is the source's to refuse, with the reason
         return super().pixels() if decoded is None else (turn_upright(decoded, self.orientation), scale)
 
@@ -87,17 +87,18 @@ class JpegPicture(Picture):
         """(bytes,) uint8."""
         return torch.from_numpy(np.frombuffer(self.content, dtype=np.uint8).copy())
 
-    def _scaled(self, scale: int) -> Tensor | None:
+    def _decoded(self, scale: int) -> Tensor | None:
+        """(3, ceil(h / s), ceil(w / s)) as in the file, channels together in memory; None where libjpeg-turbo remarks
+        anything."""
+        width, height = self.size if self.orientation < 5 else self.size[::-1]
+        shape = -(-height // scale), -(-width // scale)
         try:
-            with Image.open(io.BytesIO(self.content)) as image:
-                width, height = image.size
-                image.draft(image.mode, (width // scale, height // scale))
-                decoded = _tensor(image.convert("RGB"))
-        except MemoryError:
-            raise
-        except Exception:  # on damaged input PIL raises almost anything
+            pixels = simplejpeg.decode_jpeg(
+                self.content, "RGB", min_height=shape[0], min_width=shape[1], min_factor=scale, strict=True
+            )
+        except ValueError:
             return None
-        return decoded if decoded.shape[1:] == (-(-height // scale), -(-width // scale)) else None
+        return torch.from_numpy(pixels).permute(2, 0, 1) if pixels.shape[:2] == shape else None
 
 
 def open_picture(source: ImageSource, index: int) -> Picture:
@@ -114,14 +115,6 @@ def open_picture(source: ImageSource, index: int) -> Picture:
         return Picture(image.size, lambda: image)
     size, orientation = header
     return JpegPicture(size, lambda: source.load(index), content, orientation)
-
-
-def _decoded(content: bytes) -> Tensor | None:
-    """(3, H, W) uint8, channels together in memory; None where libjpeg-turbo has anything to remark."""
-    try:
-        return torch.from_numpy(simplejpeg.decode_jpeg(content, "RGB", strict=True)).permute(2, 0, 1)
-    except ValueError:
-        return None
 
 
 def decode_jpegs(files: list[Tensor], device: torch.device | None = None) -> list[Tensor | None]:
