@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from processes import wait_for
 
 STEPS = 40
 RUN = [
@@ -42,16 +43,6 @@ def ranks_of(process):
         if parent == process.pid and "RANK" in variables:
             found[int(variables["RANK"])] = int(entry.name)
     return found
-
-
-def wait_for(folder, step, process):
-    for _ in range(3000):
-        file = folder / "metrics.csv"
-        if file.exists() and any(line.startswith(f"{step},") for line in file.read_text().splitlines()):
-            return
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was never reached")
 
 
 def weights(folder):

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -29,6 +28,7 @@ from equimid.randomness import counted_torch_seed
 from equimid.schedules import When
 from equimid.task import plan_views
 from equimid.views import ViewDataset, ViewsConfig, collate, realise, sample_poses
+from processes import wait_for
 from tasks import TINY, make_task
 
 # a network so small that a step takes milliseconds
@@ -63,17 +63,6 @@ def uninterrupted(tmp_path_factory):
     done = run(folder, "runtime.workers=0")
     assert done.returncode == 0, done.stderr
     return folder
-
-
-def wait_for(folder, step, process):
-    """Until metrics.csv holds the step."""
-    for _ in range(6000):
-        file = folder / "metrics.csv"
-        if file.exists() and any(line.startswith(f"{step},") for line in file.read_text().splitlines()):
-            return
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was never reached")
 
 
 @pytest.mark.parametrize(("workers", "kills"), [(0, (2, 7, 16)), (1, (5, 9, 13)), (2, (4, 8, 19))])

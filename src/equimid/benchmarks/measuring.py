@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 import platform
 import resource
 import statistics
@@ -16,7 +15,7 @@ from typing import Any
 
 import torch
 
-from equimid.engine.machine import give_back_freed_memory
+from equimid.engine.machine import cores, give_back_freed_memory
 from equimid.errors import UserError
 
 __all__ = [
@@ -116,7 +115,7 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
     names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     where |= {
         "cpu": names[0] if names else platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
     }
     return where | {package: version(package) for package in ("torch", "torchvision", "timm")}

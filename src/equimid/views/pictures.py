@@ -16,7 +16,6 @@ import simplejpeg
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 __all__ = ["ImageSource", "JpegPicture", "Picture", "decode_jpegs", "open_picture", "turn_upright"]
 
@@ -122,6 +121,9 @@ def decode_jpegs(files: list[Tensor], device: torch.device | None = None) -> lis
 
     None for a file that torchvision's decoder refuses.
     """
+    # here, since it is deprecated there: only runtime.decode=device needs it
+    from torchvision.io import ImageReadMode, decode_jpeg
+
     where = device or torch.device("cpu")
     try:
         return list(decode_jpeg(files, ImageReadMode.RGB, where))
