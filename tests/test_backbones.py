@@ -5,10 +5,11 @@ import math
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import equimid.backbones
-from equimid.backbones import BackboneConfig, build_backbone, create_backbone
+from equimid.backbones import BackboneConfig, build_backbone, create_backbone, packed
 from equimid.backbones.config import sincos_positions
 from equimid.errors import UserError
 from equimid.export import load_backbone, save_backbone
@@ -90,6 +91,36 @@ def test_the_packed_pass_equals_separate_passes(fused):
     loss = sum(f.cls.pow(2).sum() + sum(m.pow(3).sum() for m in f.maps.values()) for f in alone)
     for found, expected in zip(gradients, torch.autograd.grad(loss, list(backbone.parameters())), strict=True):
         assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_attention_is_written_out_where_the_fused_one_is_slow(monkeypatch):
+    """On a CPU in bf16 with a gradient, on grids of up to 256 tokens: the same values and gradients, by rounding."""
+    fused, calls = F.scaled_dot_product_attention, []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(a[0].shape) or fused(*a, **k))
+    backbone = tiny(drop_path_rate=0.0)
+    small, large = torch.randn(2, 3, 32, 32), torch.randn(1, 3, 160, 112)  # 16 and 280 patches of 8 px
+
+    def gradients(limit):
+        monkeypatch.setattr(packed, "_WRITTEN_OUT", limit)
+        calls.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            cls = [f.cls.float() for f in backbone.forward_packed([small, large])]
+        gradient = torch.autograd.grad(sum(x.pow(3).sum() for x in cls), backbone.patch_embed.proj.weight)[0]
+        return [x.detach() for x in cls], gradient
+
+    limit, depth = packed._WRITTEN_OUT, len(backbone.blocks)
+    found = gradients(limit)
+    assert [shape[2] for shape in calls] == [280] * backbone.cls_after + [281] * (depth - backbone.cls_after)
+    expected = gradients(0)
+    assert len(calls) == 2 * depth
+    for one, other in zip(found[0], expected[0], strict=True):
+        assert torch.allclose(one, other, rtol=0.02, atol=0.02 * float(other.abs().max()))
+    assert torch.allclose(found[1], expected[1], rtol=0.05, atol=0.05 * float(expected[1].abs().max()))
+    calls.clear()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        backbone(small)
+    backbone(small)  # float32
+    assert len(calls) == 2 * depth
 
 
 def test_packed_pass_with_recomputation_and_drop_path():

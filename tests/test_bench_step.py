@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from equimid.benchmarks.options import StepOptions
 from equimid.errors import UserError
 from equimid.flops import step_flops
 from equimid.recipes import recipe
+from equimid.views import sample_poses
 
 
 @pytest.fixture
@@ -36,6 +38,24 @@ def test_every_side_is_timed_in_every_precision(small, tmp_path):
         expected = wall / result.ratios["FLOPs with SER / without"]
         assert result.ratios[f"the same / FLOP ratio, {precision}"] == pytest.approx(expected)
     assert json.loads(result.save(tmp_path).read_text())["rows"] == result.rows
+
+
+def test_a_round_compares_the_same_poses(small, monkeypatch):
+    drawn, views = [], step.DrawnStep.views
+    monkeypatch.setattr(step.DrawnStep, "views", lambda self, number: drawn.append(number) or views(self, number))
+    small = replace(small, image_size=96, precision="fp32", repeats=2)
+    result = step.bench_step(small)
+    ours = 4  # the plain side runs in a process of its own
+    rounds = [drawn[first : first + ours] for first in range(0, ours * (step.DRAWS + 2), ours)]
+    assert rounds == [[number] * ours for number in (1, 2, 3, 1, 2)]
+    base, ser = step._configs(small, 4)
+    plan = ser.plan()
+    patches = [sum(h * w for h, w in (p.grid for p in sample_poses(plan, 0, n, 0, 1))) for n in (1, 2, 3)]
+    assert len(set(patches)) > 1
+    counted = [step_flops(ser, whole=False, poses=sample_poses(plan, 0, n, 0, 1)) for n in (1, 2, 3)]
+    assert sorted(range(3), key=counted.__getitem__) == sorted(range(3), key=patches.__getitem__)
+    expected = sum(counted) / 3 / step_flops(base, whole=False)
+    assert result.ratios["FLOPs with SER / without"] == pytest.approx(expected)
 
 
 def test_the_flops_of_a_row_are_those_that_were_done(small):

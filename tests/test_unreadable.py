@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from drawn_views import Drawn, items, make_plan, resized, same, unshared
+from equimid.data import open_source
 from equimid.errors import UserError
 from equimid.views import Key, ViewDataset, collate
 from photographs import near
@@ -48,6 +50,25 @@ def test_replacements_are_drawn_over_all_images_and_by_the_key():
 def test_readable_images_do_not_notice_an_unreadable_one():
     key = Key(0, 5, False)
     assert same(ViewDataset(Drawn(8, bad={3}), make_plan(), 0)[key], ViewDataset(Drawn(8), make_plan(), 0)[key])
+
+
+@pytest.mark.parametrize("decode", ["workers", "device"])
+def test_a_batch_has_the_items_that_its_keys_have_one_by_one(decode, tmp_path):
+    """Over several groups that are drawn together, two of them with images that cannot be read."""
+    files = [tmp_path / f"{number:02}.jpg" for number in range(40)]
+    for number, file in enumerate(files):
+        Drawn(40).load(number).save(file, quality=95)
+    source = open_source(str(tmp_path))
+    files[3].write_bytes(files[3].read_bytes()[:-400])  # its header can be read
+    files[20].unlink()
+    dataset = ViewDataset(source, make_plan(), 0, decode)
+    keys = [Key(0, index, index % 5 == 0) for index in range(40)]
+    together = dataset.__getitems__(keys)
+    assert all(same(item, dataset[key]) for key, item in zip(keys, together, strict=True))
+    replaced = [item.unreadable[0] for item in together if item.unreadable]
+    assert replaced == ([3, 20] if decode == "workers" else [20])  # what is decoded later is replaced later
+    one = next(iter(DataLoader(dataset, batch_sampler=[keys], collate_fn=lambda items: items)))
+    assert all(same(*pair) for pair in zip(together, one, strict=True))
 
 
 @pytest.mark.parametrize("n", [3, 300])

@@ -1,5 +1,6 @@
 """What a training step costs, counted by torch on the meta device: no weights, no time."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,9 @@ from equimid.views import FIELDS, Batch, ViewPlan, Views
 __all__ = ["StepMemory", "step_flops", "step_memory"]
 
 
-def step_flops(config: Config, batch_size: int | None = None, *, whole: bool = True) -> float:
+def step_flops(
+    config: Config, batch_size: int | None = None, *, whole: bool = True, poses: Sequence[Pose] = ()
+) -> float:
     """FLOPs (2 per multiply-add) per image of a step's forward and backward pass, one process holding the batch;
     attention unfused.
 
@@ -29,6 +32,7 @@ def step_flops(config: Config, batch_size: int | None = None, *, whole: bool = T
         batch_size: instead of the recipe's.
         whole: of the network as it is published; False leaves out what training leaves out, the part of the last block
             that nothing reads.
+        poses: one per posed view, whose grids are counted instead of the mean ones.
     """
     if batch_size is not None:
         config = replace(config, train=replace(config.train, batch_size=batch_size, accumulate=1))
@@ -38,7 +42,7 @@ def step_flops(config: Config, batch_size: int | None = None, *, whole: bool = T
         for network in task.modules():
             if isinstance(network, Backbone):
                 network.whole_last_block = whole
-        views = _views(plan, images)
+        views = _views(plan, images, grids=[pose.grid for pose in poses])
         with FlopCounterMode(display=False) as counter:
             task(views).total.backward()
     return float(counter.get_total_flops()) / images
@@ -85,8 +89,9 @@ def step_memory(config: Config, ranks: int = 1, bf16: bool = False) -> StepMemor
 
 
 # Of the activations' bytes in float32, those kept under bf16 autocast: the residual stream and what the norms read
-# stay float32. Counted on a ViT-S/16 (0.66); `tests/test_flops.py` counts four of its blocks.
-BF16_SHARE = 0.65
+# stay float32. Counted on a ViT-S/16 at 224 px: 0.62 where attention is fused, 0.71 where a CPU writes it out (see
+# `backbones.packed`); `tests/test_flops.py` counts four of its blocks.
+BF16_SHARE = 0.67
 
 
 class _Attention(torch.autograd.Function):
@@ -106,25 +111,26 @@ class _FusedAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _views(plan: ViewPlan, images: int, ranks: int = 1) -> Views:
-    """Those of the first rank, of a micro-batch over all ranks."""
+def _views(plan: ViewPlan, images: int, ranks: int = 1, grids: Sequence[tuple[int, int]] = ()) -> Views:
+    """Those of the first rank, of a micro-batch over all ranks; grids: of posed views, by default upright squares."""
     posed = len(plan.positions(plan.posed.count, 0, ranks)) if plan.posed else 0
     images = len(plan.positions(images, 0, ranks))
     cropped = images - posed
 
-    def blank(count: int, size: int) -> Tensor:
-        return torch.empty(count, 3, size, size)
+    def blank(count: int, height: int, width: int) -> Tensor:
+        return torch.empty(count, 3, height, width)
 
     drawn = len(plan.crops) + len(plan.extra)
     boxes, rows = torch.zeros(cropped, 5), torch.zeros(cropped, len(FIELDS))
     batch = Batch([], [boxes] * drawn, [rows] * drawn, [], [], torch.zeros(images), ())
     sizes = plan.posed.sizes if plan.posed else ()
     patch = plan.posed.patch_size if plan.posed else 1
+    grids = grids or [(size // patch, size // patch) for size in sizes]
     return Views(
-        [blank(cropped, view.size) for view in plan.crops],
-        [blank(posed, size) for size in sizes],
-        [Pose.identity(posed, (size // patch, size // patch), "meta") for size in sizes],
+        [blank(cropped, view.size, view.size) for view in plan.crops],
+        [blank(posed, patch * h, patch * w) for h, w in grids],
+        [Pose.identity(posed, grid, "meta") for grid in grids],
         torch.zeros(posed, dtype=torch.int64),
-        {name: [blank(cropped, extra.view.size)] * extra.turns for name, extra in plan.extra.items()},
+        {name: [blank(cropped, extra.view.size, extra.view.size)] * extra.turns for name, extra in plan.extra.items()},
         batch,
     )

@@ -21,8 +21,8 @@ class StepOptions:
     """fp32, bf16, or auto: as a run would choose"""
     compile: bool = False
     """compile the blocks, as runtime.compile does"""
-    repeats: int = 5
-    """rounds; medians are reported"""
+    repeats: int = 6
+    """rounds; medians are reported, three draws of poses take turns"""
     device: str = "auto"
     """auto, cpu or cuda"""
 

@@ -8,6 +8,8 @@ their rate is compared with that of one large product of the same precision, mea
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
+from statistics import mean
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from equimid.engine.machine import BF16_GAIN, bf16_gain_of, keep_freed_memory, k
 from equimid.engine.optimizer import build_optimizer, set_rates
 from equimid.errors import UserError
 from equimid.flops import step_flops
+from equimid.poses import Pose
 from equimid.randomness import counted_generator, counted_torch_seed
 from equimid.recipes import recipe
 from equimid.schedules import When
@@ -56,20 +59,17 @@ def bench_step(options: StepOptions) -> Result:
     if options.compile:
         for step in steps:
             compile_blocks(step.task)
-    apart = Apart(_PlainSide, ser, device) if device.type == "cpu" else None
-    plain_precision, plain = _plain_precision(device), apart or _PlainSide(ser, device)
-
-    def in_precision(step: "DrawnStep", precision: str) -> Callable[[], object]:
-        return lambda: step(precision)
+    apart = Apart(_plain_side, ser, device) if device.type == "cpu" else None
+    plain_precision, plain = _plain_precision(device), apart or _plain_side(ser, device)
 
     sides: dict[str, Callable[[], object]] = {}
     for precision in precisions:
         sides |= {
             f"product {precision}": _Product(device, precision),
-            f"base {precision}": in_precision(steps[0], precision),
-            f"ser {precision}": in_precision(steps[1], precision),
-            f"packed {precision}": _Passes(steps[1], precision, packed=True),
-            f"separate {precision}": _Passes(steps[1], precision, packed=False),
+            f"base {precision}": _InTurn(partial(steps[0], precision)),
+            f"ser {precision}": _InTurn(partial(steps[1], precision)),
+            f"packed {precision}": _InTurn(_Passes(steps[1], precision, packed=True)),
+            f"separate {precision}": _InTurn(_Passes(steps[1], precision, packed=False)),
         }
     sides |= {f"product {plain_precision}": _Product(device, plain_precision), f"plain {plain_precision}": plain}
     # kernels for a shape, and compiled code, are made in the first steps
@@ -79,8 +79,8 @@ def bench_step(options: StepOptions) -> Result:
         memory[f"plain {plain_precision}"] = apart.growth()
         apart.close()
 
-    done = {"base": step_flops(base, whole=False) * batch, "ser": step_flops(ser, whole=False) * batch}
-    done["plain"] = step_flops(ser) * batch
+    done = {"base": step_flops(base, whole=False) * batch}
+    done["ser"], done["plain"] = (steps[1].flops(whole) * batch for whole in (False, True))
     flop_ratio = done["ser"] / done["base"]
     rows = [_row(name, times, memory[name], done, batch) for name in times if name.split()[0] != "product"]
     ratios: dict[str, float] = {"FLOPs with SER / without": flop_ratio}
@@ -139,14 +139,25 @@ def _autocast(device: torch.device, precision: str) -> AbstractContextManager[ob
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
+class _InTurn:
+    """A side, which meets the draws of poses in the order in which every other does: a round compares the same work."""
+
+    def __init__(self, run: Callable[[int], object]) -> None:
+        self.run, self.number = run, 0
+
+    def __call__(self) -> None:
+        self.number = self.number % DRAWS + 1  # again and again the same: the first product of a shape costs more
+        self.run(self.number)
+
+
 class DrawnStep:
-    """Our step, on one drawn batch."""
+    """Our step, on one drawn batch. The number of a step says which poses it draws."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config, self.plan, self.device = config, config.plan(), device
         self.task = Task(config.backbone, config.method, config.addons, self.plan, config.seed).to(device)
         self.optimizer = build_optimizer(self.task, config.optim)
-        self.batch, self.number = drawn_batch(self.plan, config.train.batch_size, config.seed), 0
+        self.batch = drawn_batch(self.plan, config.train.batch_size, config.seed)
         if device.type == "cuda":
             self.batch = self.batch.pin_memory()
 
@@ -154,16 +165,23 @@ class DrawnStep:
     def posed(self) -> int:
         return self.plan.posed.count if self.plan.posed else 0
 
-    def views(self) -> Views:
-        """Of the next step: the same images, one of three draws of poses (the first product of a shape costs more)."""
-        self.number = self.number % DRAWS + 1
-        return realise(self.batch, self.plan, sample_poses(self.plan, 0, self.number, 0, 1), self.device)
+    def poses(self, number: int) -> list[Pose]:
+        return sample_poses(self.plan, 0, number, 0, 1)
 
-    def __call__(self, precision: str) -> None:
+    def views(self, number: int) -> Views:
+        """Always of the same images."""
+        return realise(self.batch, self.plan, self.poses(number), self.device)
+
+    def flops(self, whole: bool) -> float:
+        """Per image, the mean over the draws."""
+        drawn = range(1, DRAWS + 1)
+        return mean(step_flops(self.config, whole=whole, poses=self.poses(number)) for number in drawn)
+
+    def __call__(self, precision: str, number: int = 1) -> None:
         set_rates(self.optimizer, self.config.optim, _WHEN, self.config.train.batch_size)
-        views = self.views()
+        views = self.views(number)
         self.task.follow(_WHEN)
-        with _autocast(self.device, precision), counted_torch_seed(0, "dropout", self.number):
+        with _autocast(self.device, precision), counted_torch_seed(0, "dropout", number):
             total = self.task(views, _WHEN).total
         total.backward()
         self.optimizer.step()
@@ -174,18 +192,18 @@ def _plain_precision(device: torch.device) -> str:
     return "fp16" if device.type == "cuda" else "fp32"
 
 
-class _PlainSide:
+def _plain_side(config: Config, device: torch.device) -> _InTurn:
     """The plain reading, on the same views."""
+    step = DrawnStep(config, device)
+    module = PlainStep(config, step.task).to(device)
+    optimizer = module.optimizer(config)
+    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
 
-    def __init__(self, config: Config, device: torch.device) -> None:
-        self.step = DrawnStep(config, device)
-        self.module = PlainStep(config, self.step.task).to(device)
-        self.optimizer = self.module.optimizer(config)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+    def run(number: int) -> None:
+        module.step(step.views(number), optimizer, scaler)
+        optimizer.zero_grad()  # as ours after a step: the memory in use between steps is of the same things
 
-    def __call__(self) -> None:
-        self.module.step(self.step.views(), self.optimizer, self.scaler)
-        self.optimizer.zero_grad()  # as ours after a step: the memory in use between steps is of the same things
+    return _InTurn(run)
 
 
 class _Passes:
@@ -194,8 +212,8 @@ class _Passes:
     def __init__(self, step: DrawnStep, precision: str, packed: bool) -> None:
         self.step, self.precision, self.packed = step, precision, packed
 
-    def __call__(self) -> None:
-        step, views = self.step, self.step.views()
+    def __call__(self, number: int) -> None:
+        step, views = self.step, self.step.views(number)
         images = [*views.crops, *views.posed]
         network = step.task.student
         with _autocast(step.device, self.precision):

@@ -99,8 +99,9 @@ class FileSource(Source):
         return open_image(self.path(i))
 
     def read(self, i: int) -> bytes:
-        with reasons(self.path(i)):
-            return self.path(i).read_bytes()
+        path = self.path(i)
+        with reasons(path):
+            return path.read_bytes()
 
     def size(self, i: int) -> tuple[int, int]:
         return read_size(self.path(i))

@@ -89,7 +89,7 @@ def keep_freed_memory() -> bool:
     process. Returns whether it could be set.
     """
     libc = _glibc()
-    return libc is not None and bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+    return libc is not None and bool(libc.mallopt(_M_MMAP_MAX, 0)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, -1))
 
 
 def keep_kernels() -> None:

@@ -35,6 +35,12 @@ FIELDS: tuple[str, ...] = (
     "solarised",  # 0 or 1
 )
 _COLUMN = {name: column for column, name in enumerate(FIELDS)}
+_ORDER = FIELDS[1:5]
+_UNTOUCHED: dict[str, float] = {
+    **dict.fromkeys(FIELDS, 0.0),
+    **{name: float(operation) for operation, name in enumerate(_ORDER)},
+    **dict.fromkeys(("brightness", "contrast", "saturation"), 1.0),
+}
 
 # Elements worked on at a time. On a CPU a few images at 224 px, so that their temporaries stay in a core's
 # cache (1.7 times as fast as the whole batch); elsewhere only a bound on memory.
@@ -84,11 +90,11 @@ class Photometric:
 
 def draw(config: Photometric, rng: np.random.Generator) -> npt.NDArray[np.float32]:
     """One image's row, (len(FIELDS),). Takes the same 13 uniform numbers from `rng` whatever is applied."""
-    u = rng.random(13)
-    row = dict(zip(FIELDS, untouched().tolist(), strict=True))
+    u = rng.random(13).tolist()
+    row = dict(_UNTOUCHED)
     if u[0] < config.jitter:
         row["jittered"] = 1
-        row.update({f"order_{place}": operation for place, operation in enumerate(np.argsort(u[1:5]))})
+        row.update(zip(_ORDER, sorted(range(4), key=u[1:5].__getitem__), strict=True))
         for name, share in zip(("brightness", "contrast", "saturation"), u[5:8], strict=True):
             reach = getattr(config, name)
             lowest = max(0.0, 1 - reach)
@@ -98,15 +104,12 @@ def draw(config: Photometric, rng: np.random.Generator) -> npt.NDArray[np.float3
     if u[10] < config.blur:
         row["sigma"] = config.blur_sigma[0] + u[11] * (config.blur_sigma[1] - config.blur_sigma[0])
     row["solarised"] = u[12] < config.solarise
-    return np.array([row[name] for name in FIELDS], dtype=np.float32)
+    return np.array(list(row.values()), dtype=np.float32)
 
 
 def untouched() -> npt.NDArray[np.float32]:
     """The row of an image that nothing is done to."""
-    row = np.zeros(len(FIELDS), dtype=np.float32)
-    row[[_COLUMN[name] for name in ("brightness", "contrast", "saturation")]] = 1
-    row[_COLUMN["order_0"] : _COLUMN["order_3"] + 1] = range(4)
-    return row
+    return np.array(list(_UNTOUCHED.values()), dtype=np.float32)
 
 
 def share_colours(shared: npt.NDArray[np.float32], own: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
