@@ -21,6 +21,7 @@ from equimid.losses import (
     simsiam_loss,
     vicreg_loss,
 )
+from equimid.precision import unit_rows
 
 # the function of that name hides its module
 patch_module = importlib.import_module("equimid.losses.patch_ntxent")
@@ -220,3 +221,16 @@ def test_a_small_temperature_does_not_underflow_in_float32():
         z0[8:] = torch.eye(8)[2]
         z1[8:] = -torch.eye(8)[2]
     assert torch.allclose(patch_ntxent(z0, z1, ids, 0.01), dense_patch_ntxent(z0, z1, ids, 0.01), rtol=1e-4)
+
+
+def test_unit_rows_are_those_of_torch_and_so_is_their_gradient():
+    x = torch.randn(6, 5, dtype=torch.float64)
+    x[2], x[3] = 0, 1e-5 * x[3]
+    weights = torch.randn_like(x)
+    ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+    found, expected = unit_rows(ours), F.normalize(theirs, dim=1)
+    assert torch.equal(found, expected)
+    for rows in (found, expected):
+        (rows * weights).sum().backward()
+    assert torch.allclose(ours.grad, theirs.grad, rtol=1e-9)
+    assert unit_rows(x.bfloat16()).dtype == torch.float32

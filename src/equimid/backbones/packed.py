@@ -116,7 +116,7 @@ def _through(block: Any, x: Tensor, shapes: Shapes, regions: Regions, cls_only: 
         x = _join([tokens[:, :1] for tokens in _split(x, shapes)])
         triples = [(q[:, :, :1], k, v) for q, k, v in triples]
         shapes = [(b, 1) for b, _ in shapes]
-    y = _join([_attend(attention, *qkv) for qkv in triples])
+    y = _Merged.apply(*(_attend(attention, *qkv) for qkv in triples))
     return regions.after(block, x, y, _kept(block.drop_path1, x, shapes), _kept(block.drop_path2, x, shapes))
 
 
@@ -130,23 +130,43 @@ class _Heads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, shapes: Shapes, heads: int) -> tuple[Tensor, ...]:
         ctx.shapes, ctx.heads, ctx.like = shapes, heads, (qkv.shape, qkv.dtype, qkv.device)
-        return _head_views(qkv, shapes, heads)
+        return _head_views(qkv, shapes, heads, 3)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
         shape, dtype, device = ctx.like
         gradient = torch.empty(shape, dtype=dtype, device=device)
-        for place, given in zip(_head_views(gradient, ctx.shapes, ctx.heads), grads, strict=True):
+        for place, given in zip(_head_views(gradient, ctx.shapes, ctx.heads, 3), grads, strict=True):
             place.copy_(given)
         return gradient, None, None
 
 
-def _head_views(qkv: Tensor, shapes: Shapes, heads: int) -> tuple[Tensor, ...]:
-    width = qkv.shape[1] // (3 * heads)
-    parts = zip(qkv.split([b * t for b, t in shapes]), shapes, strict=True)
+class _Merged(torch.autograd.Function):
+    """The way back: attention's output of every segment, (B_v, heads, T_v, d) each, to (N, D), in one copy."""
+
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
+        ctx.shapes, ctx.heads = [(len(part), part.shape[2]) for part in parts], parts[0].shape[1]
+        if len(parts) == 1:
+            return parts[0].transpose(1, 2).flatten(2).flatten(0, 1)  # the fused kernel's output lies so already
+        merged = parts[0].new_empty(sum(b * t for b, t in ctx.shapes), ctx.heads * parts[0].shape[3])
+        for place, part in zip(_head_views(merged, ctx.shapes, ctx.heads, 1), parts, strict=True):
+            place.copy_(part)
+        return merged
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return _head_views(gradient.contiguous(), ctx.shapes, ctx.heads, 1)
+
+
+def _head_views(x: Tensor, shapes: Shapes, heads: int, kinds: int) -> tuple[Tensor, ...]:
+    """(N, kinds D) to views of every segment: of every kind one, (B_v, heads, T_v, d)."""
+    width = x.shape[1] // (kinds * heads)
+    parts = zip(x.split([b * t for b, t in shapes]), shapes, strict=True)
     return tuple(
-        view for part, (b, t) in parts for view in part.view(b, t, 3, heads, width).permute(2, 0, 3, 1, 4).unbind(0)
+        view for part, (b, t) in parts for view in part.view(b, t, kinds, heads, width).permute(2, 0, 3, 1, 4).unbind(0)
     )
 
 
@@ -156,17 +176,15 @@ _WRITTEN_OUT = 256
 
 
 def _attend(attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(B, heads, T, d) each, to (B, T, D); there may be fewer queries than keys."""
-    b, _, t, _ = q.shape
-    if b == 0:
-        return q.transpose(1, 2).reshape(b, t, attention.attn_dim)
+    """(B, heads, T, d) each; there may be fewer queries than keys."""
+    if len(q) == 0:
+        return q
     q, k = attention.q_norm(q), attention.k_norm(k)
     slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and k.shape[2] <= _WRITTEN_OUT
     if attention.fused_attn and not slow:
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=attention.attn_drop.p if attention.training else 0.0)
-    else:
-        y = attention.attn_drop((q * attention.scale @ k.transpose(-2, -1)).softmax(dim=-1)) @ v
-    return y.transpose(1, 2).reshape(b, t, attention.attn_dim)
+        dropped = attention.attn_drop.p if attention.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropped)
+    return cast(Tensor, attention.attn_drop((q * attention.scale @ k.transpose(-2, -1)).softmax(dim=-1)) @ v)
 
 
 def _kept(drop: nn.Module, x: Tensor, shapes: Shapes) -> Tensor | None:
