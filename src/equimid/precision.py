@@ -30,13 +30,13 @@ def unit_rows(x: Tensor) -> Tensor:
 
 
 class _UnitRows(torch.autograd.Function):
-    """`F.normalize` over columns: its gradient is one new matrix here and about five there, which for many patches
-    were half of the patch loss's memory."""
+    """`F.normalize` over columns; its gradient is one new matrix here and several there, for many patches a quarter of
+    the patch loss's memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         norms = torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min_(_SHORTEST)
-        rows = x / norms
+        rows: Tensor = x / norms
         ctx.save_for_backward(rows, norms)
         return rows
 
@@ -45,5 +45,4 @@ class _UnitRows(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         rows, norms = ctx.saved_tensors
         along = torch.linalg.vecdot(rows, gradient)[:, None]
-        of_x: Tensor = torch.addcmul(gradient, rows, along, value=-1).div_(norms)
-        return of_x
+        return torch.addcmul(gradient, rows, along, value=-1).div_(norms)
