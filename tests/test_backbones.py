@@ -116,6 +116,13 @@ def test_attention_is_written_out_where_the_fused_one_is_slow(monkeypatch):
     for one, other in zip(found[0], expected[0], strict=True):
         assert torch.allclose(one, other, rtol=0.02, atol=0.02 * float(other.abs().max()))
     assert torch.allclose(found[1], expected[1], rtol=0.05, atol=0.05 * float(expected[1].abs().max()))
+    backbone.train()
+    plain = gradients(limit)
+    backbone.set_grad_checkpointing()
+    again = gradients(limit)
+    assert all(torch.equal(one, other) for one, other in zip(plain[0], again[0], strict=True))
+    assert torch.equal(plain[1], again[1])
+    backbone.eval()
     calls.clear()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         backbone(small)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from equimid.backbones import packed
 from equimid.benchmarks.step import drawn_batch
 from equimid.flops import BF16_SHARE, step_memory
 from equimid.recipes import recipe
@@ -55,8 +56,10 @@ def test_activations_are_estimated_as_a_step_keeps_them(recompute):
     assert step_memory(config).activations == pytest.approx(kept(config), rel=0.05)
 
 
-def test_the_share_of_bf16_is_that_of_a_real_step():
+@pytest.mark.parametrize("written_out", [0, packed._WRITTEN_OUT])
+def test_the_share_of_bf16_is_that_of_a_real_step(written_out, monkeypatch):
     """At 224 px: of few tokens the copies of the weights are a larger part."""
+    monkeypatch.setattr(packed, "_WRITTEN_OUT", written_out)
     config = small(side=224)
     assert kept(config, bf16=True) / kept(config) == pytest.approx(BF16_SHARE, abs=0.05)
 

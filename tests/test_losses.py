@@ -234,3 +234,8 @@ def test_unit_rows_are_those_of_torch_and_so_is_their_gradient():
         (rows * weights).sum().backward()
     assert torch.allclose(ours.grad, theirs.grad, rtol=1e-9)
     assert unit_rows(x.bfloat16()).dtype == torch.float32
+    wide, narrow = (x.float().requires_grad_() for _ in range(2))
+    (unit_rows(wide) * weights.float()).sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        (unit_rows(narrow) * weights.float()).sum().backward()
+    assert torch.equal(wide.grad, narrow.grad)

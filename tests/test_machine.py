@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from equimid.backbones import BackboneConfig, build_backbone
 from equimid.engine import RuntimeConfig, settle_precision
@@ -76,12 +77,15 @@ def test_a_cpu_that_is_asked_for_is_measured_beside_a_gpu_too(wide, measured, tm
     assert settle_precision(CPU, wide, 8, tmp_path).precision == "bf16"
 
 
-def test_measuring_bf16_leaves_the_block_as_it_was(wide):
+def test_measuring_bf16_leaves_the_block_as_it_was(wide, monkeypatch):
+    fused, calls = F.scaled_dot_product_attention, []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(a[0].dtype) or fused(*a, **k))
     block = wide.blocks[-1]
     before = {name: value.clone() for name, value in block.state_dict().items()}
     assert bf16_gain(block, torch.randn(2, 5, 192), rounds=1) > 0
     assert all(torch.equal(value, before[name]) for name, value in block.state_dict().items())
     assert all(p.grad is None for p in block.parameters())
+    assert calls == [torch.float32] * 2, "as a step runs the block, which writes attention out in bf16"
 
 
 def test_several_processes_share_the_cores(monkeypatch):

@@ -1,5 +1,8 @@
 """Images that go bad after they were checked."""
 
+import weakref
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -69,6 +72,27 @@ def test_a_batch_has_the_items_that_its_keys_have_one_by_one(decode, tmp_path):
     assert replaced == ([3, 20] if decode == "workers" else [20])  # what is decoded later is replaced later
     one = next(iter(DataLoader(dataset, batch_sampler=[keys], collate_fn=lambda items: items)))
     assert all(same(*pair) for pair in zip(together, one, strict=True))
+
+
+def test_a_batch_of_other_files_holds_no_more_than_one_of_them_decoded():
+    """They are decoded when they are opened; aligned pairs and replacements as one by one."""
+    alive, most = set(), 0
+
+    class Counted(Drawn):
+        def load(self, index):
+            nonlocal most
+            image = super().load(index)
+            alive.add(index)
+            weakref.finalize(image, alive.discard, index)
+            most = max(most, len(alive))
+            return image
+
+    dataset = ViewDataset(Counted(20, bad={7}), replace(make_plan(), aligned=True), 0)
+    keys = [Key(0, index, index % 5 == 0, pair=index // 2) for index in range(20)]
+    together = dataset.__getitems__(keys)
+    assert most <= 2
+    assert [item.index for item in together].count(7) == 0
+    assert all(same(item, dataset[key]) for key, item in zip(keys, together, strict=True))
 
 
 @pytest.mark.parametrize("n", [3, 300])

@@ -65,7 +65,8 @@ class StepMemory:
 
 
 def step_memory(config: Config, ranks: int = 1, bf16: bool = False) -> StepMemory:
-    """An estimate, attention fused: without what single operations use on the way and without fragmentation.
+    """An estimate: without what single operations use on the way and without fragmentation. Attention is fused; in bf16
+    the share is between that of fused attention and that of attention written out, as a CPU has it (`BF16_SHARE`).
 
     Args:
         ranks: processes that share the batch, each with whole weights (DDP).

@@ -44,5 +44,6 @@ class _UnitRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         rows, norms = ctx.saved_tensors
-        along = torch.linalg.vecdot(rows, gradient)[:, None]
-        return torch.addcmul(gradient, rows, along, value=-1).div_(norms)
+        with no_autocast(rows):  # `backward` may be called inside it
+            along = torch.linalg.vecdot(rows, gradient)[:, None]
+            return torch.addcmul(gradient, rows, along, value=-1).div_(norms)

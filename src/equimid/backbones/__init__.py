@@ -4,6 +4,7 @@ from equimid.backbones.config import BackboneConfig, build_backbone, timm_argume
 from equimid.backbones.encoder import Encoder, TimmEncoder
 from equimid.backbones.foreign import Weights, open_foreign
 from equimid.backbones.hugging_face import HuggingFaceEncoder
+from equimid.backbones.packed import run_block
 from equimid.backbones.registry import equimid_vit
 from equimid.backbones.vit import Backbone, LateCLSViT, compile_blocks, create_backbone
 from equimid.features import Features
@@ -22,6 +23,7 @@ __all__ = [
     "create_backbone",
     "equimid_vit",
     "open_foreign",
+    "run_block",
     "timm_arguments",
     "without_drop_path",
 ]

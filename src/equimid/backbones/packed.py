@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from equimid.features import Features
 
-__all__ = ["EAGER", "Regions", "compiled_regions", "packed_forward"]
+__all__ = ["EAGER", "Regions", "compiled_regions", "packed_forward", "run_block"]
 
 Watch = Callable[[str, Tensor], Tensor]
 
@@ -107,6 +107,12 @@ def _split_each(tapped: dict[int, Tensor], counts: list[int]) -> list[dict[int, 
     return [{layer: part[i] for layer, part in parts.items()} for i in range(len(counts))]
 
 
+def run_block(block: Any, tokens: Tensor) -> Tensor:
+    """(B, T, D) through one block as the packed pass runs it."""
+    (b, t, _), parts = tokens.shape, tokens.flatten(0, 1)
+    return _through(block, parts, [(b, t)], EAGER, False).view(tokens.shape)
+
+
 def _through(block: Any, x: Tensor, shapes: Shapes, regions: Regions, cls_only: bool) -> Tensor:
     """timm's Block with the tokens of all segments in one matrix: (N, D) to (N, D), or to CLS alone (sum of B_v, D)."""
     attention = block.attn
@@ -143,7 +149,10 @@ class _Heads(torch.autograd.Function):
 
 
 class _Merged(torch.autograd.Function):
-    """The way back: attention's output of every segment, (B_v, heads, T_v, d) each, to (N, D), in one copy."""
+    """The way back: attention's output of every segment, (B_v, heads, T_v, d) each, to (N, D).
+
+    One copy, where torch turns the heads in one, if attention was written out, and joins the segments in another.
+    """
 
     @staticmethod
     def forward(ctx: Any, *parts: Tensor) -> Tensor:
@@ -180,7 +189,7 @@ def _attend(attention: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if len(q) == 0:
         return q
     q, k = attention.q_norm(q), attention.k_norm(k)
-    slow = q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and k.shape[2] <= _WRITTEN_OUT
+    slow = v.device.type == "cpu" and v.dtype == torch.bfloat16 and v.requires_grad and v.shape[2] <= _WRITTEN_OUT
     if attention.fused_attn and not slow:
         dropped = attention.attn_drop.p if attention.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropped)

@@ -22,7 +22,7 @@ class StepOptions:
     compile: bool = False
     """compile the blocks, as runtime.compile does"""
     repeats: int = 6
-    """rounds; medians are reported, three draws of poses take turns"""
+    """rounds; medians are reported. Three draws of poses take turns: a multiple of three"""
     device: str = "auto"
     """auto, cpu or cuda"""
 

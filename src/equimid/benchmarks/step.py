@@ -172,6 +172,10 @@ class DrawnStep:
         """Always of the same images."""
         return realise(self.batch, self.plan, self.poses(number), self.device)
 
+    def patches(self) -> float:
+        """Of a posed view, the mean over the draws."""
+        return mean(h * w for number in range(1, DRAWS + 1) for h, w in (pose.grid for pose in self.poses(number)))
+
     def flops(self, whole: bool) -> float:
         """Per image, the mean over the draws."""
         drawn = range(1, DRAWS + 1)
@@ -283,6 +287,7 @@ def _notes(step: DrawnStep, kept: bool, chosen: str, plain: str, device: torch.d
         f"{step.posed} posed images. base, ser: MoCo-v3 without and with SER. packed, separate: the student's forward "
         "and backward pass alone. plain: the plain reading of both, with SER.",
         f"The plain reading computes in {plain}.",
+        f"FLOPs and times are of {DRAWS} draws of poses, a posed view of {step.patches():.0f} patches in the mean.",
         "memory MiB: by which a step raises the peak above what is in use between steps.",
     ]
     if chosen:

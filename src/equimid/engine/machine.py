@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from equimid.backbones import Backbone
+from equimid.backbones import Backbone, run_block
 from equimid.engine.config import RuntimeConfig
 
 __all__ = [
@@ -169,7 +169,7 @@ def bf16_gain(block: nn.Module, tokens: Tensor, rounds: int = 3) -> float:
         for bf16, times in seconds.items():
             began = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                out = block(tokens)
+                out = run_block(block, tokens)
             torch.autograd.grad(out.float().sum(), parameters)
             times.append(time.perf_counter() - began)
     full, half = (statistics.median(times[1:]) for times in seconds.values())

@@ -46,9 +46,9 @@ def cut_out(pixels: Tensor, cut: Cut, interpolation: str, scale: int = 1) -> Ten
     """
     left, top, right, bottom = (round(edge / scale) for edge in cut.box)
     c, h, w = pixels.stride()
-    place, rows = pixels.storage_offset() + top * h + left * w, bottom - top
+    rows, columns = min(bottom, pixels.shape[1]) - top, min(right, pixels.shape[2]) - left
     # a batch of one with the channels last, in every stride: the CPU's kernel for whole numbers is fast on no other
-    box = pixels.as_strided((1, 3, rows, right - left), (rows * h, c, h, w), place)
+    box = pixels.as_strided((1, 3, rows, columns), (rows * h, c, h, w), pixels.storage_offset() + top * h + left * w)
     native = box.device.type == "cpu"
     resized = F.interpolate(box if native else box.float(), (cut.size, cut.size), mode=interpolation, antialias=True)[0]
     resized = resized if native else resized.round_().clamp_(0, 255).to(torch.uint8)
