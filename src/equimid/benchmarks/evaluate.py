@@ -17,10 +17,9 @@ import torch
 from PIL import Image
 
 from equimid.backbones import TimmEncoder, create_backbone
-from equimid.benchmarks.measuring import Result, Row, choose_device, describe_machine, paired, ratio
+from equimid.benchmarks.measuring import Result, Row, choose_device, describe_machine, paired, ratio, refuse_below
 from equimid.benchmarks.options import EvaluateOptions
 from equimid.data import open_source
-from equimid.errors import UserError
 from equimid.evaluation import EvaluationConfig, Scope, Study
 from equimid.evaluation.probes import measure_knn, measure_linear
 
@@ -32,10 +31,7 @@ RATES = tuple(float(rate) for rate in np.logspace(-4, 1.5, 20))
 def bench_evaluate(options: EvaluateOptions) -> Result:
     """Seconds of both sides, and their ratio."""
     device = choose_device(options.device)
-    least_of = {"classes": 2, "images": 10 * options.classes, "epochs": 1, "workers": 0, "repeats": 1}
-    for name, least in least_of.items():
-        if getattr(options, name) < least:
-            raise UserError(f"{name} is {getattr(options, name)}; it must be {least} or more")
+    refuse_below({"classes": 2, "images": 10 * options.classes, "epochs": 1, "workers": 0, "repeats": 1}, vars(options))
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         _draw(root / "data", options.images, options.classes)

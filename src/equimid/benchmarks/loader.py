@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from equimid.benchmarks.measuring import Result, Row, Timing, describe_machine, paired, ratio
+from equimid.benchmarks.measuring import Result, Row, Timing, describe_machine, paired, ratio, refuse_below
 from equimid.benchmarks.options import LoaderOptions
 from equimid.data import (
     FileSource,
@@ -52,9 +52,7 @@ def bench_loader(options: LoaderOptions) -> Result:
     Raises:
         UserError: no such data, nothing encoded or readable in it, or a number below what makes sense.
     """
-    for name, least in (("images", 1), ("photometric_images", 1), ("image_size", 8), ("workers", 0), ("repeats", 1)):
-        if getattr(options, name) < least:
-            raise UserError(f"{name} is {getattr(options, name)}; it must be {least} or more")
+    refuse_below({"images": 1, "photometric_images": 1, "image_size": 8, "workers": 0, "repeats": 1}, vars(options))
     with _one_thread(), tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         chosen = _source(options, Path(folder))

@@ -27,6 +27,7 @@ __all__ = [
     "growth",
     "paired",
     "ratio",
+    "refuse_below",
 ]
 
 Row = dict[str, float | int | str | None]
@@ -106,6 +107,16 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def refuse_below(least: Mapping[str, int], given: Mapping[str, int]) -> None:
+    """
+    Raises:
+        UserError: one of the named options is below its least value.
+    """
+    for name, value in least.items():
+        if given[name] < value:
+            raise UserError(f"{name} is {given[name]}; it must be {value} or more")
+
+
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Processor or GPU, cores, threads, memory, versions and the date."""
     where: dict[str, Any] = {"date": datetime.now(UTC).date().isoformat()}
@@ -135,8 +146,7 @@ def paired(
 
     What disturbs the machine then disturbs all sides alike; compare them by `ratio`.
     """
-    if repeats < 1:
-        raise UserError(f"repeats is {repeats}; it must be 1 or more")
+    refuse_below({"repeats": 1}, {"repeats": repeats})
     for _ in range(warmup):
         for run in sides.values():
             run()
