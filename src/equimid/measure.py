@@ -20,7 +20,7 @@ from equimid.config import Config, load_config, override
 from equimid.data import Ledger
 from equimid.engine import is_main_process, latest_checkpoint, make_fabric
 from equimid.errors import UserError
-from equimid.evaluation import MEASUREMENTS, Measurement, Pixels, Scope, Study, labelled_splits
+from equimid.evaluation import MEASUREMENTS, Measurement, PatchColours, Pixels, Scope, Study, labelled_splits
 from equimid.export import load_backbone
 from equimid.randomness import counted_torch_seed
 from equimid.records import Record, read_records, write_records
@@ -180,6 +180,8 @@ def _subjects(study: Study, measurement: Measurement, random: bool) -> Iterator[
     wanted = [*measurement.references, *(["random"] if random else [])]
     if "random" in wanted and study.scope.subject != "random" and (twin := study.random_twin()):
         yield twin
+    if "patch_colours" in wanted:
+        yield study.about(PatchColours(study.encoder), "patch_colours")
     if "pixels" in wanted:
         yield study.about(Pixels(study.preprocessing.crop), "pixels")
 

@@ -1,6 +1,7 @@
 """Evaluation: a frozen network in, records out. Nothing here knows what trained the weights."""
 
 from equimid.evaluation.config import DetectionConfig, EvaluationConfig
+from equimid.evaluation.equivariance import PatchColours
 from equimid.evaluation.features import FeatureTable, Pixels, Preprocessing
 from equimid.evaluation.measurements import MEASUREMENTS
 from equimid.evaluation.scope import Scope
@@ -12,6 +13,7 @@ __all__ = [
     "EvaluationConfig",
     "FeatureTable",
     "Measurement",
+    "PatchColours",
     "Pixels",
     "Preprocessing",
     "Scope",

@@ -15,12 +15,14 @@ class EquivarianceConfig:
 
     interpolation:   that resamples images and maps where a change is no permutation
     angles:          of the rotations, degrees; none measures none
-    readback_layers: how many layers, evenly spaced to the last, poses are read back from
+    readback_layers: how many layers, evenly spaced to the last, poses are read back from and patches searched in
+    correspondence_images: images among which patches are searched
     """
 
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
     angles: tuple[float, ...] = (5.0, 10.0, 15.0, 30.0)
     readback_layers: int = 4
+    correspondence_images: int = 64
 
     def __post_init__(self) -> None:
         if not all(0 < abs(angle) <= 180 for angle in self.angles) or len(set(self.angles)) < len(self.angles):
@@ -29,6 +31,10 @@ class EquivarianceConfig:
             )
         if self.readback_layers < 1:
             raise UserError(f"evaluation.equivariance.readback_layers is {self.readback_layers}; it must be 1 or more")
+        if self.correspondence_images < 2:
+            raise UserError(
+                f"evaluation.equivariance.correspondence_images is {self.correspondence_images}; it must be 2 or more"
+            )
 
 
 # of `robustness.corruptions`, which reads no settings; the last four are apart, to choose settings by

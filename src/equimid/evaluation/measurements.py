@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from equimid.evaluation import probes, robustness
 from equimid.evaluation.detection import measure_detection
-from equimid.evaluation.equivariance import measure_equivariance, measure_readback
+from equimid.evaluation.equivariance import measure_correspondence, measure_equivariance, measure_readback
 from equimid.evaluation.pictures import draw_attention, draw_feature_maps, draw_neighbours, record_explorer
 from equimid.evaluation.segmentation import measure_segmentation
 from equimid.evaluation.study import Measurement
@@ -12,6 +12,7 @@ from equimid.evaluation.study import Measurement
 __all__ = ["MEASUREMENTS"]
 
 _BESIDE = ("random",)
+_COLOURS = ("random", "patch_colours")
 
 _ALL = (
     Measurement("knn", "weighted nearest neighbours", probes.measure_knn, ("random", "pixels")),
@@ -21,6 +22,7 @@ _ALL = (
     Measurement("fewshot", "logistic regression on 1, 5 and 10 images a class", probes.measure_fewshot, _BESIDE),
     Measurement("attentive", "a learned query's attention over the tokens", probes.measure_attentive, _BESIDE),
     Measurement("equivariance", "every layer under every kind of pose", measure_equivariance, _BESIDE),
+    Measurement("correspondence", "the same patch found again in a changed image", measure_correspondence, _COLOURS),
     Measurement("readback", "how well turn and flip can be read back", measure_readback, _BESIDE),
     Measurement("geometry", "accuracy under turns, flips, scales and any angle", robustness.measure_geometry, _BESIDE),
     Measurement("corruptions", "accuracy under generated corruptions: 15 kinds, or 19", robustness.measure_generated),

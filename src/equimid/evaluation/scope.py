@@ -64,3 +64,9 @@ class Scope:
             high=None if error is None else middle + error,
             details=details,
         )
+
+    def missing(self, evaluation: str, metric: str, details: dict[str, Any], subject: str | None = None) -> Record:
+        """A record without a value: its details say why."""
+        return Record(
+            evaluation, metric, None, 0, subject or self.subject, self.data, self.seed, self.checkpoint, details=details
+        )

@@ -1,10 +1,11 @@
 """What is done to an image, and what an equivariant layer's map would have done with it.
 
-Letters: n images, C channels, D width, S side of the image in pixels, p of a patch, g = S / p, T compared tokens.
+Letters: n images, C channels, D width, H W pixels of an image, p of a patch, h w = H W / p, T compared tokens.
 
 A change g gives two images of one, x0 (most often x itself) and x1 = g x, and says which T tokens of their maps show
 the same places: `carry` takes the map of x0 to rho(g) f(x0), `select` takes the tokens of f(x1) that this is compared
-with. Images and maps are resampled by the same interpolation, without antialias, `align_corners=False`.
+with. `leave` takes the map of x0 as if nothing had been done: what carrying it is worth is the difference. Images and
+maps are resampled by the same interpolation, without antialias, `align_corners=False`.
 """
 
 import math
@@ -20,29 +21,57 @@ from torch import Tensor
 from equimid.evaluation.config import EquivarianceConfig
 from equimid.poses import Pose, transport
 
-__all__ = ["Change", "Cropped", "Posed", "Resized", "Rotated", "changes", "pose_kinds"]
+__all__ = ["Change", "Cropped", "Grid", "Posed", "Resized", "Rotated", "changes", "pose_kinds"]
+
+Grid = tuple[int, int]  # (h, w), patches
 
 
 class Change(ABC):
-    """`kind` is what records call it."""
+    """`kind` is what records call it, `patch` the side of a patch in pixels."""
 
     kind: str
+    patch: int
 
     def before(self, x: Tensor) -> Tensor:
-        """x0, of images (n, 3, S, S)."""
+        """x0, of images (n, 3, H, W)."""
         return x
 
     @abstractmethod
     def after(self, x: Tensor) -> Tensor:
-        """x1, of images (n, 3, S, S)."""
+        """x1, of images (n, 3, H, W)."""
 
     @abstractmethod
     def carry(self, m: Tensor) -> Tensor:
         """(n, D, h, w), a map of x0, to the tokens (n, D, T) that an equivariant layer has for x1."""
 
+    @abstractmethod
+    def grid_after(self, grid: Grid) -> Grid:
+        """Of the map of x1, for images of `grid` patches."""
+
     def select(self, m: Tensor) -> Tensor:
         """(n, D, h, w), a map of x1, to the tokens (n, D, T) that are compared."""
-        return m.flatten(2)
+        tokens = m.flatten(2)
+        return tokens if self.inside is None else tokens[..., self.inside.to(m.device)]
+
+    def leave(self, m: Tensor) -> Tensor:
+        """(n, D, h, w), a map of x0, to its tokens (n, D, T) at the places that `select` takes, as far from the centre;
+        beyond its border the nearest."""
+        grid = self.grid_after((m.shape[2], m.shape[3]))
+        if grid == tuple(m.shape[2:]):
+            return self.select(m)
+        places = _centres(grid) * torch.tensor((grid[1] / m.shape[3], grid[0] / m.shape[2]))
+        return _sample(m, places.to(m.device).expand(len(m), -1, -1), "bilinear", "border")
+
+    def cells(self, grid: Grid) -> Tensor:
+        """(T, 2) int64: row and column, on the map of x1, of the tokens that are compared."""
+        h, w = self.grid_after(grid)
+        cells = torch.cartesian_prod(torch.arange(h), torch.arange(w))
+        return cells if self.inside is None else cells[self.inside]
+
+    @property
+    def inside(self) -> Tensor | None:
+        """(h * w) bool: the tokens of x1 that are compared; None where it is all."""
+        return None
 
     @property
     def member(self) -> float | None:
@@ -65,15 +94,18 @@ class Posed(Change):
     patch: int
 
     def after(self, x: Tensor) -> Tensor:
-        return self._pose(x, x.shape[-1] // self.patch).act(x, self.patch)
+        return self._pose(x, (x.shape[2] // self.patch, x.shape[3] // self.patch)).act(x, self.patch)
 
     def carry(self, m: Tensor) -> Tensor:
-        pose = self._pose(m, m.shape[-1])
-        return transport(m, Pose.identity(len(m), pose.grid, m.device), pose).flatten(2)
+        grid = (m.shape[2], m.shape[3])
+        return transport(m, Pose.identity(len(m), grid, m.device), self._pose(m, grid)).flatten(2)
 
-    def _pose(self, x: Tensor, grid: int) -> Pose:
-        upright = Pose.identity(len(x), (grid, grid), x.device)
-        return Pose(upright.turns + self.turns, upright.flip ^ self.flip, upright.grid)
+    def grid_after(self, grid: Grid) -> Grid:
+        return (grid[1], grid[0]) if self.turns % 2 else grid
+
+    def _pose(self, x: Tensor, grid: Grid) -> Pose:
+        upright = Pose.identity(len(x), grid, x.device)
+        return Pose(upright.turns + self.turns, upright.flip ^ self.flip, self.grid_after(grid))
 
 
 @dataclass(frozen=True)
@@ -81,7 +113,7 @@ class Resized(Change):
     """The image resized to another number of patches, (h, w)."""
 
     kind: str
-    size: tuple[int, int]
+    size: Grid
     patch: int
     interpolation: str
 
@@ -91,7 +123,10 @@ class Resized(Change):
     def carry(self, m: Tensor) -> Tensor:
         return self._resize(m, self.size).flatten(2)
 
-    def _resize(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def grid_after(self, grid: Grid) -> Grid:
+        return self.size
+
+    def _resize(self, x: Tensor, size: Grid) -> Tensor:
         if self.interpolation == "nearest":
             return F.interpolate(x, size, mode="nearest-exact")  # "nearest" is not symmetric about the centre
         return F.interpolate(x, size, mode=self.interpolation)
@@ -104,7 +139,8 @@ class Rotated(Change):
 
     kind: str
     angle: float
-    grid: int
+    grid: Grid
+    patch: int
     interpolation: str
 
     @property
@@ -112,22 +148,22 @@ class Rotated(Change):
         return self.angle
 
     def after(self, x: Tensor) -> Tensor:
-        side = x.shape[-1]
-        places = self._source(_centres(side).to(x.device)).expand(len(x), -1, -1)
-        return _sample(x, places, self.interpolation, "reflection").reshape(*x.shape[:2], side, side)
+        h, w = x.shape[2:]
+        places = self._source(_centres((h, w)).to(x.device)).expand(len(x), -1, -1)
+        return _sample(x, places, self.interpolation, "reflection").reshape(*x.shape[:2], h, w)
 
     def carry(self, m: Tensor) -> Tensor:
         places = self._source(_centres(self.grid)[self.inside]).to(m.device).expand(len(m), -1, -1)
         return _sample(m, places, self.interpolation, "border")
 
-    def select(self, m: Tensor) -> Tensor:
-        return m.flatten(2)[..., self.inside.to(m.device)]
+    def grid_after(self, grid: Grid) -> Grid:
+        return grid
 
     @cached_property
     def inside(self) -> Tensor:
-        """(g * g) bool: patches whose four corners come from within the image."""
-        half = 1 / self.grid
-        corners = [torch.tensor((x, y)) for x in (-half, half) for y in (-half, half)]
+        """(h * w) bool: patches whose four corners come from within the image."""
+        h, w = self.grid
+        corners = [torch.tensor((x, y)) for x in (-1 / w, 1 / w) for y in (-1 / h, 1 / h)]
         reach = torch.stack([self._source(_centres(self.grid) + c).abs().amax(-1) for c in corners]).amax(0)
         within: Tensor = reach <= 1 + 1e-6
         return within
@@ -135,7 +171,8 @@ class Rotated(Change):
     def _source(self, places: Tensor) -> Tensor:
         """Where in x0 the value at (x, y) of x1 comes from; the image is [-1, 1] to the right and downwards."""
         cosine, sine = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
-        back = torch.tensor([[cosine, -sine], [sine, cosine]], dtype=places.dtype, device=places.device)
+        h, w = self.grid
+        back = torch.tensor([[cosine, -sine * h / w], [sine * w / h, cosine]], dtype=places.dtype, device=places.device)
         return places @ back.T
 
 
@@ -147,7 +184,7 @@ class Cropped(Change):
     kind: str
     start: tuple[int, int]
     offset: tuple[int, int]
-    grid: int
+    grid: Grid
     patch: int
     interpolation: str
 
@@ -162,78 +199,86 @@ class Cropped(Change):
         return self.start
 
     def carry(self, m: Tensor) -> Tensor:
-        shift = torch.tensor((self.offset[1], self.offset[0])) * 2 / (self.patch * self.grid)
+        h, w = self.grid
+        shift = torch.tensor((self.offset[1] / w, self.offset[0] / h)) * 2 / self.patch
         places = (_centres(self.grid) + shift)[self.inside].to(m.device).expand(len(m), -1, -1)
         return _sample(m, places, self.interpolation, "border")
 
-    def select(self, m: Tensor) -> Tensor:
-        return m.flatten(2)[..., self.inside.to(m.device)]
+    def grid_after(self, grid: Grid) -> Grid:
+        return self.grid
 
     @cached_property
     def inside(self) -> Tensor:
-        """(g * g) bool: patches of x1 that lie wholly in x0."""
-        first = torch.arange(self.grid) * self.patch
+        """(h * w) bool: patches of x1 that lie wholly in x0."""
         rows, columns = (
-            (first + offset >= 0) & (first + self.patch + offset <= self.grid * self.patch) for offset in self.offset
+            (first + offset >= 0) & (first + self.patch + offset <= side * self.patch)
+            for side, offset in zip(self.grid, self.offset, strict=True)
+            for first in [torch.arange(side) * self.patch]
         )
         return (rows[:, None] & columns).flatten()
 
     def _cut(self, x: Tensor, start: tuple[int, int]) -> Tensor:
-        side = self.grid * self.patch
-        return x[..., start[0] : start[0] + side, start[1] : start[1] + side]
+        h, w = (side * self.patch for side in self.grid)
+        return x[..., start[0] : start[0] + h, start[1] : start[1] + w]
 
 
-def changes(grid: int, patch: int, config: EquivarianceConfig, any_size: bool = True) -> list[Change]:
-    """All that equivariance is measured under, for images of `grid` x `grid` patches.
+def changes(grid: Grid, patch: int, config: EquivarianceConfig, any_size: bool = True) -> list[Change]:
+    """All that equivariance is measured under, for images of `grid` (h, w) patches.
 
-    Without `any_size`, what keeps the image's size. Crops need a grid of 5 patches or more; a rotation, one of which
-    a patch stays inside.
+    Without `any_size`, what keeps the image's size. Crops need a grid of 5 patches or more each way; a rotation, one
+    of which a patch stays inside.
     """
     found: list[Change] = []
     for kind, poses in pose_kinds(grid).items():
         for turns, flip, size in poses:
             if kind != "scale":
-                found.append(Posed(kind, turns, flip, patch))
+                # a network of one size sees a rectangle lying on its side as another size
+                if any_size or turns % 2 == 0 or grid[0] == grid[1]:
+                    found.append(Posed(kind, turns, flip, patch))
             elif any_size:
-                name = "isotropic scale" if size[0] == size[1] else "anisotropic scale"
+                name = "isotropic scale" if (size[0] < grid[0]) == (size[1] < grid[1]) else "anisotropic scale"
                 found.append(Resized(name, size, patch, config.interpolation))
-    rotations = [Rotated("rotation", angle, grid, config.interpolation) for angle in config.angles]
+    rotations = [Rotated("rotation", angle, grid, patch, config.interpolation) for angle in config.angles]
     found += [rotation for rotation in rotations if rotation.inside.any()]
-    if any_size and grid >= 5:
+    if any_size and min(grid) >= 5:
         found += _crops(grid, patch, config.interpolation)
     return found
 
 
-def pose_kinds(grid: int) -> dict[str, list[tuple[int, bool, tuple[int, int]]]]:
-    """The poses (turns, flip, grid) of each kind, for an upright map of `grid` x `grid` patches; scales are of 0.7 and
+def pose_kinds(grid: Grid) -> dict[str, list[tuple[int, bool, Grid]]]:
+    """The poses (turns, flip, grid) of each kind, for an upright map of `grid` (h, w) patches; scales are of 0.7 and
     1.3 times the area, the range that SER trains on, other than the grid's own."""
-    small, large = max(2, round(grid * 0.7**0.5)), round(grid * 1.3**0.5)
-    small, large = min(small, grid - 1) or 1, max(large, grid + 1)
-    upright = (grid, grid)
+    (h0, h1), (w0, w1) = (_scaled(side) for side in grid)
+    lying = (grid[1], grid[0])
     return {
-        "quarter turns": [(1, False, upright), (2, False, upright), (3, False, upright)],
-        "flip": [(0, True, upright)],
-        "scale": [(0, False, size) for size in ((small, small), (large, large), (small, large), (large, small))],
+        "quarter turns": [(1, False, lying), (2, False, grid), (3, False, lying)],
+        "flip": [(0, True, grid)],
+        "scale": [(0, False, size) for size in ((h0, w0), (h1, w1), (h0, w1), (h1, w0))],
     }
 
 
-def _crops(grid: int, patch: int, interpolation: str) -> Sequence[Change]:
+def _scaled(side: int) -> tuple[int, int]:
+    small, large = max(2, round(side * 0.7**0.5)), round(side * 1.3**0.5)
+    return min(small, side - 1) or 1, max(large, side + 1)
+
+
+def _crops(grid: Grid, patch: int, interpolation: str) -> Sequence[Change]:
     """Along both diagonals, by about a fifth of the image, and by half a patch more."""
-    apart = max(1, round(grid / 5))
-    side = grid - apart - 1
-    whole, half = apart * patch, apart * patch + patch // 2
+    apart = [max(1, round(side / 5)) for side in grid]
+    size = (grid[0] - apart[0] - 1, grid[1] - apart[1] - 1)
     return [
-        Cropped(kind, start, offset, side, patch, interpolation)
-        for kind, d in (("aligned crops", whole), ("unaligned crops", half))
-        for start, offset in (((0, 0), (d, d)), ((0, d), (d, -d)))
+        Cropped(kind, start, offset, size, patch, interpolation)
+        for kind, more in (("aligned crops", 0), ("unaligned crops", patch // 2))
+        for d, e in [[side * patch + more for side in apart]]
+        for start, offset in (((0, 0), (d, e)), ((0, e), (d, -e)))
     ]
 
 
-def _centres(side: int) -> Tensor:
-    """(side * side, 2): the centres (x, y) of the cells of [-1, 1] squared, row by row."""
-    line = (2 * torch.arange(side) + 1) / side - 1
-    y, x = torch.meshgrid(line, line, indexing="ij")
-    return torch.stack([x.flatten(), y.flatten()], dim=1)
+def _centres(grid: Grid) -> Tensor:
+    """(h * w, 2): the centres (x, y) of the cells of [-1, 1] squared, row by row."""
+    y, x = (((2 * torch.arange(side) + 1) / side - 1) for side in grid)
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([columns.flatten(), rows.flatten()], dim=1)
 
 
 def _sample(x: Tensor, places: Tensor, interpolation: str, padding: str) -> Tensor:

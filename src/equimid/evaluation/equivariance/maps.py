@@ -1,49 +1,59 @@
-"""Equivariance of every layer: does the map of the changed image equal the carried map?
+"""Equivariance of every layer: does the map of the changed image equal the carried map, patch by patch?
 
-For layer l, image x and change g, over the T tokens that both maps show, with f_l(x) as (T, D):
+For layer l, image x and change g, over the T tokens that both maps show, `agreement` compares f_l(g x) with
 
-    cosine          mean over tokens of cos( f_l(g x), rho(g) f_l(x) )
-    centred_cosine  the same after the layer's mean token m_l is subtracted from both
-    relative_error  || f_l(g x) - rho(g) f_l(x) || / || f_l(g x) - m_l ||, norms over all T tokens
+    rho(g) f_l(x)    the carried map, the network's own value ("backbone")
+    f_l(x)           the map left where it was ("not_carried"): what a network has that does not follow the image
+    rho(g) f_l(x')   the carried map of another image ("mismatched"): what all maps have in common
 
-averaged over the changes of a kind, then over images. Tokens are normalised first (layer norm without parameters), so
-that a network without taps is measured alike. m_l is the mean over patches and images, upright.
+and with a network of the same shape and random weights ("random"). Values are averaged over the changes of a kind, then
+over images. Tokens are normalised first (layer norm without parameters), so that a network without taps is measured
+alike. The headline is `place`; docs/equivariance.md says which fault each figure excludes.
 
-Token maps share a large common vector, which alone gives high cosines; the other two metrics are free of it. An
-equivariant layer has cosines of 1 and an error of 0; a map that knows nothing but m_l has an error of 1, and one that
-is independent of it but alike in spread has sqrt(2). Two references say what a number means: other images
-("mismatched": rho(g) f_l(x'), x' != x), and a network of the same shape with random weights ("random").
-
-Source: SER (ICLR 2026, arXiv 2603.06693) for turns and scales; a per-layer measurement is ours.
+Source: SER (ICLR 2026, arXiv 2603.06693) for turns and scales; place, its references and retrieval are ours.
 """
 
 import logging
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from equimid.backbones import Encoder
 from equimid.errors import UserError
-from equimid.evaluation.equivariance.changes import Change, changes, pose_kinds
-from equimid.evaluation.equivariance.tokens import mean_tokens, normalised_maps
+from equimid.evaluation.equivariance.agreement import Tokens, agreement, retrieval
+from equimid.evaluation.equivariance.changes import Change, Grid, changes
+from equimid.evaluation.equivariance.tokens import MapStatistics, map_statistics, normalised_maps, shows_content
+from equimid.evaluation.scope import Scope
 from equimid.evaluation.study import Study, images_of, sample_images
 from equimid.records import Record
 
-__all__ = ["measure_equivariance", "pose_kinds"]
+__all__ = ["compare", "input_grid", "measure_equivariance", "neighbourhood"]
 
 logger = logging.getLogger("equimid")
 
-_Key = tuple[str, str, str, float | None, int]  # metric, pairing, kind, angle (None = the kind's mean), layer
+Key = tuple[str, str, str, float | None, int]  # metric, subject, kind, angle (None = the kind's mean), layer
+SAME, NOT_CARRIED, OTHER = "same", "not_carried", "mismatched"
+
+
+def input_grid(encoder: Encoder) -> Grid:
+    """(h, w) in patches of the images that the network is made for."""
+    height, width = encoder.pretrained_cfg["input_size"][-2:]
+    return int(height) // encoder.patch, int(width) // encoder.patch
 
 
 @torch.inference_mode()
 def measure_equivariance(study: Study, data: str, train: str | None = None) -> list[Record]:
-    """Records for every layer and kind, of a trained network also for mismatched images.
+    """Records for every layer and kind, of a trained network also for the references.
 
-    Of rotations there is a record for every angle, {"layer", "kind", "angle"}, then the kind's mean.
+    Of rotations there is a record for every angle, {"layer", "kind", "angle"}, then the kind's mean. Where place cannot
+    be measured (maps of one patch, maps that are constant within an image, images of one colour) the value is None and
+    {"not_measurable"} says why. Shares of the maps' variance are records {"layer"} of their own.
 
     Raises:
         UserError: fewer than two images.
@@ -52,67 +62,138 @@ def measure_equivariance(study: Study, data: str, train: str | None = None) -> l
     if len(source) < 2:
         raise UserError(f"{data} has {len(source)} image(s); equivariance needs other images to compare with")
     encoder = study.encoder
-    layers = list(range(1, encoder.depth + 1))
-    grid = int(encoder.pretrained_cfg["input_size"][-1]) // encoder.patch
+    layers, grid = list(range(1, encoder.depth + 1)), input_grid(encoder)
     todo = changes(grid, encoder.patch, study.config.equivariance, encoder.any_size)
     if not encoder.any_size:
         logger.warning("this network takes images of one size: its equivariance to scales and crops is not measured")
-    batch = max(2, min(32, 8192 // grid**2))
+    batch = max(2, min(32, 8192 // (grid[0] * grid[1])))
     indices = sample_images(source, study.config.equivariance_images, scope.seed)
+    flags: list[Tensor] = []
+
+    def with_content(images: Tensor) -> Tensor:
+        flags.append(shows_content(images))
+        return images[flags[-1]]
+
+    statistics = map_statistics(encoder, map(with_content, study.batches(source, batch, indices)), layers)
+    content = torch.cat(flags).cpu().numpy()
+    if not content.all():
+        logger.warning(
+            "%d of %d images are of one colour and are left out of equivariance", (~content).sum(), len(content)
+        )
+    indices = indices[content]
     # a last batch of one image has no other image to be compared with
     indices = indices[: len(indices) - (len(indices) % batch == 1)]
-    means = mean_tokens(encoder, study.batches(source, batch, indices), layers)
-    values: dict[_Key, list[Tensor]] = defaultdict(list)
+    values: dict[Key, list[Tensor]] = defaultdict(list)
     done = 0
     with study.bar(f"equivariance, {scope.subject}") as progress:
         for images in study.batches(source, batch, indices):
-            for key, found in _compare(encoder, images, layers, means, todo).items():
+            for key, found in compare(encoder, images, layers, statistics, todo).items():
                 values[key].append(found)
             done += len(images)
             if progress:
                 progress(done, len(indices))
-    subjects = {"same": scope.subject, "other": "mismatched"}
-    return [
-        scope.mean(
-            "equivariance",
-            metric,
-            torch.cat(parts).double().numpy(),
-            {"layer": layer, "kind": kind} | ({} if angle is None else {"angle": angle}),
-            subject=subjects[pairing],
-        )
-        for (metric, pairing, kind, angle, layer), parts in values.items()
-        if pairing == "same" or scope.subject == "backbone"
-    ]
+    if not values:
+        keys = [(change.kind, layer) for change in todo for layer in layers]
+        values = {("place", SAME, kind, None, layer): [] for kind, layer in dict.fromkeys(keys)}
+    chances = {(change.kind, change.member): _chances(change, grid) for change in todo}
+    return [*_records(scope, values, statistics, chances), *_share_records(scope, statistics)]
 
 
-def _compare(
-    encoder: Encoder, images: Tensor, layers: list[int], means: dict[int, Tensor], todo: Sequence[Change]
-) -> dict[_Key, Tensor]:
-    """Per image (n,), the mean over the changes of a kind, and of rotations over those of an angle."""
+def compare(
+    encoder: Encoder,
+    images: Tensor,
+    layers: Sequence[int],
+    statistics: Mapping[int, MapStatistics],
+    todo: Sequence[Change],
+) -> dict[Key, Tensor]:
+    """Of images (n, 3, H, W): per image (n,), the mean over the changes of a kind, and of rotations over an angle's."""
+    grid = (images.shape[2] // encoder.patch, images.shape[3] // encoder.patch)
     bases: dict[tuple[int, int] | None, dict[int, Tensor]] = {}
-    parts: dict[_Key, list[Tensor]] = defaultdict(list)
+    parts: dict[Key, list[Tensor]] = defaultdict(list)
     for change in todo:
         if change.place not in bases:
             bases[change.place] = normalised_maps(encoder, change.before(images), layers)
         changed = normalised_maps(encoder, change.after(images), layers)
+        near = neighbourhood(change, grid).to(images.device)
         for layer in layers:
-            there, carried = change.select(changed[layer]), change.carry(bases[change.place][layer])
-            for pairing, other in (("same", carried), ("other", carried.roll(1, 0))):
-                for metric, value in _agreement(there, other, means[layer]).items():
+            mean, base = statistics[layer].mean, bases[change.place][layer]
+            there, carried = Tokens.of(change.select(changed[layer])), Tokens.of(change.carry(base))
+            compared = {
+                SAME: agreement(there, carried, mean) | retrieval(there, carried, mean, near),
+                NOT_CARRIED: agreement(there, Tokens.of(change.leave(base)), mean),
+                OTHER: agreement(there, carried.roll(), mean),
+            }
+            for subject, found in compared.items():
+                for metric, value in found.items():
                     if change.member is not None:
-                        parts[metric, pairing, change.kind, change.member, layer].append(value)
-                    parts[metric, pairing, change.kind, None, layer].append(value)
-    found = {key: torch.stack(values).mean(0).cpu() for key, values in parts.items()}
+                        parts[metric, subject, change.kind, change.member, layer].append(value)
+                    parts[metric, subject, change.kind, None, layer].append(value)
+    means = {key: torch.stack(values).mean(0).cpu() for key, values in parts.items()}
     # kind by kind, an angle's records before the kind's mean
     kinds = list(dict.fromkeys(change.kind for change in todo))
-    return dict(sorted(found.items(), key=lambda entry: (kinds.index(entry[0][2]), entry[0][3] is None)))
+    return dict(sorted(means.items(), key=lambda entry: (kinds.index(entry[0][2]), entry[0][3] is None)))
 
 
-def _agreement(there: Tensor, carried: Tensor, mean: Tensor) -> dict[str, Tensor]:
-    """Per image (n,), of tokens (n, D, T) and the mean token (D, 1)."""
-    spread = (there - mean).flatten(1).norm(dim=1).clamp(min=1e-12)
-    return {
-        "cosine": F.cosine_similarity(there, carried, dim=1).mean(1),
-        "centred_cosine": F.cosine_similarity(there - mean, carried - mean, dim=1).mean(1),
-        "relative_error": (there - carried).flatten(1).norm(dim=1) / spread,
-    }
+def neighbourhood(change: Change, grid: Grid) -> Tensor:
+    """(T, T) bool: compared tokens within one patch of each other, diagonally too, of images of `grid` patches."""
+    cells = change.cells(grid)
+    near: Tensor = (cells[:, None] - cells[None]).abs().amax(2) <= 1
+    return near
+
+
+def _chances(change: Change, grid: Grid) -> dict[str, float]:
+    """Of retrieval, in percent, for a guess among the tokens of the image."""
+    near = neighbourhood(change, grid)
+    return {"retrieval": 100 / len(near), "retrieval_near": 100 * float(near.float().mean())}
+
+
+def _records(
+    scope: Scope,
+    values: Mapping[Key, list[Tensor]],
+    statistics: Mapping[int, MapStatistics],
+    chances: Mapping[tuple[str, float | None], Mapping[str, float]],
+) -> list[Record]:
+    records = []
+    for (metric, subject, kind, angle, layer), parts in values.items():
+        if subject != SAME and scope.subject != "backbone":
+            continue
+        details: dict[str, Any] = {"layer": layer, "kind": kind} | ({} if angle is None else {"angle": angle})
+        if metric.startswith("retrieval"):
+            of_kind = [c[metric] for (k, a), c in chances.items() if k == kind and angle in (None, a)]
+            details["chance"] = sum(of_kind) / len(of_kind)
+        found = torch.cat(parts).double().numpy() if parts else np.zeros(0)
+        known = found[np.isfinite(found)]
+        name = scope.subject if subject == SAME else subject
+        if len(known):
+            details |= {"left_out": len(found) - len(known)} if len(known) < len(found) else {}
+            record = scope.mean("equivariance", metric, known, details, subject=name)
+        else:
+            details["not_measurable"] = _reason(statistics.get(layer))
+            record = scope.missing("equivariance", metric, details, subject=name)
+        records.append(replace(record, unit="%" if metric.startswith("retrieval") else ""))
+    return records
+
+
+def _reason(statistics: MapStatistics | None) -> str:
+    if statistics is None:
+        return "fewer than two images that are not of one colour"
+    if not torch.isfinite(statistics.mean).all():
+        return "features that are not finite"
+    return "maps of one patch" if statistics.patches == 1 else "maps that are constant within an image"
+
+
+def _share_records(scope: Scope, statistics: Mapping[int, MapStatistics]) -> list[Record]:
+    """Where the variance of the upright maps lies, in percent."""
+    records = []
+    for layer, found in statistics.items():
+        for part, share in found.shares.items():
+            details = {"layer": layer}
+            known = math.isfinite(share)
+            records.append(
+                Record(
+                    "equivariance", part, 100 * share if known else None, found.images, scope.subject,
+                    scope.data, scope.seed, scope.checkpoint, unit="%",
+                    details=details if known else details | {"not_measurable": "maps that do not vary"},
+                )
+            )  # fmt: skip
+    return records

@@ -31,7 +31,7 @@ from equimid.evaluation.study import Study, images_of, readable, same_place
 from equimid.randomness import counted_generator
 from equimid.records import Record
 
-__all__ = ["measure_readback"]
+__all__ = ["measure_readback", "some_layers"]
 
 _BATCH = 32
 _PLACES = 4  # the map is pooled to so many, squared
@@ -81,7 +81,7 @@ def measure_readback(study: Study, data: str, train: str | None = None) -> list[
     return records
 
 
-def _layers(depth: int, count: int) -> list[int]:
+def some_layers(depth: int, count: int) -> list[int]:
     """At most `count` layers, evenly to the last."""
     count = min(count, depth)
     return [round(depth * (n + 1) / count) for n in range(count)]
@@ -91,7 +91,7 @@ def _layers(depth: int, count: int) -> list[int]:
 def _read(study: Study, source: Any, indices: npt.NDArray[np.int64]) -> dict[tuple[int, str], npt.NDArray[np.float32]]:
     """{(layer, what is read): (n, poses, columns)}"""
     encoder = study.encoder
-    layers = _layers(encoder.depth, study.config.equivariance.readback_layers)
+    layers = some_layers(encoder.depth, study.config.equivariance.readback_layers)
     parts: _Features = defaultdict(list)
     done = 0
     with study.bar(f"poses, {study.scope.subject}") as progress:

@@ -17,7 +17,7 @@ from torch import Tensor
 from equimid.data import Source
 from equimid.distributed import rank, world_size
 from equimid.evaluation.classifier import Classifier
-from equimid.evaluation.equivariance.maps import pose_kinds
+from equimid.evaluation.equivariance.changes import Grid, pose_kinds
 from equimid.evaluation.probes.heads import predicted
 from equimid.evaluation.probes.linear import fit_linear
 from equimid.evaluation.robustness.folders import all_ranks
@@ -74,8 +74,8 @@ def geometry_records(classifier: Classifier, test: Source) -> list[Record]:
     config, interpolation = study.config.robustness, study.config.equivariance.interpolation
     indices = sample_images(test, config.images, study.scope.seed)
     mine = np.arange(rank(), len(indices), world_size())
-    grid = study.preprocessing.size // study.encoder.patch
-    poses = _poses(grid)
+    side = study.preprocessing.size // study.encoder.patch
+    poses = _poses((side, side))
     if not study.encoder.any_size:
         logger.warning("this network takes images of one size: its accuracy under other scales is not measured")
         poses = {key: pose for key, pose in poses.items() if key[0] != "scale"}
@@ -109,9 +109,9 @@ def geometry_records(classifier: Classifier, test: Source) -> list[Record]:
     return records
 
 
-def _poses(grid: int) -> dict[tuple[str, str], tuple[int, bool, tuple[int, int]]]:
+def _poses(grid: Grid) -> dict[tuple[str, str], tuple[int, bool, Grid]]:
     """Poses (turns, flip, grid) by (kind, name); the first is upright."""
-    poses = {("none", "upright"): (0, False, (grid, grid))}
+    poses = {("none", "upright"): (0, False, grid)}
     names = {
         "quarter turns": lambda pose: f"{90 * pose[0]} degrees",
         "flip": lambda pose: "mirrored left-right",

@@ -1,0 +1,144 @@
+"""Correspondence: is the same patch found again in the changed image, by its token alone?
+
+For layer l, image x and change g, every token of f_l(g x) looks for its nearest token, by the cosine after the layer's
+mean token is taken away, among those of the carried map rho(g) f_l(x):
+
+    among "image"    the tokens of the same image: chance 1 / T
+    among "images"   the tokens of all n images: chance 1 / (n T)
+
+    top1        share of the tokens that find their partner
+    near_top1   share that find it or one of the (up to 8) tokens around it on the grid of the same image
+
+Where g is no permutation (scales, angles, unaligned crops) the carried map is resampled. Two references: a network of
+random weights, and the mean colours of the patches. These move exactly with turns and flips, so they show what colour
+alone finds.
+
+Letters: n images, T compared tokens, D width.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from equimid.backbones import Encoder, Features
+from equimid.errors import UserError
+from equimid.evaluation.equivariance.agreement import Tokens, cosines, hits
+from equimid.evaluation.equivariance.changes import Change, changes
+from equimid.evaluation.equivariance.maps import input_grid, neighbourhood
+from equimid.evaluation.equivariance.readback import some_layers
+from equimid.evaluation.equivariance.tokens import mean_tokens, normalised_maps
+from equimid.evaluation.study import Study, images_of, sample_images
+from equimid.records import Record
+
+__all__ = ["PatchColours", "correspondence", "measure_correspondence"]
+
+logger = logging.getLogger("equimid")
+
+_BATCH = 16
+_MOST_TOKENS = 16384  # that are searched at once: the time grows with the square of it
+
+
+class PatchColours(Encoder):
+    """The reference without a network: the token of a patch is its mean colour, one "layer" of width 3."""
+
+    depth, width = 1, 3
+
+    def __init__(self, like: Encoder) -> None:
+        super().__init__()
+        self.patch, self.any_size = like.patch, like.any_size
+        self.pretrained_cfg: Mapping[str, Any] = like.pretrained_cfg
+
+    def look(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
+        colours = F.avg_pool2d(images, self.patch)
+        return Features(colours.mean((2, 3)), dict.fromkeys(layers, colours))
+
+
+@torch.inference_mode()
+def measure_correspondence(study: Study, data: str, train: str | None = None) -> list[Record]:
+    """Records {"layer", "kind", "among", "chance"}, of rotations also {"angle"}, of at most
+    `equivariance.correspondence_images` images; for the layers of pose read-back and those that SER acted on.
+
+    Raises:
+        UserError: fewer than two images.
+    """
+    source, encoder = images_of(data), study.encoder
+    if len(source) < 2:
+        raise UserError(f"{data} has {len(source)} image(s); correspondence needs other images to search in")
+    grid, config = input_grid(encoder), study.config.equivariance
+    if grid == (1, 1):
+        logger.warning("the maps of this network have one patch: there is nothing to search in, no correspondence")
+        return []
+    layers = sorted({*some_layers(encoder.depth, config.readback_layers), *encoder.taps})
+    wanted = min(config.correspondence_images, len(source))
+    count = max(2, min(wanted, _MOST_TOKENS // (grid[0] * grid[1])))
+    if count < wanted:
+        logger.warning("correspondence: %d of %d images, for their maps have %d x %d patches", count, wanted, *grid)
+    indices = sample_images(source, count, study.scope.seed)
+    images = torch.cat(list(study.batches(source, _BATCH, indices)))
+    means = mean_tokens(encoder, images.split(_BATCH), layers)
+    todo = changes(grid, encoder.patch, config, encoder.any_size)
+    parts: dict[tuple[str, str, str, float | None, int], list[Tensor]] = defaultdict(list)
+    chances: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    with study.bar(f"correspondence, {study.scope.subject}") as progress:
+        for done, change in enumerate(todo, start=1):
+            near = neighbourhood(change, grid).to(images.device)
+            for layer, (there, carried) in _tokens(encoder, images, layers, change).items():
+                for (metric, among), value in correspondence(there, carried, means[layer], near).items():
+                    for angle in {change.member, None}:
+                        parts[metric, among, change.kind, angle, layer].append(value.cpu())
+            for among, count in (("image", len(near)), ("images", len(images) * len(near))):
+                chances["top1", among, change.kind].append(100 / count)
+                chances["near_top1", among, change.kind].append(100 * float(near.sum(1).double().mean()) / count)
+            if progress:
+                progress(done, len(todo))
+    records = []
+    for (metric, among, kind, angle, layer), values in parts.items():
+        chance = chances[metric, among, kind]
+        details = {"layer": layer, "kind": kind, "among": among, "chance": sum(chance) / len(chance)}
+        details |= {} if angle is None else {"angle": angle}
+        of_images = torch.stack(values).mean(0).double().numpy()
+        records.append(replace(study.scope.mean("correspondence", metric, of_images, details), unit="%"))
+    return records
+
+
+def _tokens(
+    encoder: Encoder, images: Tensor, layers: Sequence[int], change: Change
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """{layer: f(g x) and rho(g) f(x)}, each (n, D, T)."""
+    parts: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    for batch in images.split(_BATCH):
+        before = normalised_maps(encoder, change.before(batch), layers)
+        after = normalised_maps(encoder, change.after(batch), layers)
+        for layer in layers:
+            parts[layer].append((change.select(after[layer]), change.carry(before[layer])))
+    return {
+        layer: (torch.cat([a for a, _ in found]), torch.cat([b for _, b in found])) for layer, found in parts.items()
+    }
+
+
+def correspondence(there: Tensor, carried: Tensor, mean: Tensor, near: Tensor) -> dict[tuple[str, str], Tensor]:
+    """{(metric, among): (n,)} in percent, of the tokens f(g x) and rho(g) f(x), (n, D, T). A tie counts as it comes out
+    on average.
+
+    Args:
+        mean: the layer's mean token, (D, 1).
+        near: which of the T tokens lie near each other, (T, T) bool.
+    """
+    a, b = Tokens.of(there), Tokens.of(carried)
+    T = len(near)
+    found: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+    everywhere = b.without(mean).flatten(0, 1)
+    for number, tokens in enumerate(a.without(mean)):
+        among_all = cosines(tokens, everywhere)
+        own = among_all[:, number * T : (number + 1) * T]
+        for among, searched in (("image", own), ("images", among_all)):
+            exact, around = hits(searched, own, near)
+            found["top1", among].append(100 * exact.mean())
+            found["near_top1", among].append(100 * around.mean())
+    return {key: torch.stack(values) for key, values in found.items()}
