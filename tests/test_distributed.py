@@ -105,6 +105,14 @@ def losses(rank, ranks):
     for side, gradient in enumerate(torch.autograd.grad(cross, (z0, z1))):
         everyone = torch.zeros(18, 5, dtype=torch.float64)
         found[f"cross view, gradient {side}"] = everyone.index_put_((rows.nonzero()[:, 0],), gradient)
+    # patches of the same image are negatives too: in a row, in an order of their own
+    positions = torch.stack([torch.zeros(18, dtype=torch.int64), torch.arange(18) * 5 % 18], 1)[rows]
+    for name, form in (("all", patch_ntxent), ("all, cross view", patch_ntxent_cross_view)):
+        loss = form(z0, z1, ids[rows], 0.3, positions, 4)
+        found[name] = loss.detach()
+        for side, gradient in enumerate(torch.autograd.grad(loss, (z0, z1))):
+            everyone = torch.zeros(18, 5, dtype=torch.float64)
+            found[f"{name}, gradient {side}"] = everyone.index_put_((rows.nonzero()[:, 0],), gradient)
     mine = torch.arange(12)[rank::ranks] if ranks != 2 else torch.arange(12)[:5] if rank == 0 else torch.arange(12)[5:]
     q1, q2, k1, k2 = (values(12, 6, seed=s)[mine] for s in range(4))
     q1.requires_grad_()

@@ -45,6 +45,10 @@ class SERConfig(AddonConfig):
     complement:  the release's draw, in which every relative pose is a reflection
     source:      "resize" the whole image, or the release's "shared_crop"
     form:        "canonical" (the paper) or "cross_view" (the release: negatives in the other view only)
+    negatives:   "images" (the paper: patches of other images) or "all" (patches of the same image too, so that one
+                 vector repeated over the image is no optimum)
+    negative_distance: with "all": patches of the same image within so many rows and columns of the partner show
+                 content that overlaps with it, and are no negatives
     detached:    the release's gather: L_eq is measured and trains nothing
     """
 
@@ -62,6 +66,8 @@ class SERConfig(AddonConfig):
     complement: bool = False
     source: Literal["resize", "shared_crop"] = "resize"
     form: Literal["canonical", "cross_view"] = "canonical"
+    negatives: Literal["images", "all"] = "images"
+    negative_distance: int = 1
     detached: bool = False
 
     def __post_init__(self) -> None:
@@ -86,6 +92,8 @@ class SERConfig(AddonConfig):
             raise UserError(f"ser.grids is {self.grids}; it must be a number of grids up to 1024, or 0 for any grid")
         if self.hidden < 1:
             raise UserError(f"ser.hidden is {self.hidden}; it must be 1 or more")
+        if self.negative_distance < 0:
+            raise UserError(f"ser.negative_distance is {self.negative_distance}; it must be 0 or more patches")
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -110,6 +118,13 @@ class SERConfig(AddonConfig):
         if any(a != b for a, b in zip(sizes[::2], sizes[1::2], strict=False)):
             raise UserError(
                 f"SER pairs views of one size, and here they are {plan.label}; use views.full=2 with small views"
+            )
+        side = min(sizes) // setting.patch_size
+        if self.negatives == "all" and self.negative_distance >= side - 1:
+            way = f"ser.negative_distance={side - 2} or less, or " if side > 1 else ""
+            raise UserError(
+                f"ser.negative_distance is {self.negative_distance}, and on a map of {side} x {side} patches that "
+                f"leaves no patch of the same image as a negative; use {way}ser.negatives=images"
             )
         posed = PosedViews(
             count=max(2, round(self.share * setting.batch)),
@@ -152,7 +167,7 @@ class SER(Addon):
         losses = [
             ser_loss(
                 projector, student[pair], momentum[pair], seen.views.poses[pair], seen.views.image_ids,
-                config.temperature, config.form,
+                config.temperature, config.form, config.negatives, config.negative_distance,
             )
             for pair in pairs
         ]  # fmt: skip
@@ -167,14 +182,21 @@ def ser_loss(
     image_ids: Tensor,
     temperature: float,
     form: Literal["canonical", "cross_view"] = "canonical",
+    negatives: Literal["images", "all"] = "images",
+    negative_distance: int = 1,
 ) -> Tensor:
     """L_eq of one layer's maps: (n, D, *poses[v].grid) per posed view v.
 
     Without momentum maps both sides are the student's, and one direction holds every pair. Returns a scalar; see
-    `equimid.losses.patch_ntxent` for its meaning over ranks.
+    `equimid.losses.patch_ntxent` for its meaning over ranks. `negatives` and `negative_distance` as in `SERConfig`.
+
+    Raises:
+        ValueError: a form or a kind of negatives that there is not.
     """
     if form not in _FORMS:
         raise ValueError(f"form is {form!r}; expected one of {', '.join(_FORMS)}")
+    if negatives not in ("images", "all"):
+        raise ValueError(f"negatives is {negatives!r}; expected images or all")
     patch_loss = _FORMS[form]
     student = [projector(x) for x in maps]
     if momentum_maps:
@@ -185,10 +207,18 @@ def ser_loss(
         other, directions = student, [(0, 1)] if form == "canonical" else [(0, 1), (1, 0)]
     losses = []
     for here, there in directions:
-        ids = image_ids.repeat_interleave(poses[here].grid[0] * poses[here].grid[1])
+        h, w = poses[here].grid
+        ids = image_ids.repeat_interleave(h * w)
         carried = transport(other[there], poses[there], poses[here])
-        losses.append(patch_loss(_rows(student[here]), _rows(carried), ids, temperature))
+        cells = _cells(h, w, len(image_ids), ids.device) if negatives == "all" else None
+        losses.append(patch_loss(_rows(student[here]), _rows(carried), ids, temperature, cells, negative_distance))
     return torch.stack(losses).mean()
+
+
+def _cells(h: int, w: int, n: int, device: torch.device) -> Tensor:
+    """(n h w, 2): row and column of every patch of n maps, image-major."""
+    cells = torch.cartesian_prod(torch.arange(h, device=device), torch.arange(w, device=device))
+    return cells.repeat(n, 1)
 
 
 def _rows(maps: Tensor) -> Tensor:

@@ -1,13 +1,19 @@
 """The patch-wise contrastive loss of SER (arXiv 2603.06693, equation of L_eq), memory linear in the patches.
 
-Letters: M paired patches of this rank, D columns, I(p) the image of patch p, pi(p) its pair, s cosine, A anchors
-(rows of this rank), K keys (rows of all ranks), t temperature.
+Letters: M paired patches of this rank, D columns, I(p) the image of patch p, x(p) its place on the grid, pi(p) its
+pair, s cosine, A anchors (rows of this rank), K keys (rows of all ranks), t temperature.
 
     l_p = -s(p, pi(p)) / t + log( exp(s(p, pi(p)) / t) + sum over q with I(q) != I(p) of exp(s(p, q) / t) )
 
-over the 2M patches of both views; other patches of the same image are absent. The sum over other images is one
-log-sum-exp per anchor: similarities are computed in tiles, forgotten, and computed again in the backward pass. Time
-grows as M^2 D, memory as M D. Nothing is read back from the device, and equal input gives equal bits.
+over the 2M patches of both views; other patches of the same image are absent. That is the paper's form. One vector per
+image, repeated over all its patches, is an optimum of it (docs/methods.md). With positions given, patches of the same
+image are negatives too, but for those within `distance` of the partner on the grid:
+
+    the sum runs over q with I(q) != I(p) or |x(q) - x(p)| > distance, the larger of both coordinates' differences.
+
+The sum over negatives is one log-sum-exp per anchor: similarities are computed in tiles, forgotten, and computed again
+in the backward pass. Time grows as M^2 D, memory as M D. Nothing is read back from the device, and equal input gives
+equal bits.
 
 On a GPU it is the same code: tiles through the device's matrix products. FlexAttention's log-sum-exp fuses what is
 between the products and is timed beside it by `equimid bench loss`; it is not the default, for its gradient cannot be
@@ -16,7 +22,8 @@ run on the CPU and neither was measured on a GPU yet.
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -31,7 +38,9 @@ from equimid.precision import no_autocast, unit_rows
 __all__ = ["patch_ntxent", "patch_ntxent_cross_view"]
 
 
-def patch_ntxent(z0: Tensor, z1: Tensor, image_ids: Tensor, temperature: float) -> Tensor:
+def patch_ntxent(
+    z0: Tensor, z1: Tensor, image_ids: Tensor, temperature: float, positions: Tensor | None = None, distance: int = 1
+) -> Tensor:
     """Canonical form: both views' patches are anchors and keys.
 
     Args:
@@ -39,52 +48,83 @@ def patch_ntxent(z0: Tensor, z1: Tensor, image_ids: Tensor, temperature: float) 
             also be 0. An input without gradient (momentum tokens) costs no gradient.
         image_ids: (M,) integers; equal ids are one image, on whichever rank: ids must be unique over all ranks.
         temperature: positive.
+        positions: (M, 2) integers, row and column of each pair on the grid that both views lie on: patches of the
+            same image are then negatives. None = they are not (the paper).
+        distance: patches of the same image within so many rows and columns of each other are no negatives, 0 or more.
 
     Returns:
         Scalar in float32 (float64 for float64 input), inside any autocast. The mean over ranks of the value is the
-        mean over all 2M patches of all ranks; after DDP's mean so is the gradient. With a single image in all there
-        are no negatives and it is 0.
+        mean over all 2M patches of all ranks; after DDP's mean so is the gradient. Without any negative (a single image
+        in all, and no positions) it is 0.
 
     Raises:
-        ValueError: shapes do not match, or the temperature is not positive.
+        ValueError: shapes do not match, the temperature is not positive, or the distance is negative.
     """
-    _check(z0, z1, image_ids, temperature)
+    _check(z0, z1, image_ids, temperature, positions, distance)
     with no_autocast(z0):
         z0, z1 = unit_rows(z0), unit_rows(z1)
+        patches = _Patches(image_ids, positions, distance)
         if world_size() == 1 and temperature >= _BOUNDED_FROM:
-            positives, negatives = _SymmetricLSE.apply(z0, z1, image_ids, temperature)
+            positives, negatives = _SymmetricLSE.apply(z0, z1, patches, temperature)
         else:
             z = torch.cat([z0, z1])
             positives = (z0 * z1).sum(1) / temperature
-            negatives = _gathered_lse(z, z, image_ids.repeat(2), temperature)
+            negatives = _gathered_lse(z, z, patches.map(lambda x: torch.cat([x, x])), temperature)
         positives, negatives = positives.repeat(2), negatives.flatten()
         return mean_over_ranks(torch.logaddexp(positives, negatives) - positives)
 
 
-def patch_ntxent_cross_view(anchors: Tensor, keys: Tensor, image_ids: Tensor, temperature: float) -> Tensor:
+def patch_ntxent_cross_view(
+    anchors: Tensor, keys: Tensor, image_ids: Tensor, temperature: float, positions: Tensor | None = None,
+    distance: int = 1,
+) -> Tensor:  # fmt: skip
     """The release's form: anchors of one view, positives and negatives from the other view only.
 
     Arguments, value and errors as for `patch_ntxent`; row m of `anchors` pairs with row m of `keys`.
     """
-    _check(anchors, keys, image_ids, temperature)
+    _check(anchors, keys, image_ids, temperature, positions, distance)
     with no_autocast(anchors):
         a, k = unit_rows(anchors), unit_rows(keys)
         positives = (a * k).sum(1) / temperature
-        negatives = _gathered_lse(a, k, image_ids, temperature)
+        negatives = _gathered_lse(a, k, _Patches(image_ids, positions, distance), temperature)
         return mean_over_ranks(torch.logaddexp(positives, negatives) - positives)
 
 
-def _gathered_lse(anchors: Tensor, keys: Tensor, ids: Tensor, temperature: float) -> Tensor:
+@dataclass(frozen=True)
+class _Patches:
+    """Which rows are no negatives of each other: those of one image, all of them or those that lie near.
+
+    ids: (M,);  positions: (M, 2) or None
+    """
+
+    ids: Tensor
+    positions: Tensor | None
+    distance: int
+
+    def map(self, edit: Callable[[Tensor], Tensor]) -> "_Patches":
+        return replace(self, ids=edit(self.ids), positions=None if self.positions is None else edit(self.positions))
+
+
+def _gathered_lse(anchors: Tensor, keys: Tensor, patches: _Patches, temperature: float) -> Tensor:
     counts = row_counts(keys)
     everyone = gather_with_gradient(keys, counts)
-    lse: Tensor = _LSE.apply(anchors, everyone, ids, gather_detached(ids, counts), temperature)
+    of_keys = patches.map(lambda x: gather_detached(x, counts))
+    lse: Tensor = _LSE.apply(anchors, everyone, patches, of_keys, temperature)
     return lse
 
 
-def _check(z0: Tensor, z1: Tensor, image_ids: Tensor, temperature: float) -> None:
+def _check(
+    z0: Tensor, z1: Tensor, image_ids: Tensor, temperature: float, positions: Tensor | None, distance: int
+) -> None:
     if z0.ndim != 2 or z0.shape != z1.shape or image_ids.shape != z0.shape[:1]:
         shapes = tuple(z0.shape), tuple(z1.shape), tuple(image_ids.shape)
         raise ValueError(f"expected two (M, D) and image_ids (M,), found {shapes[0]}, {shapes[1]} and {shapes[2]}")
+    if positions is not None and (positions.shape != (len(z0), 2) or positions.is_floating_point()):
+        raise ValueError(
+            f"positions must be integers (M, 2) = {(len(z0), 2)}, found {positions.dtype} {tuple(positions.shape)}"
+        )
+    if distance < 0:
+        raise ValueError(f"distance is {distance}; it must be a number of patches of 0 or more")
     check_temperature(temperature)
 
 
@@ -122,18 +162,19 @@ def spans(start: int, stop: int, length: int) -> list[slice]:
 
 
 class _Tiles:
-    """Similarities of one tile at a time in one piece of memory, and which of them are of one image.
+    """Similarities of one tile at a time in one piece of memory, and which of them are no negatives.
 
     On the CPU rows and keys are sorted by image, and then the pairs of an image are a rectangle. On another device
     ids are compared there, for reading them would wait for it.
     """
 
-    def __init__(self, rows: int, keys: int, row_ids: Tensor, key_ids: Tensor, like: Tensor) -> None:
+    def __init__(self, rows: _Patches, keys: _Patches, like: Tensor) -> None:
         height, width = TILES.get(like.device.type, TILES["cuda"])
-        height, width = min(height, rows), min(max(height, width), keys)  # a tile on the diagonal is square
+        # a tile on the diagonal is square
+        height, width = min(height, len(rows.ids)), min(max(height, width), len(keys.ids))
         self.memory, self.ones = like.new_empty(height * width), like.new_ones(max(height, width))
-        self.row_ids, self.key_ids = row_ids, key_ids
-        self.runs = _runs(row_ids, key_ids) if _on_host(like.device) else None
+        self.rows, self.keys = rows, keys
+        self.runs = _runs(rows.ids, keys.ids) if _on_host(like.device) else None
 
     def similarities(self, x: Tensor, y: Tensor, scale: float) -> Tensor:
         """scale x y^T, valid until the next call."""
@@ -141,17 +182,37 @@ class _Tiles:
         return torch.addmm(s, x, y.T, beta=0, alpha=scale, out=s)
 
     def fill(self, tile: Tensor, a: slice, b: slice, value: float) -> None:
-        """Write `value` over the pairs of one image."""
+        """Write `value` over the pairs that are no negatives."""
         if self.runs is not None:
             (starts, stops), (key_starts, key_stops) = self.runs
             first = max(bisect_right(stops, a.start), bisect_right(key_stops, b.start))
             last = min(bisect_left(starts, a.stop), bisect_left(key_starts, b.stop))
             if last - first <= _MANY:
                 for run in range(first, last):
-                    down = slice(max(starts[run] - a.start, 0), stops[run] - a.start)
-                    tile[down, max(key_starts[run] - b.start, 0) : key_stops[run] - b.start] = value
+                    down = slice(max(starts[run], a.start), min(stops[run], a.stop))
+                    right = slice(max(key_starts[run], b.start), min(key_stops[run], b.stop))
+                    pairs = tile[
+                        down.start - a.start : down.stop - a.start, right.start - b.start : right.stop - b.start
+                    ]
+                    near = self._near(down, right)
+                    if near is None:
+                        pairs.fill_(value)
+                    else:
+                        pairs.masked_fill_(near, value)
                 return
-        tile.masked_fill_(self.row_ids[a, None] == self.key_ids[None, b], value)
+        same = self.rows.ids[a, None] == self.keys.ids[None, b]
+        near = self._near(a, b)
+        tile.masked_fill_(same if near is None else same.logical_and_(near), value)
+
+    def _near(self, a: slice, b: slice) -> Tensor | None:
+        """Of the patches of rows and keys, those within the distance of each other; None where all count as such."""
+        if self.rows.positions is None or self.keys.positions is None:
+            return None
+        near: Tensor | None = None
+        for row, key in zip(self.rows.positions[a].unbind(1), self.keys.positions[b].unbind(1), strict=True):
+            within = (row[:, None] - key[None]).abs_() <= self.rows.distance
+            near = within if near is None else near.logical_and_(within)
+        return near
 
 
 def _add_product(total: Tensor, x: Tensor, y: Tensor) -> None:
@@ -183,6 +244,9 @@ class _Order:
     def sort(self, x: Tensor) -> Tensor:
         return x if self.order is None else x[self.order]
 
+    def sort_patches(self, patches: _Patches) -> _Patches:
+        return patches.map(self.sort)
+
     def restore(self, x: Tensor) -> Tensor:
         return x if self.order is None else torch.empty_like(x).index_copy_(0, self.order, x)
 
@@ -195,34 +259,34 @@ class _SymmetricLSE(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, z0: Tensor, z1: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        ctx.order, ctx.scale = _Order(ids), 1 / temperature
+    def forward(ctx: Any, z0: Tensor, z1: Tensor, patches: _Patches, temperature: float) -> tuple[Tensor, Tensor]:
+        ctx.order, ctx.scale = _Order(patches.ids), 1 / temperature
         positives = torch.linalg.vecdot(z0, z1).mul_(ctx.scale)
-        z, ids = (ctx.order.sort(z0), ctx.order.sort(z1)), ctx.order.sort(ids)
-        tiles = _Tiles(len(ids), len(ids), ids, ids, z0)
-        total = z0.new_zeros(2, len(ids))
-        for i, a, j, b in symmetric_tiles(len(ids), z0.device.type):
+        z, ctx.patches = (ctx.order.sort(z0), ctx.order.sort(z1)), ctx.order.sort_patches(patches)
+        tiles = _Tiles(ctx.patches, ctx.patches, z0)
+        total = z0.new_zeros(2, len(z0))
+        for i, a, j, b in symmetric_tiles(len(z0), z0.device.type):
             e = tiles.similarities(z[i][a], z[j][b], ctx.scale).exp_()
             tiles.fill(e, a, b, 0.0)
             total[i, a].addmv_(e, tiles.ones[: e.shape[1]])
             if (i, a) != (j, b):
                 total[j, b].addmv_(e.T, tiles.ones[: e.shape[0]])
-        ctx.save_for_backward(*z, ids, total)
+        ctx.save_for_backward(*z, total)
         return positives, torch.stack([ctx.order.restore(view) for view in total.log()])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        *z, ids, total = ctx.saved_tensors
+        *z, total = ctx.saved_tensors
         # a patch without negatives has no sum, and nothing to pull at
         weight = torch.stack([ctx.order.sort(view) for view in grads[1]]).mul_(ctx.scale).div_(total)
         weight.masked_fill_(total == 0, 0.0)
         found = [
             torch.zeros_like(view) if need else None for view, need in zip(z, ctx.needs_input_grad[:2], strict=True)
         ]
-        tiles = _Tiles(len(ids), len(ids), ids, ids, total)
+        tiles = _Tiles(ctx.patches, ctx.patches, total)
         weights = torch.empty_like(tiles.memory)
-        for i, a, j, b in symmetric_tiles(len(ids), total.device.type):
+        for i, a, j, b in symmetric_tiles(total.shape[1], total.device.type):
             left, right = found[i], found[j]
             if left is None and right is None:
                 continue
@@ -246,12 +310,14 @@ class _LSE(torch.autograd.Function):
     """The same for any anchors and keys: (A, D) and (K, D) to (A,), at any temperature."""
 
     @staticmethod
-    def forward(ctx: Any, anchors: Tensor, keys: Tensor, ids: Tensor, key_ids: Tensor, temperature: float) -> Tensor:
-        ctx.rows, ctx.columns, ctx.scale = _Order(ids), _Order(key_ids), 1 / temperature
+    def forward(
+        ctx: Any, anchors: Tensor, keys: Tensor, patches: _Patches, of_keys: _Patches, temperature: float
+    ) -> Tensor:
+        ctx.rows, ctx.columns, ctx.scale = _Order(patches.ids), _Order(of_keys.ids), 1 / temperature
         ctx.bounded = temperature >= _BOUNDED_FROM
-        anchors, ids = ctx.rows.sort(anchors), ctx.rows.sort(ids)
-        keys, key_ids = ctx.columns.sort(keys), ctx.columns.sort(key_ids)
-        tiles = _Tiles(len(anchors), len(keys), ids, key_ids, anchors)
+        anchors, ctx.patches = ctx.rows.sort(anchors), ctx.rows.sort_patches(patches)
+        keys, ctx.of_keys = ctx.columns.sort(keys), ctx.columns.sort_patches(of_keys)
+        tiles = _Tiles(ctx.patches, ctx.of_keys, anchors)
         total = anchors.new_zeros(len(anchors))
         maximum = torch.full_like(total, 0.0 if ctx.bounded else torch.finfo(total.dtype).min)
         for a, b in _tiles_of(len(anchors), len(keys), anchors.device.type):
@@ -264,14 +330,14 @@ class _LSE(torch.autograd.Function):
                 s.sub_(larger[:, None])
             total[a].addmv_(s.exp_(), tiles.ones[: s.shape[1]])
         lse = total.log().add_(maximum)
-        ctx.save_for_backward(anchors, keys, ids, key_ids, lse)
+        ctx.save_for_backward(anchors, keys, lse)
         restored: Tensor = ctx.rows.restore(lse)
         return restored
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        anchors, keys, ids, key_ids, lse = ctx.saved_tensors
+        anchors, keys, lse = ctx.saved_tensors
         need_anchors, need_keys = ctx.needs_input_grad[:2]
         grad_anchors = torch.zeros_like(anchors) if need_anchors else None
         grad_keys = torch.zeros_like(keys) if need_keys else None
@@ -281,7 +347,7 @@ class _LSE(torch.autograd.Function):
         if ctx.bounded:
             weight.mul_(lse.neg().exp_())
         weighted = anchors * weight[:, None]
-        tiles = _Tiles(len(anchors), len(keys), ids, key_ids, anchors)
+        tiles = _Tiles(ctx.patches, ctx.of_keys, anchors)
         for a, b in _tiles_of(len(anchors), len(keys), anchors.device.type):
             p = tiles.similarities(anchors[a], keys[b], ctx.scale)
             if not ctx.bounded:
