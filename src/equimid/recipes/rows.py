@@ -5,7 +5,7 @@ Every base method and every add-on also has a function here, so that any base ca
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from equimid.addons import AugSelfConfig, EquiModConfig, ESSLConfig, SERConfig, STLConfig
 from equimid.backbones import BackboneConfig
@@ -193,13 +193,13 @@ def with_ser(config: Config, layer: int = 3) -> Config:
     return replace(config, backbone=replace(config.backbone, cls_layer=3), addons={"ser": ser})
 
 
-def with_augself(config: Config, layer: int = 0) -> Config:
+def with_augself(config: Config, layer: int = 0, pool: Literal["mean", "cls"] = "mean") -> Config:
     """AugSelf, with its own colours in both views"""
     own = Photometric(saturation=0.4, blur=0.5)
     return replace(
         config,
         views=replace(config.views, first=own, second=own),
-        addons={"augself": AugSelfConfig(layer=layer)},
+        addons={"augself": AugSelfConfig(layer=layer, pool=pool)},
     )
 
 
@@ -286,8 +286,7 @@ def augself_layer3() -> Config:
 @_row("augself-layer3-cls", parent="augself-layer3", published="68.23")
 def augself_layer3_cls() -> Config:
     """AugSelf at layer 3, layer-decoupled: CLS after that layer, as the release reads it"""
-    config = augself_layer3()
-    return replace(config, addons={"augself": replace(config.addons["augself"], pool="cls")})
+    return with_augself(mocov3(), 3, "cls")
 
 
 @_row("equimod-layer3", parent="equimod", published="69.51")
