@@ -76,6 +76,8 @@ def test_a_mean_over_other_poses_is_not_the_same_headline(tmp_path: Path) -> Non
     assert values(part, whole, twice)[label] is None
     assert values(twice, part, whole)[label] is None
     assert values(part)[label] == 20, "beside nothing else it is what there is"
+    three = run_of(tmp_path / "three", *posed("angle", a=20.0, b=40.0, c=60.0))
+    assert values(twice, three)[label] is None, "three values, and not of the three poses"
 
 
 @pytest.mark.parametrize(("metric", "unit"), [("place", ""), ("retrieval", "%")])
