@@ -208,7 +208,7 @@ def _robust(subject: str, base: float, draw: random.Random) -> list[Record]:
             found.append(record("imagenet_c", "top1", 0.9 * value, subject, data="in-c", details=details))
         error = 145 - base + draw.uniform(-9, 9)
         found.append(record("imagenet_c", "ce", error, subject, data="in-c", low=None, details={"corruption": kind}))
-    for metric, value, unit in (("mfr", 80.0, "%"), ("mt5d", 90.0, "%")):
+    for metric, value, unit in (("mean_top1", 50.0, "%"), ("mfr", 80.0, "%"), ("mt5d", 90.0, "%")):
         found.append(record("imagenet_p", metric, value - 0.2 * base, subject, data="in-p", low=None, unit=unit))
     for kind in PERTURBATIONS:
         for metric, value, unit in (("flip_rate", 12.0, "%"), ("top5_distance", 2.5, ""), ("top1", base, "%")):
@@ -217,6 +217,8 @@ def _robust(subject: str, base: float, draw: random.Random) -> list[Record]:
             found.append(record("imagenet_p", metric, value, subject, low=0.9 * value, high=1.1 * value, **more))
     for name, share in (("v2", 0.8), ("r", 0.3), ("sketch", 0.28), ("a", 0.1)):
         found.append(record(f"imagenet_{name}", "top1", share * base, subject, data=f"sets/{name}"))
+        if name in ("r", "a"):
+            found.append(record(f"imagenet_{name}", "top1_all", 0.6 * share * base, subject, data=f"sets/{name}"))
     return found
 
 

@@ -163,10 +163,14 @@ def test_every_control_differs_in_what_its_name_says(size):
     assert changed("ser", "ser-complement") == {"ser.complement"}
     for layer in (9, 12):
         assert changed("ser", f"ser-layer{layer}") == {"ser.layers"}
+    # as the paper has them CLS moves too: each has a control with its network
+    for row, network in (("ser-layer9-cls9", "late-cls9"), ("ser-layer12-cls0", "mocov3")):
+        assert {key.split(".")[0] for key in changed(network, row)} == {"ser"}
 
 
-def test_ser_at_the_last_layer_trains_all_blocks():
-    config = override(recipe("ser-layer12-tiny"), [*QUICK, "train.batch_size=8"])
+@pytest.mark.parametrize("name", ["ser-layer12-tiny", "ser-layer12-cls0-tiny"])
+def test_ser_at_the_last_layer_trains_all_blocks(name):
+    config = override(recipe(name), [*QUICK, "train.batch_size=8"])
     (layer,) = config.addons["ser"].layers
     task = Task(config.backbone, config.method, config.addons, config.plan(), 0)
     assert layer == len(task.student.blocks)

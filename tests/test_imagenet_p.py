@@ -141,18 +141,29 @@ def test_mfr_and_mt5d_by_hand(tmp_path):
     assert value(records, "mt5d") == pytest.approx(20)
 
 
+def test_mean_top1_by_hand(tmp_path):
+    """The mean over the ten test perturbations, of the mean over their videos: no perturbation counts for more."""
+    draw_ten(tmp_path / "p")  # half of the frames are right in snow and tilt, all in the other eight
+    draw_video(tmp_path / "p" / "snow" / "n1", [0, 0, 0, 0])  # snow: none right, in another video
+    draw_video(tmp_path / "p" / "shear" / "n0", [5, 5])  # for validation: not in the mean
+    (found,) = [r for r in records_of(tmp_path, tmp_path / "p") if r.metric == "mean_top1"]
+    assert found.value == pytest.approx((25 + 50 + 8 * 100) / 10)
+    assert (found.evaluation, found.unit, found.n) == ("imagenet_p", "%", 11)
+    assert found.details == {"rate": 0.1}  # as the head was found
+
+
 def test_no_mean_without_alexnet_or_with_a_part(tmp_path, caplog):
     draw_ten(tmp_path / "p")
     with caplog.at_level(logging.WARNING, "equimid"):
         records = records_of(tmp_path, tmp_path / "p")
     assert "alexnet_p" in caplog.text
-    assert {r.metric for r in records} == {"flip_rate", "top5_distance", "top1"}
+    assert {r.metric for r in records} == {"flip_rate", "top5_distance", "top1", "mean_top1"}
     (tmp_path / "p" / "snow").rename(tmp_path / "p" / "other")
     normaliser = Normaliser.read(normaliser_file(tmp_path / "alexnet.json"))
     with caplog.at_level(logging.WARNING, "equimid"):
         records = records_of(tmp_path, tmp_path / "p", normaliser)
     assert "lacks snow" in caplog.text
-    assert not [r for r in records if r.metric in ("mfr", "mt5d")]
+    assert not [r for r in records if r.metric in ("mfr", "mt5d", "mean_top1")]
 
 
 @pytest.mark.parametrize(
@@ -248,5 +259,5 @@ def test_from_folders_to_records(tmp_path):
     config = {"linear_epochs": 2, "linear_rates": (0.01,)}
     asked = study(tmp_path, robustness=RobustnessConfig(alexnet_p=str(file)), **config)
     records = measure_imagenet_p(asked, data, train)
-    assert {r.metric for r in records} == {"flip_rate", "top5_distance", "top1", "mfr", "mt5d"}
+    assert {r.metric for r in records} == {"flip_rate", "top5_distance", "top1", "mean_top1", "mfr", "mt5d"}
     assert all(r.evaluation == "imagenet_p" for r in records)

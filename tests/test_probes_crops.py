@@ -11,7 +11,7 @@ from drawing import drawn
 from equimid.errors import UnreadableImage, UserError
 from equimid.evaluation import EvaluationConfig
 from equimid.evaluation.features import Preprocessing
-from equimid.evaluation.probes import fit_linear, measure_linear
+from equimid.evaluation.probes import fit_linear, linear, measure_linear
 from equimid.evaluation.probes.heads import HeadGrid
 from equimid.evaluation.probes.linear_crops import _Batches, _Crops, fit_on_crops
 from equimid.evaluation.probes.splits import split_to_choose
@@ -83,6 +83,23 @@ def test_workers_change_nothing():
     alone, helped = (fit_linear(study(config, workers=w), coloured(40)) for w in (0, 2))
     assert torch.equal(alone.weight, helped.weight)
     assert alone.details == helped.details
+
+
+def test_a_study_trains_the_head_of_the_same_images_once(monkeypatch):
+    """Every measurement of robustness asks for it, and it costs all its epochs of passes."""
+    trained = []
+    monkeypatch.setattr(linear, "fit_on_crops", lambda *asked: trained.append(asked) or fit_on_crops(*asked))
+    config = EvaluationConfig(linear_crops=True, linear_epochs=2, linear_batch=16)
+    asked = study(config)
+    first, again = fit_linear(asked, coloured(40)), fit_linear(asked, coloured(40))
+    assert len(trained) == 1
+    assert torch.equal(first.weight, again.weight)
+    first.details["more"] = 1
+    assert "more" not in fit_linear(asked, coloured(40)).details
+    fit_linear(asked, coloured(44))
+    assert len(trained) == 2, "other images"
+    fit_linear(replace(asked, config=replace(config, linear_epochs=3)), coloured(40))
+    assert len(trained) == 3, "another study"
 
 
 def test_head_is_that_of_a_loop_written_out():

@@ -7,15 +7,40 @@ from dataclasses import replace
 import pytest
 
 from equimid.backbones import build_backbone
-from equimid.config import Config, differences, load_config, override, save_config
+from equimid.config import Config, differences, flatten, load_config, override, save_config
 from equimid.errors import UserError
 from equimid.recipes import ADDITIONS, BASES, ROWS, SIZES, configured, names, parent, recipe
 
-# the specification's section 11: linear top-1 on ImageNet-1k
+# the specification's section 11: linear top-1 on ImageNet-1k, and what decides that a run is that row. Of every recipe:
+# the add-on, cls_layer, (full, small) views, and settings of the add-on
+_SER = {
+    "ser.form": "canonical", "ser.detached": False, "ser.complement": False, "ser.source": "resize",
+    "ser.temperature": 0.3, "ser.weight": 1.0,
+}  # fmt: skip
 PUBLISHED = {
-    "mocov3": "68.44", "augself": "67.55", "stl": "65.49", "ser": "69.28", "equimod": "68.95", "essl": "70.60",
-    "ser-multicrop": "71.56", "ser-layer9": "68.72", "ser-layer12": "68.18", "control": "68.82",
-    "equimod-layer3": "69.51", "augself-layer3": "68.23",
+    "mocov3": ("68.44", None, 0, (2, 0), {}),
+    "augself": ("67.55", "augself", 0, (2, 0), {"augself.layer": 0, "augself.form": "comparison"}),
+    "stl": ("65.49", "stl", 0, (2, 0), {"stl.layer": 0, "stl.form": "comparison"}),
+    "equimod": ("68.95", "equimod", 0, (2, 0), {"equimod.layer": 0, "equimod.form": "comparison"}),
+    "essl": ("70.60", "essl", 0, (2, 0), {"essl.layer": 0, "essl.size": 96}),
+    "ser": ("69.28", "ser", 3, (2, 0), _SER | {"ser.layers": [3]}),
+    "ser-multicrop": ("71.56", "ser", 3, (2, 4), _SER | {"ser.layers": [3]}),
+    # the paper inserts CLS at the regularised layer; at the last it cannot be
+    "ser-layer9-cls9": ("68.72", "ser", 9, (2, 0), _SER | {"ser.layers": [9]}),
+    "ser-layer12-cls0": ("68.18", "ser", 0, (2, 0), _SER | {"ser.layers": [12]}),
+    "control": ("68.82", "ser", 3, (2, 0), _SER | {"ser.layers": [3], "ser.weight": 0.0}),
+    # which of the two the paper reads, it does not say
+    "augself-layer3": ("68.23", "augself", 0, (2, 0), {"augself.layer": 3, "augself.pool": "mean"}),
+    "augself-layer3-cls": ("68.23", "augself", 0, (2, 0), {"augself.layer": 3, "augself.pool": "cls"}),
+    "equimod-layer3": ("69.51", "equimod", 0, (2, 0), {"equimod.layer": 3, "equimod.pool": "mean"}),
+}
+# of all of them: the network, the length of training, and the probe
+ALIKE = {
+    "method.name": "mocov3", "backbone.name": "vit_small_patch16_224", "backbone.image_size": 224,
+    "backbone.patch_size": None, "backbone.embed_dim": None, "backbone.depth": None, "backbone.num_heads": None,
+    "train.batch_size": 2048, "train.epochs": 100, "train.steps": 0, "train.accumulate": 1, "views.local.size": 96,
+    "evaluation.network": "student", "evaluation.linear_crops": True, "evaluation.linear_features": "last4",
+    "evaluation.linear_epochs": 50, "evaluation.linear_batch": 2048,
 }  # fmt: skip
 
 
@@ -31,8 +56,41 @@ def test_every_recipe_survives_its_yaml_file(name, tmp_path):
     assert load_config(tmp_path / "config.yaml") == config
 
 
-def test_rows_have_the_published_numbers_and_the_comparisons_scale():
-    assert {name: row.published for name, row in ROWS.items() if row.published} == PUBLISHED
+@pytest.mark.parametrize("name", ROWS)
+def test_a_recipe_with_a_published_number_has_that_rows_settings(name):
+    row, config = ROWS[name], recipe(f"{name}-imagenet")
+    if name not in PUBLISHED:
+        assert row.published == ""
+        return
+    number, addon, cls_layer, views, settings = PUBLISHED[name]
+    assert row.published == number
+    flat = flatten(config)
+    assert list(config.addons) == ([addon] if addon else [])
+    assert flat["backbone.cls_layer"] == cls_layer
+    assert (flat["views.full"], flat["views.local.count"]) == views
+    wanted = ALIKE | settings
+    assert {key: flat[key] for key in wanted} == wanted
+    assert flat.get("ser.negatives", "images") == "images"
+
+
+def test_no_two_recipes_of_one_number_but_the_two_readings_of_augself():
+    numbers = [row.published for row in ROWS.values() if row.published]
+    assert {n for n in numbers if numbers.count(n) > 1} == {"68.23"}
+    assert set(PUBLISHED) <= set(ROWS)
+
+
+def test_recipes_of_imagenet_have_the_probe_on_crops_and_the_smaller_ones_the_cached_one():
+    for name in ROWS:
+        assert recipe(f"{name}-imagenet").evaluation.linear_crops, name
+        for size in ("small", "tiny"):
+            assert not recipe(f"{name}-{size}").evaluation.linear_crops, (name, size)
+    # as published elsewhere: crops too, with features and epochs of their own
+    found = {name: recipe(f"{name}-published-imagenet").evaluation for name in ("mocov3", "dino", "barlow")}
+    told = {name: (e.linear_features, e.linear_epochs, e.linear_batch) for name, e in found.items()}
+    assert told == {"mocov3": ("cls", 90, 1024), "dino": ("last4", 100, 1024), "barlow": ("cls", 100, 256)}
+
+
+def test_rows_have_the_comparisons_scale():
     for name, row in ROWS.items():
         config = row.make()
         assert row.text
@@ -53,12 +111,31 @@ def test_controls_differ_from_ser_in_one_thing():
     assert keys("ser-detached") == {"ser.detached"}
     assert keys("ser-complement") == {"ser.complement"}
     assert keys("ser-layer9") == keys("ser-layer12") == {"ser.layers"}
-    assert keys("late-cls") == {"backbone.cls_layer"}
+    assert keys("ser-layer9-cls9") == keys("ser-layer12-cls0") == {"backbone.cls_layer"}
+    assert keys("late-cls") == keys("late-cls9") == {"backbone.cls_layer"}
     assert {key.split(".")[0] for key in keys("ser")} == {"ser", "backbone"}
     assert keys("augself-layer3") == {"augself.layer"}
+    assert keys("augself-layer3-cls") == {"augself.pool"}
     assert keys("equimod-layer3") == {"equimod.layer"}
     assert keys("mocov3-3view") == keys("ser-3view") == {"views.full"}
     assert keys("mocov3-multicrop") == keys("ser-multicrop") == {"views.local.count"}
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_cls_enters_at_the_regularised_layer_or_where_it_does_in_ser(size):
+    """And with the control of its own: the same network without SER."""
+    third, ninth = (2, 5) if size == "tiny" else (3, 9)
+    network = {name: recipe(f"{name}-{size}").backbone for name in ROWS}
+    layers = {name: recipe(f"{name}-{size}").addons["ser"].layers[0] for name in ROWS if name.startswith("ser")}
+    assert (network["ser"].cls_layer, layers["ser"]) == (third, third)
+    assert (network["ser-layer9"].cls_layer, layers["ser-layer9"]) == (third, ninth)
+    assert (network["ser-layer9-cls9"].cls_layer, layers["ser-layer9-cls9"]) == (ninth, ninth)
+    last = 6 if size == "tiny" else 12
+    assert (network["ser-layer12"].cls_layer, layers["ser-layer12"]) == (third, last)
+    assert (network["ser-layer12-cls0"].cls_layer, layers["ser-layer12-cls0"]) == (0, last)
+    assert network["late-cls9"] == network["ser-layer9-cls9"]
+    assert network["mocov3"] == network["ser-layer12-cls0"]
+    assert recipe(f"late-cls9-{size}").addons == {}
 
 
 def test_view_settings_are_those_of_the_table():

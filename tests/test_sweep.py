@@ -42,15 +42,16 @@ def runs(monkeypatch):
         if signal is not None:
             return Outcome(1, 2, signal)
         common = {"subject": "backbone", "data": config.data.source, "seed": config.seed, "checkpoint": "x"}
-        cosines = [
-            Record("equivariance", "centred_cosine", 0.1 * layer + 0.01 * config.seed, 8,
+        places = [
+            Record("equivariance", metric, 0.1 * layer + 0.01 * config.seed, 8,
                    details={"layer": layer, "kind": kind}, **common)
+            for metric in ("place", "centred_cosine")
             for layer in (1, 2, 3)
             for kind in ("quarter turns", "flip")
         ]  # fmt: skip
         knn = Record("knn", "top1", value_of(config), 500, unit="%", low=0.0, high=100.0, **common)
         random = Record("knn", "top1", 9.0, 500, **{**common, "subject": "random"}, unit="%")
-        write_records(folder / "records.jsonl", [knn, random, *cosines])
+        write_records(folder / "records.jsonl", [knn, random, *places])
         (folder / "report.html").write_text("")
         return Outcome(2, 2, None)
 
@@ -254,9 +255,10 @@ def test_the_page_compares_as_scipy_does(tmp_path, runs):
     assert "Differences to ser.weight=0.5" in told
     # the fake has no noise but what the seeds share: no spread, no test
     assert "ser.weight=0 −5.0 (n = 3) not distinguishable · no test" in told
-    assert "equivariance, layer 2 (SER)" in told
-    assert "equivariance, layer 3 (last)" in told
+    assert "place, layer 2 (SER)" in told
+    assert "place, layer 3 (last)" in told
     assert "layer 1" not in told
+    assert "centred cosine" not in told
     assert "0.210 ± 0.025 (n = 3)" in told, "0.20, 0.21, 0.22"
     assert "ser.weight=0.5, seed 1 58.1 0.210 0.310" in told, "every seed in numbers"
 
@@ -266,7 +268,7 @@ def test_differences_are_corrected_for_their_number(tmp_path, runs, monkeypatch)
     monkeypatch.setitem(globals(), "value_of", lambda config: 50 + noise[flatten(config)["ser.weight"]][config.seed])
     run(tmp_path, seeds=range(4), vary=["ser.weight=0,1,2"])
     told = told_of(tmp_path)
-    # kNN alone can be tested: the two cosines do not depend on the weight here
+    # kNN alone can be tested: place does not depend on the weight here
     p = [stats.ttest_rel(noise[weight], noise[0]).pvalue for weight in (1, 2)]
     assert p[0] < 0.025 < 0.05 < p[1]
     assert f"ser.weight=1 +1.0 ± {_half(noise[1], noise[0]):.1f} (n = 4) higher · p = {2 * p[0]:.3f}" in told

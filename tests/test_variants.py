@@ -7,7 +7,7 @@ import pytest
 from equimid.errors import UserError
 from equimid.evaluation.robustness import measure_a, measure_r, measure_sketch, measure_v2
 from equimid.evaluation.robustness.folders import ClassFolders
-from equimid.evaluation.robustness.variants import SKETCH, V2, R, variant_record
+from equimid.evaluation.robustness.variants import SKETCH, V2, A, R, variant_records
 from robust import draw_class, draw_training, reader, study
 
 CLASSES = ("n1", "n2", "n3", "n4")
@@ -33,7 +33,7 @@ def test_v2_by_hand(tmp_path):
         draw_class(tmp_path / "v2" / folder / "a.jpeg", seen)
     classifier = reader(tmp_path, THOUSAND)
     folders = ClassFolders.find(tmp_path / "v2", THOUSAND, numbered=True)
-    record = variant_record(V2, classifier, folders, "v2")
+    (record,) = variant_records(V2, classifier, folders, "v2")
     assert (record.evaluation, record.metric, record.unit) == ("imagenet_v2", "top1", "%")
     assert record.value == pytest.approx(200 / 3)
     assert record.n == 3
@@ -64,12 +64,31 @@ def test_predictions_are_restricted_to_the_classes_that_are_there(tmp_path):
     draw_class(tmp_path / "r" / "n4" / "b.png", 2)  # nearest of n1 and n4: n4
     folders = ClassFolders.find(tmp_path / "r", CLASSES)
     classifier = reader(tmp_path, CLASSES)
-    record = variant_record(R, classifier, folders, "r")
+    record, everything = variant_records(R, classifier, folders, "r")
     assert record.value == pytest.approx(200 / 3)
     assert record.details["restricted_to"] == 2
     assert record.details["set"].startswith("ImageNet-R has 200 classes, and 2")
     # without the restriction all are seen as n2 or n3
-    assert variant_record(SKETCH, classifier, folders, "r").value == 0
+    assert variant_records(SKETCH, classifier, folders, "r")[0].value == 0
+    assert (record.metric, everything.metric) == ("top1", "top1_all")
+    assert everything.value == 0
+    assert "restricted_to" not in everything.details
+    assert everything.details["among"] == 4
+
+
+@pytest.mark.parametrize("variant", [R, A])
+def test_both_class_sets_are_measured_in_one_pass(tmp_path, variant, monkeypatch):
+    # of three images of n1 and n4: one is seen as n1, one as n2 (and among the two as n1), one as n4
+    for name, seen in (("n1", 0), ("n1", 1), ("n4", 3)):
+        draw_class(tmp_path / "r" / name / f"{seen}.png", seen)
+    classifier = reader(tmp_path, CLASSES)
+    passed, logits = [], type(classifier).logits
+    monkeypatch.setattr(type(classifier), "logits", lambda self, x: passed.append(len(x)) or logits(self, x))
+    folders = ClassFolders.find(tmp_path / "r", CLASSES)
+    records = variant_records(variant, classifier, folders, "r")
+    assert {r.metric: r.value for r in records} == {"top1": 100, "top1_all": pytest.approx(200 / 3)}
+    assert {(r.evaluation, r.n, r.unit) for r in records} == {(variant.evaluation, 3, "%")}
+    assert sum(passed) == 3
 
 
 def test_empty_classes_are_named(tmp_path, caplog):
@@ -77,7 +96,7 @@ def test_empty_classes_are_named(tmp_path, caplog):
     (tmp_path / "s" / "n3").mkdir()
     folders = ClassFolders.find(tmp_path / "s", CLASSES)
     with caplog.at_level(logging.WARNING, "equimid"):
-        record = variant_record(R, reader(tmp_path, CLASSES), folders, "s")
+        record, _ = variant_records(R, reader(tmp_path, CLASSES), folders, "s")
     assert "n3" in caplog.text
     assert record.details["restricted_to"] == 1
 
@@ -90,10 +109,12 @@ def test_from_folders_to_records(tmp_path, measure, name):
     train = draw_training(tmp_path / "train", CLASSES)
     data = draw_training(tmp_path / "data", CLASSES, each=2)
     asked = study(tmp_path, linear_epochs=30)
-    (record,) = measure(asked, data, train)
-    assert record.evaluation == f"imagenet_{name}"
-    assert record.n == 8
-    assert record.value == 100
+    record, *more = measure(asked, data, train)
+    assert [r.metric for r in (record, *more)] == (["top1", "top1_all"] if name in ("r", "a") else ["top1"])
+    for found in (record, *more):
+        assert found.evaluation == f"imagenet_{name}"
+        assert found.n == 8
+        assert found.value == 100
     assert ("restricted_to" in record.details) == (name in ("r", "a"))
 
     def refused(data, train=train):

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -87,6 +88,11 @@ class Study:
     def identity(self) -> str:
         """Of the network's weights; computed once."""
         return self.encoder.identity
+
+    @cached_property
+    def heads(self) -> dict[str, Any]:
+        """Linear heads that were trained on crops, by the stamp of their images: each costs many passes."""
+        return {}
 
     def batches(
         self, source: Source, batch_size: int = 64, indices: npt.NDArray[np.int64] | None = None

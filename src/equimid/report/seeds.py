@@ -7,9 +7,11 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+from equimid.records import Record
 from equimid.report import figures
 from equimid.report.blocks import Block, Entry, Fold, Heading, Note, Plot, Plots, Row, Section, Table, Text
 from equimid.report.figures import Dot
@@ -19,14 +21,59 @@ from equimid.statistics import holm, mean_of, paired_difference, verdict
 
 __all__ = ["Group", "compare", "seeds_section"]
 
-# what stands for an evaluation, in this order
-HEADLINES = (
-    ("knn", "top1"), ("linear", "top1"), ("logistic", "top1"), ("mlp", "top1"), ("attentive", "top1"),
-    ("generated_corruptions", "mean_top1"), ("imagenet_c", "mce"), ("imagenet_p", "mfr"), ("imagenet_v2", "top1"),
-    ("imagenet_r", "top1"), ("imagenet_sketch", "top1"), ("imagenet_a", "top1"), ("detection", "map"),
-    ("segmentation", "miou"),
-)  # fmt: skip
 POSED = "quarter turns"  # the kind that stands for equivariance: exact, without resampling
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What stands for an evaluation: its records of one metric that have these details.
+
+    label:   in place of the evaluation's and the metric's names
+    details: {detail: value} of its records
+    each:    a detail of which every value is a headline of its own; of "layer" those that SER acts on, and the last
+    mean:    a detail that tells several records apart, whose mean the headline is
+    """
+
+    evaluation: str
+    metric: str = "top1"
+    label: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    each: str = ""
+    mean: str = ""
+
+
+# in this order
+HEADLINES = (
+    Headline("knn"),
+    Headline("linear"),
+    Headline("logistic"),
+    Headline("mlp"),
+    Headline("attentive"),
+    Headline("fewshot", each="per_class"),
+    Headline("generated_corruptions", "mean_top1"),
+    Headline("imagenet_c", "mean_top1"),
+    Headline("imagenet_c", "mce"),
+    Headline("imagenet_p", "mean_top1"),
+    Headline("imagenet_p", "mfr"),
+    Headline("imagenet_v2"),
+    Headline("imagenet_r"),
+    Headline("imagenet_sketch"),
+    Headline("imagenet_a"),
+    Headline("geometry", label="geometry, mean top-1 over quarter turns", details={"kind": POSED}, mean="pose"),
+    Headline("geometry", label="geometry, mean top-1 over angles", details={"kind": "angle"}, mean="pose"),
+    Headline("detection", "map"),
+    Headline("segmentation", "miou"),
+    Headline("equivariance", "place", "place", {"kind": POSED}, each="layer"),
+    Headline("equivariance", "retrieval", "retrieval", {"kind": POSED}, each="layer"),
+    Headline("pose_readback", label="turn read from the map", details={"target": "turn", "from": "map"}, each="layer"),
+)
+# by the headline's label
+EXPLAINED = {
+    "place": "Place: the cosine, patch by patch, of the map of a turned image and the turned map of the image, after "
+    "the mean token of each image is taken away; of quarter turns.",
+    "retrieval": "Retrieval: how often the partner of a patch is the nearest of all patches of the turned image; of "
+    "quarter turns.",
+}
 
 
 @dataclass(frozen=True)
@@ -49,31 +96,36 @@ class Group:
 
 @dataclass(frozen=True)
 class Metric:
-    """
-    layer: of an equivariance, or None
+    """A headline on one data set.
+
+    value:   of the headline's detail `each`, or None
+    members: values of the headline's detail `mean` that any run has: a mean over others is another value
     """
 
     label: str
-    evaluation: str
-    metric: str
+    headline: Headline
     data: str
     unit: str
-    layer: int | None = None
+    value: Any = None
+    members: frozenset[Any] = frozenset()
 
     @property
     def places(self) -> int:
         return 1 if self.unit == "%" else 3
 
     def of(self, run: Run) -> float | None:
-        found = [
-            r.value
-            for r in run.records
-            if (r.evaluation, r.metric, r.data, r.subject) == (self.evaluation, self.metric, self.data, "backbone")
-            and (self.layer is None or (r.details.get("layer"), r.details.get("kind")) == (self.layer, POSED))
-            and "class" not in r.details
-        ]
-        value = found[0] if len(found) == 1 else None
-        return value if value is not None and math.isfinite(value) else None
+        """Its value; None where the run has none, or several and does not say which, or a mean over other members."""
+        headline = self.headline
+        found = [r for r in _own(headline, run) if r.data == self.data]
+        if headline.each:
+            found = [r for r in found if r.details[headline.each] == self.value]
+        if headline.mean:
+            if len(found) != len(self.members) or {r.details[headline.mean] for r in found} != self.members:
+                return None
+        elif len(found) != 1:
+            return None
+        value = sum(r.value or 0.0 for r in found) / len(found)
+        return value if math.isfinite(value) else None
 
 
 def seeds_section(runs: Sequence[Run]) -> Section:
@@ -117,8 +169,9 @@ def compare(groups: Sequence[Group]) -> list[Block]:
         Text(
             "n is the number of trainings with different seeds; a seed changes initial weights, order of the data, "
             "views, poses and the probes. ± is half of Student's 95 % interval of the mean; one seed, or seeds that "
-            "agree to the digit, have none. Equivariance is the centred cosine under quarter turns."
+            "agree to the digit, have none."
         ),
+        *_explained(metrics),
         Table(
             "Means over seeds",
             "Settings",
@@ -152,32 +205,53 @@ def compare(groups: Sequence[Group]) -> list[Block]:
     return [*blocks, Fold("Every seed in numbers", [table])]
 
 
-def _metrics(groups: Sequence[Group]) -> list[Metric]:
-    """Headlines that any run has, then equivariance at the layers that SER acts on and at the last."""
-    runs = [run for group in groups for run in group.runs.values()]
-    own = [r for run in runs for r in run.records if r.subject == "backbone" and r.value is not None]
-    sources = {run.setting("data.source") for run in runs}
-    metrics = []
-    for evaluation, metric in HEADLINES:
-        found = {r.data: r.unit for r in own if (r.evaluation, r.metric) == (evaluation, metric)}
-        for data, unit in found.items():
-            label = title(evaluation, metric) + ("" if sources == {data} else f", {data}")
-            metrics.append(Metric(label, evaluation, metric, data, unit))
-    posed = [
-        (r.data, r.details["layer"])
-        for r in own
-        if (r.evaluation, r.metric, r.details.get("kind")) == ("equivariance", "centred_cosine", POSED)
-        and isinstance(r.details.get("layer"), int)
+def _own(headline: Headline, run: Run) -> list[Record]:
+    """The headline's records of the run's network, on any data."""
+    return [
+        r
+        for r in run.records
+        if (r.evaluation, r.metric, r.subject) == (headline.evaluation, headline.metric, "backbone")
+        and r.value is not None
+        and headline.details.items() <= r.details.items()
+        and all(detail in r.details for detail in (headline.each, headline.mean) if detail)
+        and "class" not in r.details  # of one class alone
     ]
+
+
+def _metrics(groups: Sequence[Group]) -> list[Metric]:
+    """Headlines that any run has; of layers those that SER acts on in any run, and the last."""
+    runs = [run for group in groups for run in group.runs.values()]
+    sources = {run.setting("data.source") for run in runs}
     regularised = {layer for run in runs for layer in run.ser_layers}
-    for data in dict.fromkeys(data for data, _ in posed):
-        layers = {layer for found, layer in posed if found == data}
-        for layer in sorted(layers & regularised | {max(layers)}):
-            words = ["SER"] * (layer in regularised) + ["last"] * (layer == max(layers))
-            label = f"equivariance, layer {layer} ({', '.join(words)})"
-            label += "" if sources == {data} else f", {data}"
-            metrics.append(Metric(label, "equivariance", "centred_cosine", data, "", layer))
+    metrics = []
+    for headline in HEADLINES:
+        own = [r for run in runs for r in _own(headline, run)]
+        for data in dict.fromkeys(r.data for r in own):
+            found = [r for r in own if r.data == data]
+            label = headline.label or title(headline.evaluation, headline.metric)
+            where = "" if sources == {data} else f", {data}"
+            members = frozenset(r.details[headline.mean] for r in found) if headline.mean else frozenset()
+            for value, name in _values(headline, found, regularised).items():
+                metrics.append(Metric(label + name + where, headline, data, found[-1].unit, value, members))
     return metrics
+
+
+def _values(headline: Headline, found: Sequence[Record], regularised: Collection[Any]) -> dict[Any, str]:
+    """{value of the headline's `each`: what it adds to the label}."""
+    if not headline.each:
+        return {None: ""}
+    values = sorted({r.details[headline.each] for r in found if isinstance(r.details[headline.each], int)})
+    if headline.each != "layer":
+        return {value: f", {value} a class" for value in values}
+    chosen = [value for value in values if value in regularised or value == values[-1]]
+    words = {v: ["SER"] * (v in regularised) + ["last"] * (v == values[-1]) for v in chosen}
+    return {value: f", layer {value} ({', '.join(words[value])})" for value in chosen}
+
+
+def _explained(metrics: Sequence[Metric]) -> list[Block]:
+    """What the words mean of those that are there."""
+    there = {metric.headline.label for metric in metrics}
+    return [Text(text) for label, text in EXPLAINED.items() if label in there]
 
 
 def _mean_cell(group: Group, metric: Metric) -> list[Entry]:
@@ -200,8 +274,7 @@ def _plot(groups: Sequence[Group], metric: Metric, number: int) -> Plot:
             rows.append(Dot(group.name, mean.value, mean.low, mean.high, colour, marker, list(values.values())))
             said.append(f"{group.name} {mean.text(metric.places)}")
     alt = f"{metric.label}: {'; '.join(said)}"
-    unit = metric.unit or "centred cosine" * (metric.layer is not None)
-    return Plot(metric.label, figures.dots(f"seeds-{number}", alt, rows, unit))
+    return Plot(metric.label, figures.dots(f"seeds-{number}", alt, rows, metric.unit or metric.headline.label))
 
 
 def _differences(groups: Sequence[Group], metrics: Sequence[Metric]) -> list[Row]:

@@ -24,6 +24,7 @@ EVALUATIONS = {
 METRICS = {
     "top1": "top-1",
     "top5": "top-5",
+    "top1_all": "top-1 among all classes",
     "mean_top1": "mean top-1",
     "ce": "CE",
     "mce": "mCE",

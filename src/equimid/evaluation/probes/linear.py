@@ -8,6 +8,7 @@ of them, to that epoch of the same schedule, and the test images are used once.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,7 +46,12 @@ def fit_linear(study: Study, source: Source) -> Classifier:
         UserError: no labels, one class, or no class with two images.
     """
     if study.config.linear_crops:
-        return fit_on_crops(study, source)
+        # several measurements of one study read the same head
+        stamp = source.stamp()
+        if stamp not in study.heads:
+            study.heads[stamp] = fit_on_crops(study, source)
+        head: Classifier = study.heads[stamp]
+        return replace(head, details=dict(head.details))
     table, config = study.probe_features(source), study.config
     weight, bias, details = choose_linear(table, len(source.classes), config, study.scope.seed, study.device)
     details["features"] = config.linear_features

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ __all__ = [
     "full_crop",
     "named_folders",
     "predict",
+    "predict_among",
     "set_folder",
     "subfolders",
     "summary",
@@ -162,11 +163,17 @@ def full_crop(preprocessing: Preprocessing) -> Preprocessing:
     return Preprocessing(preprocessing.size, 1.0, preprocessing.mean, preprocessing.std)
 
 
+def predict(classifier: Classifier, source: Source, preprocessing: Preprocessing) -> Tensor:
+    """Classes (n,) of the images, -1 where the head has diverged. See `predict_among`."""
+    return predict_among(classifier, source, preprocessing, [None])[:, 0]
+
+
 @torch.inference_mode()
-def predict(
-    classifier: Classifier, source: Source, preprocessing: Preprocessing, allowed: Tensor | None = None
+def predict_among(
+    classifier: Classifier, source: Source, preprocessing: Preprocessing, among: Sequence[Tensor | None]
 ) -> Tensor:
-    """Classes (n,) of the images, -1 where the head has diverged; among the classes `allowed` (k,) alone if given.
+    """Classes (n, len(among)) of the images, -1 where the head has diverged: a column among the classes (k,) of each
+    entry alone, None for all. The images pass the network once.
 
     Each rank takes its share, and all get the whole.
 
@@ -175,10 +182,11 @@ def predict(
     """
     study = classifier.study
     mine = np.arange(rank(), len(source), world_size())
-    parts = [torch.zeros(0, dtype=torch.int64)]
+    parts = [torch.zeros(0, len(among), dtype=torch.int64)]
     for images in image_batches(source, preprocessing, workers=study.workers, indices=mine):
         logits = classifier.logits(images)
-        parts.append(predicted(logits if allowed is None else only(logits, allowed)))
+        columns = (logits if allowed is None else only(logits, allowed) for allowed in among)
+        parts.append(torch.stack([predicted(column) for column in columns], dim=1))
     return all_ranks(torch.cat(parts), mine, study.device)
 
 

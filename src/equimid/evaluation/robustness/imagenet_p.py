@@ -7,6 +7,7 @@ in frame j of the class that is ranked i in the frame it is compared with: the f
     FR  = mean over videos and over frames j >= 2 of 1[f(x_j) != f(x_ref)]
     T5D = the same of Σ_{i=1..5} |min(i, 6) - min(σ(i), 6)|
     mFR = mean over the 10 test perturbations of FR / FR^AlexNet,   mT5D likewise
+    mean top-1 = mean over the 10 test perturbations of the share of frames with the right class
 
 AlexNet's FR and T5D were never published with the code, so that mFR and mT5D need a file of them.
 
@@ -227,7 +228,8 @@ class _Videos(Dataset[Tensor]):
 
 
 def measure_imagenet_p(study: Study, data: str, train: str | None = None) -> list[Record]:
-    """Flip rate, top-5 distance and top-1 of every perturbation; mFR and mT5D of all ten with AlexNet's values.
+    """Flip rate, top-5 distance and top-1 of every perturbation; of all ten the mean top-1, and with AlexNet's values
+    mFR and mT5D.
 
     Raises:
         UserError: no training images, nothing of ImageNet-P in `data`, unknown classes, an unreadable video, or a file
@@ -244,24 +246,26 @@ def imagenet_p_records(classifier: Classifier, found: PerturbedVideos, normalise
     """The records of `measure_imagenet_p`. Values are means over videos, and so are their intervals."""
     scope = classifier.study.scope
     records: list[Record] = []
-    means: dict[str, dict[str, float]] = {metric: {} for metric in _METRICS}
+    means: dict[str, dict[str, float]] = {metric: {} for metric in (*_METRICS, "top1")}
     for perturbation, (paths, labels) in found.videos.items():
         values = _of_videos(classifier, paths, labels, to_first="noise" in perturbation)
         for metric, column, scale in (("flip_rate", 0, 100), ("top5_distance", 1, 1), ("top1", 2, 100)):
             record = scope.mean("imagenet_p", metric, scale * values[:, column], {"perturbation": perturbation})
             records.append(replace(record, unit="%" if scale == 100 else ""))
-        for metric, column in zip(_METRICS, (0, 1), strict=True):
             means[metric][perturbation] = float(values[:, column].mean())
     missing = [name for name in TEST_PERTURBATIONS if name not in found.videos]
     if missing:
-        logger.warning("%s lacks %s: no mFR and no mT5D", found.name, first_names(missing))
-    elif normaliser is None:
+        logger.warning("%s lacks %s: no mean top-1, no mFR and no mT5D", found.name, first_names(missing))
+        return records
+    n = sum(len(found.videos[name][0]) for name in TEST_PERTURBATIONS)
+    about: dict[str, object] = dict(classifier.details)
+    mean_top1 = 100 * float(np.mean([means["top1"][name] for name in TEST_PERTURBATIONS]))
+    records.append(summary(scope, "imagenet_p", "mean_top1", mean_top1, n, about))
+    if normaliser is None:
         logger.warning(
             "no mFR and no mT5D: they need AlexNet's values, in a file that evaluation.robustness.alexnet_p names"
         )
     else:
-        n = sum(len(found.videos[name][0]) for name in TEST_PERTURBATIONS)
-        about: dict[str, object] = dict(classifier.details)
         for metric, of_alexnet, alexnet in (
             ("mfr", "flip_rate", normaliser.flip_rate),
             ("mt5d", "top5_distance", normaliser.top5_distance),

@@ -4,18 +4,25 @@ Sources: V2, Recht et al., arXiv 1902.10811; R (renditions), Hendrycks et al., a
 arXiv 1905.13549; A (natural adversarial examples), Hendrycks et al., arXiv 1907.07174.
 
 Layout: <root>/<wnid>/<image>; V2 as released has <root>/<0 to 999>/<image>, places of the wnids in sorted order. R and
-A have 200 of the 1000 classes, and predictions are made among these alone, as in their released code.
+A have 200 of the 1000 classes. For these two `top1` is among their own classes, as in their released code, and
+`top1_all` among all classes of the linear head: papers give either, often without saying which.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from equimid.errors import UserError
 from equimid.evaluation.classifier import Classifier
 from equimid.evaluation.probes.linear import fit_linear
-from equimid.evaluation.robustness.folders import ClassFolders, first_names, predict, set_folder, training_images
+from equimid.evaluation.robustness.folders import (
+    ClassFolders,
+    first_names,
+    predict_among,
+    set_folder,
+    training_images,
+)
 from equimid.evaluation.study import Study
 from equimid.records import Record
 
@@ -30,7 +37,7 @@ class Variant:
     evaluation: of its records
     title:      for messages
     classes:    number of them, as released
-    restricted: predictions are made among the classes that are there
+    restricted: predictions are made among the classes that are there, and once more among all
     numbered:   folders may be places of the wnids
     """
 
@@ -53,7 +60,7 @@ def measure_v2(study: Study, data: str, train: str | None = None) -> list[Record
 
 
 def measure_r(study: Study, data: str, train: str | None = None) -> list[Record]:
-    """Top-1 on ImageNet-R among its 200 classes. See `measure_variant`."""
+    """Top-1 on ImageNet-R among its 200 classes, and among all. See `measure_variant`."""
     return measure_variant(R, study, data, train)
 
 
@@ -63,7 +70,7 @@ def measure_sketch(study: Study, data: str, train: str | None = None) -> list[Re
 
 
 def measure_a(study: Study, data: str, train: str | None = None) -> list[Record]:
-    """Top-1 on ImageNet-A among its 200 classes. See `measure_variant`."""
+    """Top-1 on ImageNet-A among its 200 classes, and among all. See `measure_variant`."""
     return measure_variant(A, study, data, train)
 
 
@@ -80,27 +87,32 @@ def measure_variant(variant: Variant, study: Study, data: str, train: str | None
             f"no class folder in {data}: expected those of {variant.title}, CLASS/IMAGE such as n01440764/1.jpg"
             f"{' or 0/1.jpeg' if variant.numbered else ''}; check the path"
         )
-    return [variant_record(variant, fit_linear(study, fit), folders, data)]
+    return variant_records(variant, fit_linear(study, fit), folders, data)
 
 
-def variant_record(variant: Variant, classifier: Classifier, folders: ClassFolders, data: str) -> Record:
-    """The record of `measure_variant`."""
+def variant_records(variant: Variant, classifier: Classifier, folders: ClassFolders, data: str) -> list[Record]:
+    """The records of `measure_variant`."""
     source = folders.images(data)
     if not len(source):
         raise UserError(f"no image in the class folders of {data}; check the path, or unpack the set again")
     assert source.labels is not None
     present = torch.from_numpy(source.labels).unique()
     details: dict[str, object] = {"classes": len(present)} | classifier.details
-    if variant.restricted:
-        details["restricted_to"] = len(present)
     empty = sorted(set(folders.labels.values()) - set(present.tolist()))
     if len(present) != variant.classes:
         warning = f"{variant.title} has {variant.classes} classes, and {len(present)} of them have images here"
         logger.warning("%s: %s%s", data, warning, _named(empty, classifier))
         details["set"] = warning
-    allowed = present if variant.restricted else None
-    correct = predict(classifier, source, classifier.study.preprocessing, allowed).numpy() == source.labels
-    return classifier.study.scope.accuracy(variant.evaluation, correct, details)
+    scope, preprocessing = classifier.study.scope, classifier.study.preprocessing
+    among = [present, None] if variant.restricted else [None]
+    columns = predict_among(classifier, source, preprocessing, among).numpy().T
+    *own, everything = (scope.accuracy(variant.evaluation, column == source.labels, details) for column in columns)
+    if not own:
+        return [everything]
+    return [
+        replace(own[0], details=details | {"restricted_to": len(present)}),
+        replace(everything, metric="top1_all", details=details | {"among": len(classifier.classes)}),
+    ]
 
 
 def _named(classes: list[int], classifier: Classifier) -> str:

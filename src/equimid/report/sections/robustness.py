@@ -52,7 +52,10 @@ def _variants(series: Sequence[Series]) -> list[Block]:
     heading = "Other images of the same classes"
     return [
         Heading(heading),
-        Text("The linear probe on sets that it was not fitted to."),
+        Text(
+            "The linear probe on sets that it was not fitted to. ImageNet-R and -A have 200 of the 1,000 classes: "
+            "top-1 is among these, top-1 among all classes is among those of the training images."
+        ),
         *warnings(series, *VARIANTS),
         *score_blocks("variants", heading, series, found),
     ]
@@ -119,7 +122,8 @@ def _videos(series: Sequence[Series]) -> list[Block]:
             Text(
                 "How often the prediction changes from frame to frame of a slowly perturbed image (flip rate), and how "
                 "far the five highest classes move (top-5 distance): lower is better. mFR and mT5D are relative to "
-                "AlexNet's."
+                "AlexNet's. Mean top-1 is the mean over the ten test perturbations of the share of frames that are "
+                "classified rightly: higher is better."
             ),
         ]
         if number == 0:
