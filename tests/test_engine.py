@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,7 +19,7 @@ from equimid.backbones import BackboneConfig
 from equimid.engine import Trainer, make_fabric
 from equimid.engine.checkpoint import latest_checkpoint
 from equimid.engine.config import RuntimeConfig, TrainConfig
-from equimid.engine.health import HealthCheck, effective_rank, feature_std
+from equimid.engine.health import HealthCheck, effective_rank, feature_std, map_variance
 from equimid.engine.metrics import Metrics
 from equimid.engine.optimizer import OptimConfig, build_optimizer, set_rates
 from equimid.engine.order import MicroBatches
@@ -259,6 +260,30 @@ def test_feature_statistics():
     assert effective_rank(torch.cat([torch.eye(6), -torch.eye(6)])) == pytest.approx(6, rel=1e-4)
     line = torch.outer(torch.linspace(-1, 1, 9), torch.ones(5))
     assert effective_rank(line) == pytest.approx(1, rel=1e-3)
+
+
+def test_the_variance_between_images_is_that_of_their_mean_tokens():
+    rng = torch.Generator().manual_seed(0)
+    maps = torch.randn(6, 5, 3, 4, generator=rng)
+    between, total = map_variance(maps)
+    tokens = maps.movedim(1, -1).reshape(6, 12, 5).double().numpy()
+    mean = tokens.mean((0, 1))
+    assert float(between) == pytest.approx(12 * np.square(tokens.mean(1) - mean).sum(), rel=1e-5)
+    assert float(total) == pytest.approx(np.square(tokens - mean).sum(), rel=1e-5)
+    repeated = maps.mean((2, 3), keepdim=True).expand_as(maps)
+    between, total = map_variance(repeated)
+    assert float(between / total) == pytest.approx(1, abs=1e-5), "one vector for the whole image"
+
+
+def test_health_warns_once_that_place_is_being_lost(caplog):
+    health = HealthCheck({"ser": 1.0}, patience=5)
+    health.look_at_maps(2, {"layer_3": 0.99})
+    health.look_at_maps(9, {"layer_3": 0.5})
+    assert not caplog.records
+    for step in (9, 10):
+        health.look_at_maps(step, {"layer_3": 0.97, "layer_4": 0.2})
+    (record,) = caplog.records
+    assert all(word in record.message for word in ("step 10", "layer 3", "97%", "ser.negatives=all"))
 
 
 def test_health_warns_once_of_a_dead_term_and_of_collapse(caplog):

@@ -1,5 +1,6 @@
 """`equimid measure`: any network, any measurement, and every mistake in one line."""
 
+import json
 import os
 import shutil
 
@@ -248,3 +249,26 @@ def test_every_subject_sees_the_same_images(vit, photos, tmp_path):
     measure(["knn"], f"hf:{vit}", str(photos), out=tmp_path / "m", settings=SMALL)
     assert {r.n for r in read_records(tmp_path / "m" / "records.jsonl")} == {22}
     assert np.isfinite([r.value for r in read_records(tmp_path / "m" / "records.jsonl")]).all()
+
+
+def test_a_copied_backbone_is_measured_beside_the_start_of_its_run(photos, tmp_path, caplog):
+    """Its folder says how its weights were drawn: MoCo-v3's patches and positions, with the seed of the run."""
+    pretrain(override(configured("ser-tiny", [f"data.source={photos}", *QUICK]), ["seed=3"]), tmp_path / "run")
+    shutil.copytree(tmp_path / "run" / "backbone", tmp_path / "copy")
+    found = []
+    for model in (tmp_path / "run", tmp_path / "copy"):
+        measure(["equivariance"], str(model), str(photos), out=None if model.name == "run" else tmp_path / "out",
+                settings=["evaluation.equivariance_images=6", "evaluation.crop=1"])  # fmt: skip
+        folder = model if model.name == "run" else tmp_path / "out"
+        records = [r for r in read_records(folder / "records.jsonl") if r.evaluation == "equivariance"]
+        found.append({(r.subject, r.metric, str(r.details)): r.value for r in records})
+    assert any(subject == "random" for subject, *_ in found[0])
+    assert found[0] == found[1]
+    assert "does not say how its weights began" not in caplog.text
+    file = tmp_path / "copy" / "config.json"
+    content = json.loads(file.read_text())
+    del content["initialisation"]
+    file.write_text(json.dumps(content))
+    measure(["equivariance"], str(tmp_path / "copy"), str(photos), out=tmp_path / "old",
+            settings=["evaluation.equivariance_images=6"])  # fmt: skip
+    assert "does not say how its weights began" in caplog.text

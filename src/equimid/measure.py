@@ -15,7 +15,15 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import Progress
 
-from equimid.backbones import Encoder, TimmEncoder, Weights, build_backbone, create_backbone, open_foreign
+from equimid.backbones import (
+    BackboneConfig,
+    Encoder,
+    TimmEncoder,
+    Weights,
+    build_backbone,
+    create_backbone,
+    open_foreign,
+)
 from equimid.config import Config, load_config, override
 from equimid.data import Ledger
 from equimid.engine import is_main_process, latest_checkpoint, make_fabric
@@ -202,7 +210,7 @@ def _settings(model: str, settings: Sequence[str]) -> Config:
                 "runtime do, and seed"
             )
     run = _run_of(model)
-    config = load_config(run / "config.yaml") if run else Config()
+    config = load_config(run / "config.yaml") if run else Config(seed=_first_seed(Path(model)))
     # where it was trained does not bind where it is measured
     return override(replace(config, runtime=replace(config.runtime, devices=1, accelerator="auto")), settings)
 
@@ -219,14 +227,40 @@ def _like_run(config: Config) -> Callable[[int], Encoder]:
 
 
 def _like_backbone(folder: Path) -> Callable[[int], Encoder]:
-    arguments = json.loads((folder / "config.json").read_text())["model_args"]
+    """As its training drew it; of a folder that does not say how, as timm does."""
+    content = json.loads((_backbone_folder(folder) / "config.json").read_text())
+    arguments, start = content["model_args"], content.get("initialisation")
     name = arguments.pop("arch")
 
     def build(seed: int) -> Encoder:
+        if start is not None:
+            try:
+                config = BackboneConfig(**start["backbone"])
+            except (TypeError, KeyError) as error:
+                raise UserError(f"{folder}: 'initialisation' of its config.json cannot be read ({error})") from None
+            return TimmEncoder(build_backbone(config, arguments["taps"], seed), "random")
+        logger.warning(
+            "%s does not say how its weights began (an older version wrote it); the random network beside it is drawn "
+            "as timm draws it", folder
+        )  # fmt: skip
         with counted_torch_seed(seed, "backbone"):
             return TimmEncoder(create_backbone(name, **arguments), "random")
 
     return build
+
+
+def _backbone_folder(folder: Path) -> Path:
+    inner = folder / "backbone"
+    return inner if (inner / "config.json").is_file() else folder
+
+
+def _first_seed(folder: Path) -> int:
+    """The seed that a handed-on backbone was trained with; 0 where it does not say."""
+    try:
+        start = json.loads((_backbone_folder(folder) / "config.json").read_text()).get("initialisation")
+        return int(start["seed"]) if start else 0
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return 0  # opening it says what is wrong
 
 
 def _refuse_other_files(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -272,4 +272,5 @@ def _export(network: Backbone, config: Config, folder: Path) -> None:
         _preprocessing(config),
         checkpoint.identity if checkpoint else "",
         config.evaluation.network,
+        {"seed": config.seed, "backbone": asdict(config.backbone)},
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,14 @@ _START = When()
 class Losses(NamedTuple):
     """total = base + sum of weight * add-on; `named` holds every part, unweighted.
 
-    cls: (b, D) final embedding of the first view, for health; without gradient
+    cls:  (b, D) final embedding of the first view, for health; without gradient
+    maps: {"layer_3": (n, D, h, w)} that an add-on regularises, likewise
     """
 
     total: Tensor
     named: dict[str, Tensor]
     cls: Tensor
+    maps: dict[str, Tensor] = {}  # noqa: RUF012  (never written to)
 
 
 @dataclass
@@ -137,7 +139,10 @@ class Task(nn.Module):
         named = {self.method_name: _scalar(self.method_name, self.method(cls, momentum_cls, when))}
         named |= {name: _scalar(name, addon(seen), self.configs[name].trains) for name, addon in self.addons.items()}
         total = named[self.method_name] + sum(self.configs[name].weight * named[name] for name in self.addons)
-        return Losses(total, {name: loss.detach() for name, loss in named.items()}, cls[0].detach())
+        maps: dict[str, Tensor] = {}
+        for addon in self.addons.values():
+            maps |= {name: m.detach() for name, m in cast(Addon, addon).regularised_maps(seen).items()}
+        return Losses(total, {name: loss.detach() for name, loss in named.items()}, cls[0].detach(), maps)
 
     def _student(self, views: Views) -> tuple[Seen, list[Tensor]]:
         """What the add-ons see, and the method's batch of every view: its crops, then its posed images."""

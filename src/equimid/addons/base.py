@@ -68,6 +68,10 @@ class Addon(nn.Module):
         """Scalar, unweighted: over ranks its mean is the loss of the global batch, the mean of the gradients its
         gradient. Every parameter of the module takes part in it."""
 
+    def regularised_maps(self, seen: Seen) -> dict[str, Tensor]:
+        """{"layer_3": (n, D, h, w)}: maps that should keep place, whose variance the run watches. {} = none."""
+        return {}
+
 
 @dataclass(frozen=True)
 class AddonConfig:

@@ -159,6 +159,10 @@ class SER(Addon):
             weighted = zip(self.layer_weights, self.config.layers, strict=True)
             return torch.stack([weight * self._of_layer(layer, seen) for weight, layer in weighted]).sum()
 
+    def regularised_maps(self, seen: Seen) -> dict[str, Tensor]:
+        """Those of the first posed view."""
+        return {f"layer_{layer}": seen.posed[0].maps[layer] for layer in self.config.layers} if seen.posed else {}
+
     def _of_layer(self, layer: int, seen: Seen) -> Tensor:
         config, projector = self.config, self.projectors[str(layer)]
         student, momentum = ([f.maps[layer] for f in side] for side in (seen.posed, seen.momentum_posed))

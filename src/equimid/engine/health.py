@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["HealthCheck", "effective_rank", "feature_std"]
+__all__ = ["HealthCheck", "effective_rank", "feature_std", "map_variance"]
 
 logger = logging.getLogger("equimid")
 
@@ -35,6 +35,17 @@ def effective_rank(cls: Tensor) -> float:
     return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
 
 
+def map_variance(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """(between, total) sums of squares of maps (n, D, h, w): of the images' mean tokens, and of all tokens, about the
+    mean token. between / total is the share of the variance that lies between images; 1 = place is lost. Over ranks the
+    sums add up, each about its own rank's mean."""
+    tokens = maps.float().flatten(2)  # (n, D, T)
+    own = tokens.mean(2)
+    mean = own.mean(0)
+    between = (own - mean).square().sum() * tokens.shape[2]
+    return between, (tokens - mean[:, None]).square().sum()
+
+
 class HealthCheck:
     """Warns once of each trouble.
 
@@ -44,6 +55,7 @@ class HealthCheck:
     """
 
     COLLAPSED = 0.02
+    BETWEEN = 0.9  # share of a regularised map's variance
     WAITING = 0.2  # share of the time
     ROWS = 5  # in a row, after the first STARTING steps
     STARTING = 20
@@ -62,6 +74,18 @@ class HealthCheck:
         if len(self.waiting) == self.ROWS and self.remedy:
             share = sum(self.waiting) / self.ROWS
             self._warn("loader", f"step {step + 1}: the device waits {share:.0%} of the time for images; {self.remedy}")
+
+    def look_at_maps(self, step: int, between: Mapping[str, float]) -> None:
+        """Check the share of the variance of each regularised map that lies between images, 0..1."""
+        for name, share in between.items():
+            if step >= self.patience and share > self.BETWEEN:
+                layer = name.replace("_", " ")
+                self._warn(
+                    f"place at {layer}",
+                    f"step {step + 1}: place is being lost at {layer}: {share:.0%} of the variance of its map lies "
+                    "between images, so its patches say which image they are of and hardly where they lie in it; try "
+                    "ser.negatives=all (patches of the same image as negatives) or a lower ser.weight",
+                )
 
     def look(self, step: int, std: float, gradients: Mapping[str, float], images: int) -> None:
         """Check the numbers of a step (0-based): feature std, gradient norms by name ("base", add-ons, or several of

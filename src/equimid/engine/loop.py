@@ -27,7 +27,7 @@ from equimid.engine.checkpoint import (
     save_sharded_checkpoint,
 )
 from equimid.engine.config import RuntimeConfig, TrainConfig
-from equimid.engine.health import HealthCheck, effective_rank, feature_std
+from equimid.engine.health import HealthCheck, effective_rank, feature_std, map_variance
 from equimid.engine.machine import OutOfMemory, give_back_freed_memory, is_out_of_memory, loader_remedy
 from equimid.engine.metrics import Metrics, ProgressLine
 from equimid.engine.optimizer import OptimConfig, build_optimizer, clip_gradients, set_rates
@@ -204,6 +204,9 @@ class Trainer:
             numbers[f"gradient/{name}"] = self.task.watch.norms.get(key, zero) ** 2
         for name, count in (("stop", request.signal is not None), ("unreadable", len(self.unreadable))):
             numbers[name] = zero + count
+        if self._is_logged(step):
+            for layer, maps in losses.maps.items():
+                numbers[f"between/{layer}"], numbers[f"variance/{layer}"] = map_variance(maps)
         return Readout(step, numbers, losses.cls if self._is_logged(step) else None)
 
     def _is_logged(self, step: int) -> bool:
@@ -238,7 +241,13 @@ class Trainer:
             for key, square in sums.items()
             if key.startswith("gradient/")
         }
+        between = {
+            key.removeprefix("between/"): sums[key] / max(sums[f"variance/{key.removeprefix('between/')}"], 1e-12)
+            for key in sums
+            if key.startswith("between/")
+        }
         std, waited = feature_std(cls), self.clock.waited()
+        self.health.look_at_maps(step, between)
         self.health.look(step, std, gradients, len(cls))
         self.health.look_at_loader(step, waited)
         row: dict[str, float | int] = {
@@ -253,6 +262,7 @@ class Trainer:
         }
         row |= losses
         row |= {f"gradient/{name}": value for name, value in gradients.items()}
+        row |= {f"feature/between_images_{layer}": share for layer, share in between.items()}
         self.metrics.write(row | {"feature/std": std, "feature/effective_rank": effective_rank(cls)})
 
     def _refuse_unused(self) -> None:
@@ -384,4 +394,4 @@ def _mean_losses(parts: list[Losses]) -> Losses:
         return torch.stack([v.detach() for v in values]).mean()
 
     named = {name: mean([part.named[name] for part in parts]) for name in parts[0].named}
-    return Losses(mean([part.total for part in parts]), named, parts[-1].cls)
+    return Losses(mean([part.total for part in parts]), named, parts[-1].cls, parts[-1].maps)

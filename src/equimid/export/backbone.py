@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ def save_backbone(
     preprocessing: dict[str, Any],
     checkpoint: str = "",
     network: str = "student",
+    initialisation: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the folder beside its place and rename it.
 
@@ -32,6 +34,8 @@ def save_backbone(
         preprocessing: timm's keys of how images must look: input_size, mean, std, interpolation, crop_pct.
         checkpoint: identity of the checkpoint that the weights are from, for records.
         network: which one they are, "student" or "momentum"; told in config.json.
+        initialisation: "seed" and "backbone" (the fields of `BackboneConfig`) that its first weights were drawn from,
+            so that it can be measured beside them; None = not known.
     """
     config = {
         "architecture": "equimid_vit",
@@ -40,6 +44,7 @@ def save_backbone(
         "global_pool": "token",
         "checkpoint": checkpoint,
         "network": network,
+        "initialisation": None if initialisation is None else dict(initialisation),
         "model_args": {
             "arch": arch,
             "cls_layer": backbone.cls_after,
