@@ -98,4 +98,3 @@ def geometry_records(classifier: Classifier, test: Source) -> list[Record]:
             details |= {"angle": angles[pose_name], "disc": True, "interpolation": interpolation if resampled else None}
         records.append(study.scope.accuracy("geometry", correct, details))
     return records
-
