@@ -179,6 +179,8 @@ def everything(path: Path, lift: float = 0.0, depth: int = 6) -> list[Record]:
             found.append(
                 record("segmentation", "iou", 0.7 * base - 5 * number, subject, data="scenes", details={"class": of})
             )
+        found += _drops("detection", "map", 0.3 * base, subject, "cells", ("0.85 x 0.85", "1.15 x 1.15"), draw)
+        found += _drops("segmentation", "miou", 0.7 * base, subject, "scenes", ("7 x 7 patches", "9 x 9 patches"), draw)
     found.append(record("detection", "map", 0.1, "untrained neck", data="cells"))
     (path / "pictures").mkdir(exist_ok=True)
     for name, words in {
@@ -189,6 +191,22 @@ def everything(path: Path, lift: float = 0.0, depth: int = 6) -> list[Record]:
         Image.effect_noise((240, 80), 60).convert("RGB").save(path / "pictures" / f"{name}.png")
         found.append(record(name, "picture", None, details={"caption": words}, picture=f"pictures/{name}.png"))
     return found
+
+
+def _drops(
+    evaluation: str, metric: str, upright: float, subject: str, data: str, scales: tuple[str, ...], draw: random.Random
+) -> list[Record]:
+    """The score under each pose, and how much of it each kind of pose loses."""
+    found, drops = [], []
+    kinds = {"quarter turns": ("90 degrees", "180 degrees", "270 degrees"), "flip": ("mirrored left-right",)}
+    for kind, poses in (kinds | {"scale": scales}).items():
+        values = [upright * draw.uniform(0.5, 0.9) for _ in poses]
+        for pose, value in zip(poses, values, strict=True):
+            details = {"kind": kind, "pose": pose}
+            found.append(record(evaluation, f"{metric}_posed", value, subject, data=data, details=details))
+        drop, more = upright - sum(values) / len(values), {"kind": kind, "poses": len(poses), "upright": upright}
+        drops.append(record(evaluation, f"{metric}_drop", drop, subject, data=data, details=more))
+    return found + drops
 
 
 def _robust(subject: str, base: float, draw: random.Random) -> list[Record]:

@@ -156,7 +156,10 @@ def test_what_is_read_back_stands_beside_chance(full: Page) -> None:
 
 def test_detection_and_segmentation(full: Page) -> None:
     detection = tables(full, "Detection on cells")[0]
-    assert detection[0] == ["Subject", "mAP", "mAP at IoU 0.50", "mAP at IoU 0.75", "mAR, 100 boxes"]
+    assert detection[0] == [
+        "Subject", "mAP", "mAP at IoU 0.50", "mAP at IoU 0.75", "mAR, 100 boxes",
+        "drop of mAP, quarter turns", "drop of mAP, flip", "drop of mAP, scale",
+    ]  # fmt: skip
     assert [row[0] for row in detection[1:]] == [
         "plain", "ser", "untrained neck, plain", "untrained neck, ser", "random network",
     ]  # fmt: skip
@@ -167,6 +170,41 @@ def test_detection_and_segmentation(full: Page) -> None:
     said = [str(a["alt"]) for a in full.all("img")]
     assert "Detection: Above as labelled, below what was found with a score above 0.5" in said
     assert "What the class token attends to: Image 1: the mean over heads, then each head" in said
+
+
+def test_scores_in_other_poses_stand_beside_the_upright_one(tmp_path: Path) -> None:
+    def of(evaluation: str, metric: str, upright: float, subject: str, turned: float) -> list[Record]:
+        turns: dict[str, Any] = {"kind": "quarter turns"}
+        return [
+            record(evaluation, metric, upright, subject),
+            record(evaluation, f"{metric}_posed", turned, subject, details=turns | {"pose": "90 degrees"}),
+            record(evaluation, f"{metric}_drop", upright - turned, subject, details=turns | {"poses": 1}),
+        ]
+
+    records = [
+        *of("segmentation", "miou", 50.0, "backbone", 40.0), *of("segmentation", "miou", 30.0, "random", 25.0),
+        *of("detection", "map", 45.0, "backbone", 15.0), record("detection", "map", 0.0, "untrained neck"),
+    ]  # fmt: skip
+    runs = [run_with(tmp_path / name, *records, seed=seed) for seed, name in enumerate(("a", "b"))]
+    page = report(tmp_path, *runs)
+    (segmentation,) = tables(page, "Segmentation on digits")[:1]
+    assert segmentation[0] == ["Subject", "mean IoU", "drop of mean IoU, quarter turns"]
+    assert segmentation[1][1:] == [
+        "50.0 % [48.0, 52.0] n = 500 · +20.0 points", "10.0 % [8.0, 12.0] n = 500 · +5.0 points"
+    ]  # fmt: skip
+    (alt,) = alts(page, "mean IoU by pose, quarter turns")
+    assert "a 50.0 at upright, 40.0 at 90 degrees" in alt
+    assert "random network 30.0 at upright, 25.0 at 90 degrees" in alt
+    (alt,) = alts(page, "mAP by pose, quarter turns")
+    assert "untrained" not in alt
+    by_pose = tables(page, "Segmentation on digits, by pose")[0]
+    assert [row[0] for row in by_pose] == ["Pose", "upright", "quarter turns, 90 degrees"]
+    assert by_pose[2][1] == "40.0 % [38.0, 42.0] n = 500"
+    # the upright value alone stands for the evaluation, seed by seed
+    assert not alts(page, "drop of")
+    means = tables(page, "Means over seeds")[0]
+    assert means[0] == ["Settings", "detection mAP (%)", "segmentation mean IoU (%)"]
+    assert means[1][1:] == ["45.0 (n = 2)", "50.0 (n = 2)"]
 
 
 def test_few_images_a_class_are_columns_and_one_curve(full: Page) -> None:

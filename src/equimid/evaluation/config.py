@@ -51,7 +51,8 @@ class RobustnessConfig:
 
     kinds:      of the generated corruptions; by default the 15 test kinds
     severities: of them, 1 to 5
-    images:     at most that many test images are corrupted or posed, drawn once for a seed
+    images:     at most that many test images are corrupted or posed, drawn once for a seed; segmentation and detection
+                pose as many
     angles:     degrees that images are turned by for the curve of geometric robustness, -360 to 360
     alexnet_p:  JSON file of AlexNet's flip rates and top-5 distances, which mFR and mT5D of ImageNet-P need
     """

@@ -1,20 +1,18 @@
 """Linear segmentation: one linear layer on the frozen tokens of the last block, its logits brought to the mask's pixels
 by bilinear interpolation (the linear setting of DINOv2, Oquab et al. 2024, section 7.4).
 
-Letters: n images, C classes, D width, h w patches, H W pixels of a mask, G learning rates, b images and P pixels of a
-step.
+Letters: n images, C classes, D width, h w patches, G learning rates, b images and P pixels of a step.
 
 A linear layer and a linear interpolation commute, so that a step needs the logits only at the pixels that it draws:
 cross entropy at P random pixels of each image has the gradient of all its pixels on average.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -23,20 +21,17 @@ from torch import Tensor
 from equimid.errors import UserError
 from equimid.evaluation.features import Preprocessing, image_batches
 from equimid.evaluation.grids import warn_of_end
+from equimid.evaluation.iou import Counts, Mask, class_iou, iou_records, mean_iou, pixel_counts, posed_iou_records
 from equimid.evaluation.masks import IGNORED, MaskedImages, open_masks
-from equimid.evaluation.study import Study
+from equimid.evaluation.posed import UPRIGHT, NamedPose, poses_for
+from equimid.evaluation.study import Study, sample_images
 from equimid.randomness import counted_generator
 from equimid.records import Record
 
-__all__ = ["class_iou", "measure_segmentation", "pixel_counts"]
+__all__ = ["measure_segmentation"]
 
 _MOMENTUM = 0.9
 _BATCH = 16
-_RESAMPLES = 1000
-
-Mask = npt.NDArray[np.uint8]
-Counts = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,10 @@ class _Heads:
 def measure_segmentation(study: Study, data: str, train: str | None = None) -> list[Record]:
     """Mean IoU over the classes that occur in the test masks, with a 95 % interval by a bootstrap over images, and the
     IoU of each. The learning rate is chosen on a held-out part of the training images, the layer trained anew on all
-    of them; the test images are used once.
+    of them; nothing is chosen on the test images.
+
+    Then the same layer, which was trained upright, on test images in other poses: mean IoU under each pose, and for
+    each kind of pose how much of the upright one is lost (see `_posed_counts`).
 
     Raises:
         UserError: images without a mask; a mask that is no class numbers, of another size than its image or with a
@@ -87,34 +85,48 @@ def measure_segmentation(study: Study, data: str, train: str | None = None) -> l
     masks = [fit.mask(i) for i in range(len(fit))]
     rate, details = _choose(study, tokens, masks, classes)
     heads = _fit(study, tokens, masks, classes, (rate,))
-    counts, done = [], 0
-    for part in _tokens(study, test, preprocessing):
-        for one in part.split(1):
-            counts.append(pixel_counts(heads(one.to(study.device))[0, 0], test.mask(done)))
-            done += 1
+    logits = _logits(study, heads, _tokens(study, test, preprocessing))
+    counts = np.stack([pixel_counts(each, test.mask(i)) for i, each in enumerate(logits)])
     details |= {"size": preprocessing.size, "training_images": len(fit)}
-    return _records(study, np.stack(counts), names, details)
+    records = iou_records(study.scope, counts, names, details)
+    chosen = np.sort(sample_images(test.source, study.config.robustness.images, seed))
+    posed = _posed_counts(study, heads, test.take(chosen), preprocessing)
+    return records + posed_iou_records(study.scope, counts[chosen], posed)
 
 
-def pixel_counts(logits: Tensor, mask: Mask) -> Counts:
-    """Of one image, (C, 3): for each class the pixels where prediction and mask have it, those of the mask, those of
-    the prediction; none where the mask is IGNORED. Logits (C, h, w) are interpolated to the mask (H, W)."""
-    classes = len(logits)
-    with torch.no_grad():
-        fine = F.interpolate(logits[None], mask.shape, mode="bilinear", align_corners=False)[0]
-        # a layer that diverged predicts a class that there is not
-        predicted = fine.argmax(0).masked_fill(fine.isnan().any(0), classes).cpu().numpy()
-    known = mask != IGNORED
-    truth, found = mask[known].astype(np.int64), predicted[known]
-    columns = (truth[truth == found], truth, found)
-    return np.stack([np.bincount(column, minlength=classes + 1)[:classes] for column in columns], axis=1)
+def _posed_counts(
+    study: Study, heads: _Heads, images: MaskedImages, preprocessing: Preprocessing
+) -> dict[NamedPose, Counts]:
+    """`pixel_counts` (n, C, 3) of images shown in each pose but upright.
+
+    The square that the network is shown upright is posed. Its logits are brought back by the inverse turn and flip, and
+    are then compared with the mask at the mask's own pixels, as upright: so the true pixels are the same in every pose,
+    and no mask is resampled. Turns and flips permute pixels and logits, so this is to turn the mask with its image.
+    """
+    patch, interpolation = study.encoder.patch, study.config.equivariance.interpolation
+    poses = [p for p in poses_for(study.encoder, preprocessing.size // patch, "segmentation") if p.kind != UPRIGHT]
+    found: dict[NamedPose, list[Counts]] = {pose: [] for pose in poses}
+    done = 0
+    with study.bar(f"segmentation in other poses, {study.scope.subject}") as progress:
+        for x in image_batches(images.source, preprocessing, batch_size=_BATCH, workers=study.workers):
+            x = x.to(study.device)
+            masks = [images.mask(done + i) for i in range(len(x))]
+            for pose in poses:
+                tokens = _last_tokens(study, pose.of(len(x)).act(x, patch, interpolation))
+                for logits, mask in zip(_logits(study, heads, [tokens]), masks, strict=True):
+                    upright = (~pose.of(1)).act(logits[None])[0]
+                    found[pose].append(pixel_counts(upright, mask))
+            done += len(x)
+            if progress:
+                progress(done, len(images))
+    return {pose: np.stack(counts) for pose, counts in found.items()}
 
 
-def class_iou(counts: npt.NDArray[Any]) -> Floats:
-    """Intersection over union (..., C) of counts (..., C, 3) summed over images; NaN for a class that no mask has."""
-    both, truth, found = np.moveaxis(counts.astype(np.float64), -1, 0)
-    iou: Floats = np.divide(both, truth + found - both, out=np.full(both.shape, np.nan), where=truth > 0)
-    return iou
+def _logits(study: Study, heads: _Heads, tokens: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Logits (C, h, w) of the first layer of `heads`, image by image, of batches of tokens (b, D, h, w)."""
+    for part in tokens:
+        for one in part.split(1):
+            yield heads(one.to(study.device))[0, 0]
 
 
 def _preprocessing(study: Study) -> Preprocessing:
@@ -128,13 +140,11 @@ def _preprocessing(study: Study) -> Preprocessing:
 
 def _tokens(study: Study, images: MaskedImages, preprocessing: Preprocessing) -> Iterator[Tensor]:
     """Tokens (b, D, h, w) after the final norm, batch by batch, on the CPU."""
-    encoder, done = study.encoder, 0
+    done = 0
     with study.bar(f"tokens, {study.scope.subject}") as progress:
         for x in image_batches(images.source, preprocessing, batch_size=_BATCH, workers=study.workers):
             try:
-                with torch.no_grad():
-                    last = encoder.look(x.to(study.device), [encoder.depth]).maps[encoder.depth]
-                    normed = encoder.final_norm(last.movedim(1, -1)).movedim(-1, 1)
+                tokens = _last_tokens(study, x)
             except (AssertionError, ValueError) as error:
                 if preprocessing.size == study.preprocessing.size:
                     raise
@@ -142,10 +152,18 @@ def _tokens(study: Study, images: MaskedImages, preprocessing: Preprocessing) ->
                     f"the network takes no images of {preprocessing.size} px ({error}); leave "
                     "evaluation.segmentation.size at 0"
                 ) from None
-            yield normed.float().cpu()
+            yield tokens
             done += len(x)
             if progress:
                 progress(done, len(images))
+
+
+@torch.no_grad()
+def _last_tokens(study: Study, images: Tensor) -> Tensor:
+    """Tokens (b, D, h, w) of the last block after the final norm, on the CPU."""
+    encoder = study.encoder
+    last = encoder.look(images.to(study.device), [encoder.depth]).maps[encoder.depth]
+    return encoder.final_norm(last.movedim(1, -1)).movedim(-1, 1).float().cpu()
 
 
 def _choose(study: Study, tokens: Tensor, masks: Sequence[Mask], classes: int) -> tuple[float, dict[str, Any]]:
@@ -158,7 +176,7 @@ def _choose(study: Study, tokens: Tensor, masks: Sequence[Mask], classes: int) -
     for i in held.tolist():
         logits = heads(tokens[i : i + 1].to(study.device))[0]
         total += np.stack([pixel_counts(of_rate, masks[i]) for of_rate in logits])
-    found = [100 * _mean(iou) for iou in class_iou(total)]
+    found = [100 * mean_iou(iou) for iou in class_iou(total)]
     best = int(np.argmax(found))
     details: dict[str, Any] = {
         "rate": rates[best],
@@ -167,11 +185,6 @@ def _choose(study: Study, tokens: Tensor, masks: Sequence[Mask], classes: int) -
     }
     details |= warn_of_end(rates[best], rates)
     return rates[best], details
-
-
-def _mean(iou: Floats) -> float:
-    """Over the classes that occur; 0 where none does."""
-    return float(np.nanmean(iou)) if not np.isnan(iou).all() else 0.0
 
 
 def _fit(study: Study, tokens: Tensor, masks: Sequence[Mask], classes: int, rates: Sequence[float]) -> _Heads:
@@ -228,29 +241,3 @@ def _loss(logits: Tensor, places: Tensor, labels: Tensor) -> Tensor:
     labels = labels[:, None].expand(-1, rates, -1)
     known = (labels[:, 0] != IGNORED).sum().clamp(min=1)
     return F.cross_entropy(at, labels, ignore_index=IGNORED, reduction="sum") / known
-
-
-def _records(study: Study, counts: Counts, names: Sequence[str], details: dict[str, Any]) -> list[Record]:
-    scope, n = study.scope, len(counts)
-    found = class_iou(counts.sum(0))
-    occurring = np.flatnonzero(~np.isnan(found))
-    if not len(occurring):
-        raise UserError(f"the test masks of {scope.data} are {IGNORED} everywhere; expected class numbers")
-    rng = counted_generator(scope.seed, "segmentation bootstrap")
-    times = rng.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES).astype(np.float64)
-    resampled = class_iou((times @ counts.reshape(n, -1)).reshape(_RESAMPLES, len(names), 3))
-
-    def record(metric: str, value: float, values: Floats, images: int, details: dict[str, Any]) -> Record:
-        low, high = (float(100 * edge) for edge in np.percentile(values, (2.5, 97.5)))
-        known = images > 1  # one image tells nothing of others
-        return Record(
-            "segmentation", metric, 100 * value, images, scope.subject, scope.data, scope.seed, scope.checkpoint,
-            unit="%", low=low if known else None, high=high if known else None, details=details,
-        )  # fmt: skip
-
-    means = np.array([_mean(iou) for iou in resampled if not np.isnan(iou).all()])
-    records = [record("miou", _mean(found), means, n, details)]
-    for c in occurring.tolist():
-        values, images = resampled[:, c], int((counts[:, c, 1] > 0).sum())
-        records.append(record("iou", float(found[c]), values[~np.isnan(values)], images, {"class": names[c]}))
-    return records

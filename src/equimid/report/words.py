@@ -39,6 +39,10 @@ METRICS = {
     "mar_100": "mAR, 100 boxes",
     "miou": "mean IoU",
     "iou": "IoU",
+    "map_posed": "mAP in other poses",
+    "map_drop": "drop of mAP",
+    "miou_posed": "mean IoU in other poses",
+    "miou_drop": "drop of mean IoU",
 }
 # what a record's values are not named by
 ASIDE = ("caption", "warning", "missing", "set", "resized", "label")

@@ -46,6 +46,8 @@ class DetectionSet:
              found there is neither right nor wrong
     classes: C names
     categories: C category ids, COCO's or 1 to C
+    turns, flip: how the files are turned when they are opened (see `turned`); sizes and boxes are those of the turned
+             images
     """
 
     name: str
@@ -58,9 +60,23 @@ class DetectionSet:
     ignored: tuple[npt.NDArray[np.bool_], ...]
     classes: tuple[str, ...]
     categories: tuple[int, ...]
+    turns: int = 0
+    flip: bool = False
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> "DetectionSet":
+        """The images at these indices, in this order."""
+        return replace(
+            self,
+            images=tuple(self.images[i] for i in indices),
+            numbers=tuple(self.numbers[i] for i in indices),
+            sizes=self.sizes[indices],
+            boxes=tuple(self.boxes[i] for i in indices),
+            labels=tuple(self.labels[i] for i in indices),
+            ignored=tuple(self.ignored[i] for i in indices),
+        )
 
     def present(self) -> set[str]:
         """Classes of which there is a box that counts."""

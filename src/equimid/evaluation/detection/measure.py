@@ -12,6 +12,7 @@ from equimid.distributed import rank
 from equimid.errors import UserError
 from equimid.evaluation.detection.annotations import DetectionSet, detection_splits
 from equimid.evaluation.detection.picture import draw_detections
+from equimid.evaluation.detection.posed import measure_posed
 from equimid.evaluation.detection.scores import Scores, coco_results, need_evaluator, score
 from equimid.evaluation.detection.tokens import Canvas
 from equimid.evaluation.detection.train import Found, build_detector, detect, train_detector
@@ -27,7 +28,8 @@ _PICTURED = 4
 
 def measure_detection(study: Study, data: str, train: str | None = None) -> list[Record]:
     """mAP, mAP at 0.5 and at 0.75 and recall of Faster R-CNN over a simple feature pyramid on the frozen tokens, in
-    percent, of all classes and of each; beside them the same detector before its training ("untrained neck").
+    percent, of all classes and of each; beside them the same detector before its training ("untrained neck"). Then
+    mAP of the detector, which was trained upright, on test images in other poses, and the drop for each kind of pose.
 
     Nothing is chosen by how it does on held-out images: the last step's detector is tested, once. What it found is
     written beside the records in COCO's form (detections_*.json), and a picture of some images under `pictures`.
@@ -47,7 +49,9 @@ def measure_detection(study: Study, data: str, train: str | None = None) -> list
         records += _records(about, fit, test, score(test, before, study.scope.seed))
     losses = train_detector(study, detector, fit, canvas)
     found = detect(study, detector, test, canvas)
-    records += _records(study, fit, test, score(test, found, study.scope.seed), losses)
+    scores = score(test, found, study.scope.seed)
+    records += _records(study, fit, test, scores, losses)
+    records += measure_posed(study, detector, fit, test, found, scores)
     if rank() == 0:
         _write(study, test, found)
     return [*records, _picture(study, test, found)]

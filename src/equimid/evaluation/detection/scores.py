@@ -30,11 +30,14 @@ class Scores:
     values:   map, map_50, map_75, mar_100
     classes:  {class: {map, map_50, map_75, mar_100}}
     interval: {metric: (low, high)}, 95 %, images drawn with replacement; {} where it would take too long
+    draws:    {metric: (R,)}, what each draw of images gave. Which images are drawn depends on the seed and their number
+              alone, so that two scores of the same images are paired; {} where it would take too long
     """
 
     values: Mapping[str, float]
     classes: Mapping[str, Mapping[str, float]]
     interval: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    draws: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
 
 def need_evaluator() -> None:
@@ -68,8 +71,10 @@ def score(images: DetectionSet, found: Sequence[Found], seed: int) -> Scores:
     evaluator.accumulate()
     whole = evaluator.eval["precision"][:, :, :, 0, 0], evaluator.eval["recall"][:, :, 0, 0]
     classes = {name: _summary(whole[0][:, :, [i]], whole[1][:, [i]]) for i, name in enumerate(images.classes)}
-    interval = _interval(evaluator, images, seed) if len(images) * len(images.classes) <= _AFFORDABLE else {}
-    return Scores(_summary(*whole), classes, interval)
+    draws = _draws(evaluator, images, seed) if _affordable(images) else {}
+    low_high = {name: np.nanquantile(values, (0.025, 0.975)).tolist() for name, values in draws.items()}
+    interval = {name: (low, high) for name, (low, high) in low_high.items()}
+    return Scores(_summary(*whole), classes, interval, draws)
 
 
 def coco_truth(images: DetectionSet) -> dict[str, Any]:
@@ -109,8 +114,12 @@ def _summary(precision: npt.NDArray[np.float64], recall: npt.NDArray[np.float64]
     return {name: float(x[x > -1].mean()) if (x > -1).any() else float("nan") for name, x in values.items()}
 
 
-def _interval(evaluator: Any, images: DetectionSet, seed: int) -> dict[str, tuple[float, float]]:
-    """2.5 % and 97.5 % of what images drawn with replacement give. Each image is matched once; only the curves are
+def _affordable(images: DetectionSet) -> bool:
+    return len(images) * len(images.classes) <= _AFFORDABLE
+
+
+def _draws(evaluator: Any, images: DetectionSet, seed: int) -> dict[str, npt.NDArray[np.float64]]:
+    """What images drawn with replacement give, time after time. Each image is matched once; only the curves are
     made anew, from the evaluator's own matches, which it holds by class, then image."""
     matches, count = evaluator._evalImgs_cpp, len(images)
     rng = counted_generator(seed, "detection interval")
@@ -122,15 +131,15 @@ def _interval(evaluator: Any, images: DetectionSet, seed: int) -> dict[str, tupl
         evaluator.accumulate()
         draws.append(_summary(evaluator.eval["precision"][:, :, :, 0, 0], evaluator.eval["recall"][:, :, 0, 0]))
     evaluator._evalImgs_cpp = matches
-    low_high = {name: np.nanquantile([draw[name] for draw in draws], (0.025, 0.975)).tolist() for name in draws[0]}
-    return {name: (low, high) for name, (low, high) in low_high.items()}
+    return {name: np.array([draw[name] for draw in draws]) for name in draws[0]}
 
 
 def _nothing_found(images: DetectionSet) -> Scores:
     present = images.present()
     names = ("map", "map_50", "map_75", "mar_100")
     classes = {c: dict.fromkeys(names, 0.0 if c in present else float("nan")) for c in images.classes}
-    return Scores(dict.fromkeys(names, 0.0), classes)
+    draws = {name: np.zeros(_RESAMPLED) for name in names} if _affordable(images) else {}
+    return Scores(dict.fromkeys(names, 0.0), classes, draws=draws)
 
 
 def _silent(*_: object) -> None:

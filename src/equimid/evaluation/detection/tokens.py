@@ -18,6 +18,7 @@ from equimid.data import loaded_batches, open_image
 from equimid.errors import UnreadableImage, UserError
 from equimid.evaluation.detection.annotations import DetectionSet
 from equimid.evaluation.detection.pyramid import STRIDE
+from equimid.evaluation.detection.turned import turned_image
 from equimid.evaluation.features import Preprocessing
 from equimid.evaluation.study import Study
 
@@ -34,31 +35,35 @@ class Canvas:
     grid:  rows and columns of tokens
     patch: pixels of a token
     long:  side of the resized images, pixels
+    stretch: what multiplies height and width of the resized images, to show them at another scale
     """
 
     grid: tuple[int, int]
     patch: int
     long: int
+    stretch: tuple[float, float] = (1.0, 1.0)
 
     @staticmethod
-    def around(sets: Sequence[DetectionSet], long: int, patch: int) -> "Canvas":
+    def around(
+        sets: Sequence[DetectionSet], long: int, patch: int, stretch: tuple[float, float] = (1.0, 1.0)
+    ) -> "Canvas":
         """The smallest one that holds every image."""
         sizes = np.concatenate([each.sizes for each in sets])
-        resized = np.array([_resized(width, height, long) for width, height in np.unique(sizes, axis=0)])
+        resized = np.array([_resized(width, height, long, stretch) for width, height in np.unique(sizes, axis=0)])
         columns, rows = (math.ceil(side / patch) for side in resized.max(0))
-        return Canvas((rows, columns), patch, long)
+        return Canvas((rows, columns), patch, long, stretch)
 
     def scale(self, size: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], tuple[float, float]]:
         """Of an image (width, height): what multiplies its boxes (x0, y0, x1, y1) on their way into the detector's
         frame, and (height, width) of the image there."""
         unit = STRIDE / self.patch
-        width, height = _resized(int(size[0]), int(size[1]), self.long)
+        width, height = _resized(int(size[0]), int(size[1]), self.long, self.stretch)
         factor = np.array([width * unit / size[0], height * unit / size[1]])
         return np.tile(factor, 2), (height * unit, width * unit)
 
     def place(self, image: Image.Image, flip: bool, preprocessing: Preprocessing) -> Tensor:
         """An RGB image to (3, H, W), normalised; bicubic, the padding 0."""
-        width, height = _resized(*image.size, self.long)
+        width, height = _resized(*image.size, self.long, self.stretch)
         pixels = torch.from_numpy(np.array(image.resize((width, height), Image.Resampling.BICUBIC)))
         x = pixels.permute(2, 0, 1).float() / 255
         mean, std = (torch.tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
@@ -68,9 +73,9 @@ class Canvas:
         return canvas
 
 
-def _resized(width: int, height: int, long: int) -> tuple[int, int]:
+def _resized(width: int, height: int, long: int, stretch: tuple[float, float]) -> tuple[int, int]:
     ratio = long / max(width, height)
-    return max(1, round(width * ratio)), max(1, round(height * ratio))
+    return max(1, round(width * ratio * stretch[1])), max(1, round(height * ratio * stretch[0]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +92,7 @@ class _Placed(Dataset[Tensor]):
         index, flip = self.seen[number]
         file, size = self.images.images[index], tuple(int(side) for side in self.images.sizes[index])
         try:
-            image = open_image(file)
+            image = turned_image(open_image(file), self.images.turns, self.images.flip)
         except UnreadableImage as error:
             raise UserError(f"{file} cannot be read ({error.reason}); mend it, or take it off the list") from None
         if image.size != size:

@@ -6,7 +6,6 @@ disc is set to the mean colour, at every angle alike, also at 0: so no angle sho
 multiples of 90 degrees turning resamples, which blurs a little; the records say where.
 """
 
-import logging
 from collections import defaultdict
 
 import numpy as np
@@ -17,19 +16,16 @@ from torch import Tensor
 from equimid.data import Source
 from equimid.distributed import rank, world_size
 from equimid.evaluation.classifier import Classifier
-from equimid.evaluation.equivariance.changes import Grid, pose_kinds
+from equimid.evaluation.posed import poses_for
 from equimid.evaluation.probes.heads import predicted
 from equimid.evaluation.probes.linear import fit_linear
 from equimid.evaluation.robustness.folders import all_ranks
 from equimid.evaluation.study import Study, labelled_splits, sample_images
-from equimid.poses import Pose
 from equimid.records import Record
 
 __all__ = ["inscribed_disc", "measure_geometry", "rotate"]
 
 _BATCH = 64
-
-logger = logging.getLogger("equimid")
 
 
 def inscribed_disc(size: int) -> Tensor:
@@ -74,19 +70,14 @@ def geometry_records(classifier: Classifier, test: Source) -> list[Record]:
     config, interpolation = study.config.robustness, study.config.equivariance.interpolation
     indices = sample_images(test, config.images, study.scope.seed)
     mine = np.arange(rank(), len(indices), world_size())
-    side = study.preprocessing.size // study.encoder.patch
-    poses = _poses((side, side))
-    if not study.encoder.any_size:
-        logger.warning("this network takes images of one size: its accuracy under other scales is not measured")
-        poses = {key: pose for key, pose in poses.items() if key[0] != "scale"}
+    poses = poses_for(study.encoder, study.preprocessing.size // study.encoder.patch, "accuracy")
     found: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     done = 0
     with study.bar(f"geometry, {study.scope.subject}") as progress:
         for images in study.batches(test, _BATCH, indices[mine]):
-            for key, (turns, flip, size) in poses.items():
-                pose = Pose(torch.full((len(images),), turns), torch.full((len(images),), flip), size)
-                posed = pose.act(images, study.encoder.patch, interpolation)
-                found[key].append(predicted(classifier.logits(posed)))
+            for pose in poses:
+                posed = pose.of(len(images)).act(images, study.encoder.patch, interpolation)
+                found[pose.kind, pose.name].append(predicted(classifier.logits(posed)))
             disc = inscribed_disc(images.shape[-1]).to(images.device)
             for angle in config.angles:
                 turned = rotate(images, angle, interpolation) * disc
@@ -98,7 +89,7 @@ def geometry_records(classifier: Classifier, test: Source) -> list[Record]:
     labels = test.labels[indices]
     angles = {f"{angle} degrees": angle for angle in config.angles}
     records = []
-    for kind, pose_name in [*poses, *(("angle", name) for name in angles)]:
+    for kind, pose_name in [*((pose.kind, pose.name) for pose in poses), *(("angle", name) for name in angles)]:
         own = torch.cat([torch.zeros(0, dtype=torch.int64), *found[kind, pose_name]])
         correct = all_ranks(own, mine, study.device).numpy() == labels
         details: dict[str, object] = {"kind": kind, "pose": pose_name}
@@ -107,16 +98,3 @@ def geometry_records(classifier: Classifier, test: Source) -> list[Record]:
             details |= {"angle": angles[pose_name], "disc": True, "interpolation": interpolation if resampled else None}
         records.append(study.scope.accuracy("geometry", correct, details))
     return records
-
-
-def _poses(grid: Grid) -> dict[tuple[str, str], tuple[int, bool, Grid]]:
-    """Poses (turns, flip, grid) by (kind, name); the first is upright."""
-    poses = {("none", "upright"): (0, False, grid)}
-    names = {
-        "quarter turns": lambda pose: f"{90 * pose[0]} degrees",
-        "flip": lambda pose: "mirrored left-right",
-        "scale": lambda pose: f"{pose[2][0]} x {pose[2][1]} patches",
-    }
-    for kind, members in pose_kinds(grid).items():
-        poses |= {(kind, names[kind](pose)): pose for pose in members}
-    return poses

@@ -1,19 +1,22 @@
 """Accuracy of probes, detection and segmentation: tables of subjects by metrics."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from equimid.records import Record
 from equimid.report import figures
 from equimid.report.blocks import Block, Fold, Heading, Note, Plot, Plots, Section, Text
 from equimid.report.folder import Run
 from equimid.report.sections.pictures import pictures_of
+from equimid.report.sections.poses import UPRIGHT, pose_blocks
 from equimid.report.sections.tables import by_data, finite, score_blocks, tabulate, value_range, warnings
 from equimid.report.subjects import Series, legend
-from equimid.report.words import digits
+from equimid.report.words import digits, metric_name
 
 __all__ = ["dense_section", "evaluation_section", "unmeasured"]
 
-# how each is called, and the detail and metric of its values by class
-DENSE = {"detection": ("Detection", "map"), "segmentation": ("Segmentation", "iou")}
+# how each is called, the metric of its values by class, and that of the whole
+DENSE = {"detection": ("Detection", "map", "map"), "segmentation": ("Segmentation", "iou", "miou")}
 
 
 def unmeasured(runs: Sequence[Run]) -> list[Block]:
@@ -78,19 +81,49 @@ def _fewshot(name: str, series: Sequence[Series], data: str) -> list[Block]:
     return [legend(shown, name), Plots([Plot("few-shot top-1 in %", svg)], "wide")]
 
 
+def _posed(
+    name: str, where: str, series: Sequence[Series], records: dict[tuple[str, str], list[Record]], overall: str
+) -> list[Block]:
+    """The score of upright images beside that of the same images in other poses."""
+    metric = f"{overall}_posed"
+    upright = {"kind": UPRIGHT, "pose": "upright"}
+    found = {
+        key: [
+            *(
+                replace(r, metric=metric, details=upright)
+                for r in of
+                if r.metric == overall and "class" not in r.details
+            ),
+            *(r for r in of if r.metric == metric),
+        ]
+        for key, of in records.items()
+        if any(r.metric == metric for r in of)
+    }
+    if not found:
+        return []
+    text = Text(
+        f"Trained on upright images, tested in other poses: {metric_name(overall)} in %, all plots on one scale. The "
+        "drop in the table above is the upright value less the mean over the poses of a kind, in points, with the "
+        "95 % interval of the paired difference."
+    )
+    shown = [s for s in series if s.key in found]
+    return [text, *pose_blocks(name, f"{where}, by pose", metric_name(overall), shown, found)]
+
+
 def dense_section(series: Sequence[Series]) -> Section:
     """Detection and segmentation: overall, by class, and as pictures."""
     blocks: list[Block] = []
-    for evaluation, (heading, by_class) in DENSE.items():
+    for evaluation, (heading, by_class, overall) in DENSE.items():
         found = by_data(series, evaluation)
         part: list[Block] = [*warnings(series, evaluation)]
         for number, (data, records) in enumerate(found.items()):
             scored = {key: [r for r in of if r.metric != "picture"] for key, of in records.items()}
-            whole = {key: [r for r in of if "class" not in r.details] for key, of in scored.items()}
+            whole = {key: [r for r in of if not {"class", "pose"} & set(r.details)] for key, of in scored.items()}
             if any(whole.values()):
                 where = f"{heading} on {data}"
                 part.append(Heading(where))
                 part += score_blocks(f"{evaluation}-{number}", where, series, whole, short=True)
+            part += _posed(f"{evaluation}-{number}-posed", f"{heading} on {data}", series, scored, overall)
             cells = [
                 (str(r.details["class"]), s.label, r)
                 for s in series

@@ -11,7 +11,7 @@ from equimid.report.blocks import Block, Entry, Note, Plot, Plots, Row, Table
 from equimid.report.figures import Dot
 from equimid.report.folder import Run
 from equimid.report.subjects import Series
-from equimid.report.words import ASIDE, describe, digits, entry, gathered, metric_name, signed, title
+from equimid.report.words import ASIDE, describe, digits, entry, gathered, metric_name, signed, title, words
 
 __all__ = ["by_data", "finite", "score_blocks", "tabulate", "value_range", "warnings"]
 
@@ -58,6 +58,8 @@ def score_blocks(
     for (heading, unit, evaluation, _), column in columns.items():
         if evaluation == "fewshot" and len(numbers_of_shots) > 1:
             continue  # they are one curve
+        if all(_is_drop(r) for of in column.values() for r in of):
+            continue  # the scores are drawn by pose
         points = [
             Dot(s.label, value, r.low, r.high, s.line.colour, s.line.marker or "x")
             for s in shown
@@ -113,9 +115,16 @@ def _column(r: Record, short: bool) -> tuple[str, str, str, str]:
     heading = metric_name(r.metric) if short else title(r.evaluation, r.metric)
     if (count := r.details.get("per_class")) is not None and r.evaluation == "fewshot":
         heading += f", {count} a class"
+    if _is_drop(r):
+        heading += f", {words(str(r.details['kind']))}"
     if r.details.get("corruption") == "none":
         heading = f"clean {heading}"
     return heading, r.unit, r.evaluation, r.metric
+
+
+def _is_drop(r: Record) -> bool:
+    """How much of a score is lost under a kind of pose."""
+    return r.metric.endswith("_drop") and "kind" in r.details
 
 
 def _entries(records: Sequence[Record], run: Run) -> list[Entry]:
