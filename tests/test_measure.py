@@ -253,7 +253,9 @@ def test_every_subject_sees_the_same_images(vit, photos, tmp_path):
 
 def test_a_copied_backbone_is_measured_beside_the_start_of_its_run(photos, tmp_path, caplog):
     """Its folder says how its weights were drawn: MoCo-v3's patches and positions, with the seed of the run."""
-    pretrain(configured("ser-tiny", [f"data.source={photos}", *QUICK[2:], "seed=3"]), tmp_path / "run")
+    pretrain(
+        configured("ser-tiny", [f"data.source={photos}", *QUICK[2:], "seed=3", "train.batch_size=16"]), tmp_path / "run"
+    )
     shutil.copytree(tmp_path / "run" / "backbone", tmp_path / "copy")
     found = []
     for model in (tmp_path / "run", tmp_path / "copy"):

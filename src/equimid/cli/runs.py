@@ -121,11 +121,12 @@ class Measure:
 class Sweep:
     """Run RECIPE for several seeds and values of settings, and compare them: means, intervals, paired differences.
 
-    Settings for all runs follow as key=value. The same command goes on where it stopped.
+    Settings for all runs follow as key=value. The same command goes on where it stopped. A file of a declared study,
+    such as experiments/e1.yaml, stands in place of RECIPE and of all else but --out.
     """
 
     recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
-    """see `equimid recipes`"""
+    """see `equimid recipes`; or STUDY.yaml"""
     data: Annotated[str, arg(metavar="DATA")] = "digits"
     """a folder of images, a text file of paths, or a name"""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -139,6 +140,9 @@ class Sweep:
         from equimid.engine import is_main_process
         from equimid.sweep import run_sweep
 
+        if self.recipe.endswith((".yaml", ".yml")):
+            self._run_study(settings)
+            return
         out = self.out or Path("sweeps") / f"{self.recipe}-{Path(self.data).stem or 'data'}"
         page, failures = run_sweep(self.recipe, spelled(self.data), self.seeds, self.vary, out, settings)
         if is_main_process():
@@ -147,6 +151,17 @@ class Sweep:
                 say(f"equimid: {failure}")
         if failures:
             sys.exit(2)
+
+    def _run_study(self, settings: list[str]) -> None:
+        from equimid.engine import is_main_process
+        from equimid.experiment import run_experiment
+
+        refuse(settings)
+        if self.vary or self.seeds != Sweep.seeds or self.data != Sweep.data:
+            raise UserError(f"{self.recipe} declares data, seeds and arms; leave --data, --seeds and --vary out")
+        written = run_experiment(Path(self.recipe), self.out or Path("sweeps") / Path(self.recipe).stem)
+        if is_main_process():
+            say(f"{len(written)} cell(s) finished, in {Path(self.recipe).with_suffix('')}")
 
 
 @dataclass
