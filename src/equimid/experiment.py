@@ -2,9 +2,10 @@
 
     equimid sweep experiments/e1.yaml --out FOLDER
 
-trains and measures every cell (arm, seed) that has no record yet, seed by seed. A finished cell is one small JSON file
+trains and measures every cell (arm, seed) that has no file yet, seed by seed. A finished cell is one small JSON file
 beside the study, experiments/e1/control-seed0.json: its settings, its records, and where it ran. These files are kept
-in the repository, so that any machine goes on where another stopped; the runs' folders stay in FOLDER.
+in the repository, so that any machine goes on where another stopped; the runs' folders stay in FOLDER. Several
+processes may share a study.
 """
 
 import json
@@ -13,7 +14,8 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -21,13 +23,14 @@ from typing import Any
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 
 from equimid.config import Config, flatten
 from equimid.data import open_source
 from equimid.engine import is_main_process
 from equimid.errors import UserError
 from equimid.evaluation import MEASUREMENTS
-from equimid.measure import locked, measure
+from equimid.measure import measure
 from equimid.recipes import configured
 from equimid.records import Record, read_records
 from equimid.run import on_one_device, pretrain
@@ -150,16 +153,35 @@ def run_experiment(file: Path, out: Path) -> list[Path]:
     logger.info("%s: %d of %d cells are finished", experiment.name, len(cells) - len(missing), len(cells))
     written = []
     for number, (arm, seed) in enumerate(missing, start=1):
-        logger.info("%d of %d: %s seed %d", number, len(missing), arm, seed)
-        folder = out / arm / f"seed={seed}"
-        with locked(out / arm):
-            pass  # the place can be written to
         target = _cell_file(file, arm, seed)
-        if target.exists():  # another process finished it meanwhile
-            continue
-        _run_cell(experiment, arm, seed, folder, target)
+        with _alone(out / arm, seed) as alone:
+            if not alone:
+                logger.info("%d of %d: %s seed %d is run by another process", number, len(missing), arm, seed)
+                continue
+            if target.exists():  # another process has finished it meanwhile
+                continue
+            logger.info("%d of %d: %s seed %d", number, len(missing), arm, seed)
+            _run_cell(experiment, arm, seed, out / arm / f"seed={seed}", target)
         written.append(target)
     return written
+
+
+@contextmanager
+def _alone(place: Path, seed: int) -> Iterator[bool]:
+    """Whether no other process runs this cell; several share a study's cells."""
+    lock = FileLock(place / f".seed={seed}.lock", timeout=0)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise UserError(f"cannot write into {place}: {error.strerror}; choose another --out") from None
+    try:
+        yield True
+    finally:
+        lock.release()
 
 
 def _cell_file(file: Path, arm: str, seed: int) -> Path:
@@ -173,16 +195,17 @@ def _run_cell(experiment: Experiment, arm: str, seed: int, folder: Path, target:
     if not provenance.exists() and is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
         provenance.write_text(json.dumps(_provenance()))
-    outcome = pretrain(config, folder)
+    outcome = pretrain(config, folder, finish=False)  # measured is what the study declares
     if outcome.stopped_by is not None:
         raise KeyboardInterrupt
-    done = {(r.evaluation, r.data) for r in read_records(folder / "records.jsonl") if r.subject == "backbone"}
+    records = folder / "records.jsonl"
+    done = {(r.evaluation, r.data) for r in (read_records(records) if records.exists() else [])}
     todo = [name for name in experiment.measure if (_EVALUATIONS.get(name, name), experiment.data) not in done]
     if todo:
         measure(todo, str(folder), experiment.data)
     if not is_main_process():
         return
-    kept = [_compact(r) for r in read_records(folder / "records.jsonl") if _is_kept(r, experiment)]
+    kept = [_compact(r) for r in read_records(records) if _is_kept(r, experiment)]
     cell = {
         "schema": SCHEMA,
         "study": experiment.name,
