@@ -37,7 +37,8 @@ from equimid.losses.patch_ntxent import symmetric_tiles
 __all__ = ["bare_products", "bench_loss", "cost_law", "exponents"]
 
 TEMPERATURE = 0.3
-PATCHES_OF_AN_IMAGE = 196
+SIDE = 14
+PATCHES_OF_AN_IMAGE = SIDE**2
 # beyond the sizes of the options, on a GPU that is asked for nothing else
 LARGE = (50_176, 200_704)
 
@@ -107,7 +108,10 @@ def _check(options: LossOptions) -> None:
 
 
 def _variants(device: torch.device) -> list[Variant]:
-    ours = [Variant("tiles", torch.float32, "fp32", patch_ntxent)]
+    ours = [
+        Variant("tiles", torch.float32, "fp32", patch_ntxent),
+        Variant("tiles, negatives=all", torch.float32, "fp32", _with_own_image),
+    ]
     if device.type != "cuda":
         return ours
     bf16 = torch.bfloat16
@@ -116,6 +120,12 @@ def _variants(device: torch.device) -> list[Variant]:
         return flex_patch_ntxent(z0, z1, ids, temperature, dtype=bf16)
 
     return [*ours, Variant("tiles", bf16, "tf32", patch_ntxent), Variant("FlexAttention", bf16, "bf16", flex)]
+
+
+def _with_own_image(z0: Tensor, z1: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """`ser.negatives=all`: patches of the same image are negatives too."""
+    place = torch.arange(len(ids), device=ids.device) % PATCHES_OF_AN_IMAGE
+    return patch_ntxent(z0, z1, ids, temperature, torch.stack([place // SIDE, place % SIDE], 1))
 
 
 def _measure(variant: Variant, patches: int, options: LossOptions, device: torch.device) -> tuple[Row, float]:
@@ -149,6 +159,7 @@ def _measure(variant: Variant, patches: int, options: LossOptions, device: torch
         "products s": times["products"].median,
         "extra MiB": extra / 2**20,
         "dense GiB": (2 * patches) ** 2 * 4 / 2**30,
+        "products GFLOP": _product_flops(patches, options.width, device.type) / 1e9,
         "share of peak": _product_flops(patches, options.width, device.type) / times["loss"].median / square,
     }
     return row, ratio(times["loss"], times["products"])
