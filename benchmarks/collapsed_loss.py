@@ -2,8 +2,8 @@
 
     python benchmarks/collapsed_loss.py
 
-32 images on a grid of 8 x 9 patches, temperature 0.3, both views alike. Every map is exactly equivariant; they differ in
-what a patch says: which image it is of, what it shows, or both.
+32 images on a grid of 8 x 9 patches, temperature 0.3, both views alike. Every map is exactly equivariant. They differ
+in what a patch says: which image it is of, what it shows, or both.
 """
 
 import torch

@@ -2,8 +2,8 @@
 
     python benchmarks/place_table.py --data IMAGES --layers 2 random=runs/control MoCo-v3=runs/mocov3 SER=runs/ser
 
-Each network is NAME=MODEL: a run, a backbone's folder, timm:NAME or hf:NAME. A NAME that begins with "random" stands for
-the model's initial weights. Quarter turns; 256 images.
+Each network is NAME=MODEL: a run, a folder of a backbone, timm:NAME or hf:NAME. A NAME that begins with "random" stands
+for the initial weights of the model. Quarter turns; 256 images.
 """
 
 import argparse
