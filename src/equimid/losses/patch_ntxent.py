@@ -175,6 +175,9 @@ class _Tiles:
         self.memory, self.ones = like.new_empty(height * width), like.new_ones(max(height, width))
         self.rows, self.keys = rows, keys
         self.runs = _runs(rows.ids, keys.ids) if _on_host(like.device) else None
+        # where all images lie on one grid in one order, which patches are near is the same for all of them
+        alike = self.runs is not None and _one_grid(rows, *self.runs[0]) and _one_grid(keys, *self.runs[1])
+        self.near = self._near(slice(self.runs[0][1][0]), slice(self.runs[1][1][0])) if alike and self.runs else None
 
     def similarities(self, x: Tensor, y: Tensor, scale: float) -> Tensor:
         """scale x y^T, valid until the next call."""
@@ -194,7 +197,7 @@ class _Tiles:
                     pairs = tile[
                         down.start - a.start : down.stop - a.start, right.start - b.start : right.stop - b.start
                     ]
-                    near = self._near(down, right)
+                    near = self._near_in_image(run, down, right)
                     if near is None:
                         pairs.fill_(value)
                     else:
@@ -203,6 +206,14 @@ class _Tiles:
         same = self.rows.ids[a, None] == self.keys.ids[None, b]
         near = self._near(a, b)
         tile.masked_fill_(same if near is None else same.logical_and_(near), value)
+
+    def _near_in_image(self, run: int, down: slice, right: slice) -> Tensor | None:
+        """`_near` of rows and keys of one image."""
+        if self.near is None or self.runs is None:
+            return self._near(down, right)
+        (starts, _), (key_starts, _) = self.runs
+        i, j = starts[run], key_starts[run]
+        return self.near[down.start - i : down.stop - i, right.start - j : right.stop - j]
 
     def _near(self, a: slice, b: slice) -> Tensor | None:
         """Of the patches of rows and keys, those within the distance of each other; None where all count as such."""
@@ -217,6 +228,14 @@ class _Tiles:
 
 def _add_product(total: Tensor, x: Tensor, y: Tensor) -> None:
     torch.addmm(total, x, y, out=total)  # FlopCounterMode does not count addmm_
+
+
+def _one_grid(patches: _Patches, starts: list[int], stops: list[int]) -> bool:
+    """Whether the images have all patches of one grid, in one order, and nothing lies between them."""
+    if patches.positions is None or not starts or len(patches.ids) != len(starts) * stops[0]:
+        return False
+    positions = patches.positions.unflatten(0, (len(starts), stops[0]))
+    return stops == [stops[0] * (n + 1) for n in range(len(stops))] and bool((positions == positions[0]).all())
 
 
 def _on_host(device: torch.device) -> bool:
