@@ -13,6 +13,7 @@ from equimid.cli.entry import _parse
 from equimid.config import override
 from equimid.errors import UserError
 from equimid.evaluation import MEASUREMENTS
+from equimid.experiment import read_experiment
 from equimid.methods import METHODS
 from equimid.recipes import recipe
 
@@ -63,6 +64,9 @@ def check(words):
     named = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--recipe"]
     if command == "recipes":
         named = [word for word in words[1:] if word != "show" and not SETTING.match(word)]
+    if command == "sweep" and words[1].endswith(".yaml"):
+        assert read_experiment(ROOT / words[1]).arms
+        return
     if command == "sweep":
         named = [words[1]]
         recipe_of(named[0], [f"{key}={value}" for key, value in varied(words)])
