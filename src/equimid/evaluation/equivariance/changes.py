@@ -225,8 +225,8 @@ class Cropped(Change):
 def changes(grid: Grid, patch: int, config: EquivarianceConfig, any_size: bool = True) -> list[Change]:
     """All that equivariance is measured under, for images of `grid` (h, w) patches.
 
-    Without `any_size`, what keeps the image's size. Crops need a grid of 5 patches or more each way. Rotations and
-    crops need two patches to compare: the place of a single one is not measurable.
+    Without `any_size`, what keeps the image's size. Crops need a grid of 5 patches or more each way. What
+    compares a single patch is left out, but for poses: its place is not measurable.
     """
     found: list[Change] = []
     for kind, poses in pose_kinds(grid).items():
@@ -235,7 +235,7 @@ def changes(grid: Grid, patch: int, config: EquivarianceConfig, any_size: bool =
                 # a network of one size sees a rectangle lying on its side as another size
                 if any_size or turns % 2 == 0 or grid[0] == grid[1]:
                     found.append(Posed(kind, turns, flip, patch))
-            elif any_size:
+            elif any_size and size != (1, 1):
                 name = "isotropic scale" if (size[0] < grid[0]) == (size[1] < grid[1]) else "anisotropic scale"
                 found.append(Resized(name, size, patch, config.interpolation))
     parts: list[Rotated | Cropped] = [

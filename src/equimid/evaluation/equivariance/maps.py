@@ -199,7 +199,7 @@ def _share_records(scope: Scope, statistics: Mapping[int, MapStatistics]) -> lis
                 details["not_measurable"] = "maps that do not vary" if finite else NOT_FINITE
             records.append(
                 Record(
-                    "equivariance", part, 100 * share if known else None, found.images, scope.subject,
+                    "equivariance", part, 100 * share if known else None, found.images if known else 0, scope.subject,
                     scope.data, scope.seed, scope.checkpoint, unit="%",
                     details=details,
                 )
