@@ -98,7 +98,6 @@ def measure_correspondence(study: Study, data: str, train: str | None = None) ->
     with study.bar(f"correspondence, {study.scope.subject}") as progress:
         for done, change in enumerate(todo, start=1):
             near = neighbourhood(change, grid).to(images.device)
-            # an angle's records before the kind's mean
             members = (None,) if change.member is None else (change.member, None)
             for layer, (there, carried) in _tokens(encoder, images, layers, change).items():
                 for (metric, among), value in correspondence(there, carried, means[layer], near).items():
@@ -112,7 +111,10 @@ def measure_correspondence(study: Study, data: str, train: str | None = None) ->
             if progress:
                 progress(done, len(todo))
     records = []
-    for (metric, among, kind, angle, layer), values in parts.items():
+    # kind by kind, an angle's records before the kind's mean
+    kinds = list(dict.fromkeys(change.kind for change in todo))
+    in_order = sorted(parts.items(), key=lambda part: (kinds.index(part[0][2]), part[0][3] is None))
+    for (metric, among, kind, angle, layer), values in in_order:
         chance = chances[metric, among, kind, angle]
         details = {"layer": layer, "kind": kind, "among": among, "chance": sum(chance) / len(chance)}
         details |= {} if angle is None else {"angle": angle}
