@@ -15,6 +15,7 @@ from equimid.evaluation.config import EquivarianceConfig
 from equimid.evaluation.equivariance import PatchColours, changes, measure_correspondence
 from equimid.evaluation.equivariance import correspondence as module
 from equimid.evaluation.equivariance.correspondence import correspondence
+from equimid.evaluation.equivariance.tokens import normalised_maps
 
 LATTICE = ("quarter turns", "flip")
 
@@ -251,10 +252,27 @@ def test_features_that_are_not_finite_are_not_measurable(tmp_path):
 
 
 def test_colours_of_patches_are_their_mean_colours():
-    images = torch.from_numpy(drawn(2, (12, 8), cell=4).images.copy()).movedim(-1, 1).float()
-    colours = PatchColours(PatchMeans()).token_maps(images, [1])[1]
-    assert colours.shape == (2, 3, 2, 3)
-    torch.testing.assert_close(colours[:, :, 1, 2], images[:, :, 4:, 8:].mean((2, 3)))
+    """Laid on a sphere, from which the colour can be read again; layer norm scales all of them alike."""
+    images = torch.from_numpy(drawn(2, (12, 8), cell=4).images.copy()).movedim(-1, 1) / 127.5 - 1
+    encoder = PatchColours(PatchMeans())
+    tokens = encoder.token_maps(images, [1])[1]
+    assert tokens.shape == (2, encoder.width, 2, 3)
+    torch.testing.assert_close(tokens[:, :4].square().sum(1), torch.ones(2, 2, 3))
+    colours = tokens[:, :3] / (1 - tokens[:, 3:4])
+    torch.testing.assert_close(colours[:, :, 1, 2], images[:, :, 4:, 8:].mean((2, 3)), atol=1e-5, rtol=0)
+    scale = normalised_maps(encoder, images, [1])[1] / tokens
+    torch.testing.assert_close(scale, torch.full_like(scale, 2), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("grey", [False, True])
+def test_brightness_is_a_part_of_the_colour(grey):
+    """Patches of one hue are told apart by how bright they are."""
+    light = torch.linspace(-1.5, 1.5, 36)[torch.randperm(36, generator=torch.Generator().manual_seed(0))]
+    colours = light[None] * (torch.ones(3, 1) if grey else torch.tensor([[1.0], [0.5], [-0.2]]))
+    images = colours.reshape(1, 3, 6, 6).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    m = normalised_maps(PatchColours(PatchMeans()), images, [1])[1].flatten(2)
+    found = correspondence(m, m, m.mean((0, 2))[:, None], neighbours(6, 6))
+    assert found["top1", "image"].item() == 100
 
 
 def test_colours_of_patches_find_what_colour_alone_finds(tmp_path):
@@ -265,7 +283,7 @@ def test_colours_of_patches_find_what_colour_alone_finds(tmp_path):
     assert {key[3] for key in found} == {1}
     assert {record.subject for record in found.values()} == {"patch_colours"}
     for kind in LATTICE:
-        assert found["top1", "image", kind, 1].value > 95
+        assert found["top1", "image", kind, 1].value > 99
     assert found["top1", "image", "unaligned crops", 1].value < 90
 
 

@@ -46,9 +46,14 @@ _MOST_TOKENS = 16384  # that are searched at once: the time grows with the squar
 
 
 class PatchColours(Encoder):
-    """The reference without a network: the token of a patch is its mean colour, one "layer" of width 3."""
+    """The reference without a network: the token of a patch is its mean colour, one "layer".
 
-    depth, width = 1, 3
+    Of the three numbers themselves, layer norm would leave the hue alone. So a colour c is a point of the unit sphere,
+    s = (2 c, |c|^2 - 1) / (|c|^2 + 1), which is seen in a direction of its own from any point inside, and its token is
+    (s, -s), which layer norm scales by one number for all.
+    """
+
+    depth, width = 1, 8
 
     def __init__(self, like: Encoder) -> None:
         super().__init__()
@@ -57,7 +62,10 @@ class PatchColours(Encoder):
 
     def look(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
         colours = F.avg_pool2d(images, self.patch)
-        return Features(colours.mean((2, 3)), dict.fromkeys(layers, colours))
+        square = colours.square().sum(1, keepdim=True)
+        sphere = torch.cat([2 * colours, square - 1], dim=1) / (square + 1)
+        tokens = torch.cat([sphere, -sphere], dim=1)
+        return Features(tokens.mean((2, 3)), dict.fromkeys(layers, tokens))
 
 
 @torch.inference_mode()

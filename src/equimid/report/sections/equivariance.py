@@ -111,7 +111,9 @@ def _place_plots(shown: Sequence[Series], several: bool) -> list[Plot]:
     plots: list[Plot] = []
     for kind, found in lines.items():
         known = [(s.label, line) for s, line in found if line.x]
-        missing = "; ".join(text for s, records in drawn[kind] if (text := _not_measurable(s, records)))
+        # references are not measurable where the network is not
+        networks = [(s, records) for s, records in drawn[kind] if s.own or s.subject == "random"]
+        missing = "; ".join(text for s, records in networks if (text := _not_measurable(s, records)))
         if known:
             highest = (f"{label} {digits(max(k.y), '')} at layer {k.x[k.y.index(max(k.y))]}" for label, k in known)
             alt = f"Place by layer, {kind}; highest: {', '.join(highest)}"
