@@ -626,6 +626,21 @@ def test_a_rotation_by_a_right_angle_is_the_quarter_turn():
     torch.testing.assert_close(turn.carry(m).unflatten(2, (10, 10)), m.rot90(1, (2, 3)), atol=1e-4, rtol=0)
 
 
+def test_a_rectangle_is_rotated_as_the_square_around_it():
+    """Its angles stay right: a rotation, in pixels, and not in shares of the sides."""
+    whole = torch.rand(1, 3, 80, 80, generator=torch.Generator().manual_seed(0))
+    rectangle = whole[..., 20:60, 12:68]
+    for grid in ((10, 14), (14, 10)):
+        x = rectangle if grid == (10, 14) else whole[..., 12:68, 20:60]
+        for turn in of_kind("rotation", grid, angles=(12.0, -35.0), interpolation="bilinear"):
+            (square,) = of_kind("rotation", (20, 20), angles=(turn.angle,), interpolation="bilinear")
+            turned = square.after(whole)
+            turned = turned[..., 20:60, 12:68] if grid == (10, 14) else turned[..., 12:68, 20:60]
+            there, expected = (turn.select(F.avg_pool2d(y, 4)) for y in (turn.after(x), turned))
+            assert there.shape[2] > 20
+            torch.testing.assert_close(there, expected, atol=1e-4, rtol=0)
+
+
 def test_a_rotation_by_half_a_turn_is_two_quarter_turns_of_a_rectangle():
     x = torch.rand(2, 3, 24, 36, generator=torch.Generator().manual_seed(0))
     (turn,) = of_kind("rotation", (6, 9), angles=(180.0,))
