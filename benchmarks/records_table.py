@@ -1,4 +1,4 @@
-"""Runs' records as Markdown tables: accuracies, and equivariance (centred cosine) of every layer.
+"""Runs' records as Markdown tables: accuracies, and of every layer place with its references and retrieval.
 
 python benchmarks/records_table.py RUN RUN ...
 """
@@ -8,11 +8,18 @@ from pathlib import Path
 
 from equimid.records import Record, read_records
 
+NAMES = {"backbone": "carried", "not_carried": "not carried", "mismatched": "other images", "random": "random network"}
 
-def cell(record: Record) -> str:
-    if record.unit == "%":
-        return f"{record.value:.1f} [{record.low:.1f}, {record.high:.1f}]"
-    return f"{record.value:.3f}"
+
+def cell(record: Record | None) -> str:
+    if record is None:
+        return "not measured"
+    if record.value is None:
+        return "not measurable"
+    if record.unit != "%":
+        return f"{record.value:.3f}"
+    interval = "" if record.low is None or record.high is None else f" [{record.low:.1f}, {record.high:.1f}]"
+    return f"{record.value:.1f}{interval}"
 
 
 def main(runs: list[Path]) -> None:
@@ -22,19 +29,29 @@ def main(runs: list[Path]) -> None:
         for subject in ("backbone", "random", "pixels"):
             top1 = {r.evaluation: r for r in found if r.metric == "top1" and r.subject == subject}
             print(f"| {name} | {subject} | {cell(top1['knn'])} | {cell(top1['linear'])} | {top1['knn'].n} |")
-    for kind in ("quarter turns", "flip", "scale"):
-        print(f"\n{kind}:\n")
-        layers = sorted({r.details["layer"] for r in records[runs[0].name] if r.evaluation == "equivariance"})
-        print("| run | subject | " + " | ".join(f"layer {layer}" for layer in layers) + " |")
-        print("|---" * (len(layers) + 2) + "|")
-        for name, found in records.items():
-            for subject in ("backbone", "mismatched", "random"):
-                row = {
-                    r.details["layer"]: cell(r)
-                    for r in found
-                    if r.metric == "centred_cosine" and r.subject == subject and r.details["kind"] == kind
-                }
-                print(f"| {name} | {subject} | " + " | ".join(row[layer] for layer in layers) + " |")
+    of_kinds = {
+        name: [r for r in found if r.evaluation == "equivariance" and "kind" in r.details and "angle" not in r.details]
+        for name, found in records.items()
+    }
+    layers = sorted({r.details["layer"] for found in of_kinds.values() for r in found})
+    for kind in dict.fromkeys(r.details["kind"] for found in of_kinds.values() for r in found):
+        for metric, subjects in (("place", NAMES), ("retrieval", ("backbone", "random"))):
+            title, chance = f"{kind}, {metric}", ""
+            if metric == "retrieval":
+                chances = [r.details["chance"] for found in of_kinds.values() for r in found
+                           if (r.metric, r.details["kind"]) == (metric, kind)]  # fmt: skip
+                chance = " in %" + (f" (chance {chances[0]:.2f})" if chances else "")
+            print(f"\n{title}{chance}:\n")
+            print("| run | subject | " + " | ".join(f"layer {layer}" for layer in layers) + " |")
+            print("|---" * (len(layers) + 2) + "|")
+            for name, found in of_kinds.items():
+                for subject in subjects:
+                    row = {
+                        r.details["layer"]: r
+                        for r in found
+                        if (r.metric, r.subject, r.details["kind"]) == (metric, subject, kind)
+                    }
+                    print(f"| {name} | {NAMES[subject]} | " + " | ".join(cell(row.get(n)) for n in layers) + " |")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,32 @@ def placed(maps):
     return torch.cat([maps[:, :2] + rows, maps[:, 2:4] + columns, maps[:, 4:]], dim=1)
 
 
+def repeated(maps):
+    """One vector per image, everywhere in it: place is lost."""
+    return maps.mean((2, 3), keepdim=True).expand_as(maps)
+
+
+def constant(maps):
+    """One vector, whatever the image."""
+    return torch.linspace(-1, 1, maps.shape[1])[:, None, None].expand_as(maps)
+
+
+def positions(maps):
+    """A table of random numbers, whatever the image: tokens say where they are, and nothing else."""
+    table = torch.randn(maps.shape[1], 64, 64, generator=torch.Generator().manual_seed(1))
+    return table[:, : maps.shape[2], : maps.shape[3]].expand_as(maps)
+
+
+class Noise:
+    """Other random numbers at every pass."""
+
+    def __init__(self):
+        self.rng = torch.Generator().manual_seed(2)
+
+    def __call__(self, maps):
+        return torch.randn(maps.shape, generator=self.rng)
+
+
 def folder_of(path, count, side=16, cell=4, seed=0):
     """A folder of drawn images."""
     path.mkdir(parents=True, exist_ok=True)

@@ -101,30 +101,41 @@ def _fake_records(gain: float, depth: int, seed: int, draw: random.Random, ser: 
         for subject, value in (("backbone", base + gain), ("random", base), ("pixels", base - 7.5)):
             bounds = {"low": value - 2.25, "high": value + 2.25, "n": 597}
             records.append(Record(evaluation, "top1", value, subject=subject, unit="%", **bounds, **common))
-    for kind in KINDS:
-        for layer in range(1, depth + 1):
-            top = 0.5 + (0.4 * math.exp(-((layer - 3) ** 2) / 4) if ser else 0.25 - 0.05 * layer)
-            for subject, value in (("backbone", top), ("random", 0.45 - 0.03 * layer), ("mismatched", 0.02)):
-                value += draw.uniform(-0.02, 0.02) if subject != "random" else 0.0
-                details = {"layer": layer, "kind": kind}
-                bounds = {"low": value - 0.02, "high": value + 0.02, "n": 256}
-                for metric, more in (("centred_cosine", 0.0), ("cosine", 0.05)):
-                    bounds = {"low": value + more - 0.02, "high": value + more + 0.02, "n": 256}
-                    records.append(
-                        Record(
-                            "equivariance",
-                            metric,
-                            value + more,
-                            subject=subject,
-                            details=details,
-                            **bounds,
-                            **common,
-                        )
-                    )
+    records += _fake_equivariance(depth, draw, ser, common)
     caption = {"layer": 3, "caption": "Layer 3: images, their quarter turns, and both token maps"}
     picture = "pictures/layer3.png"
     records.append(Record("feature_maps", "picture", None, 4, "backbone", details=caption, picture=picture, **common))
     return records
+
+
+def _fake_equivariance(depth: int, draw: random.Random, ser: bool, common: dict[str, Any]) -> list[Record]:
+    found = []
+
+    def add(metric: str, value: float, subject: str, unit: str = "", **details: Any) -> None:
+        half = 2.0 if unit else 0.02
+        bounds = {"low": value - half, "high": value + half, "n": 256}
+        found.append(
+            Record("equivariance", metric, value, subject=subject, unit=unit, details=details, **bounds, **common)
+        )
+
+    for kind in KINDS:
+        for layer in range(1, depth + 1):
+            top = 0.5 + (0.4 * math.exp(-((layer - 3) ** 2) / 4) if ser else 0.25 - 0.05 * layer)
+            where = {"layer": layer, "kind": kind}
+            for subject, value in (
+                ("backbone", top), ("random", 0.45 - 0.03 * layer), ("not_carried", 0.2), ("mismatched", 0.02)
+            ):  # fmt: skip
+                value += draw.uniform(-0.02, 0.02) if subject != "random" else 0.0
+                for metric, more in (("place", 0.0), ("centred_cosine", 0.05), ("relative_error", 0.3)):
+                    add(metric, value + more, subject, **where)
+                if subject in ("backbone", "random"):
+                    add("retrieval", 60 * value, subject, "%", chance=1.5625, **where)
+                    add("retrieval_near", 90 * value, subject, "%", chance=11.5, **where)
+    for subject in ("backbone", "random"):
+        for layer in range(1, depth + 1):
+            for share, value in (("between_images", 20.0), ("between_positions", 10.0), ("inside_images", 70.0)):
+                add(share, value, subject, "%", layer=layer)
+    return found
 
 
 class Page(HTMLParser):
@@ -181,6 +192,7 @@ def everything(path: Path, lift: float = 0.0, depth: int = 6) -> list[Record]:
             )
         found += _drops("detection", "map", 0.3 * base, subject, "cells", ("0.85 x 0.85", "1.15 x 1.15"), draw)
         found += _drops("segmentation", "miou", 0.7 * base, subject, "scenes", ("7 x 7 patches", "9 x 9 patches"), draw)
+    found += _found_again(lift, depth)
     found.append(record("detection", "map", 0.1, "untrained neck", data="cells"))
     (path / "pictures").mkdir(exist_ok=True)
     for name, words in {
@@ -262,4 +274,24 @@ def _poses(subject: str, base: float, depth: int, draw: random.Random) -> list[R
                 found.append(record("pose_readback", "top1", kept, subject, details=details))
         details = {"layer": depth, "target": target, "from": "embedding", "chance": chance}
         found.append(record("pose_readback", "top1", chance + 10, subject, details=details))
+    return found
+
+
+def _found_again(lift: float, depth: int) -> list[Record]:
+    """Correspondence of some layers, also of the colours of patches."""
+    found = []
+    layers = (2, 3, 4, depth)
+    turns: list[dict[str, Any]] = [{"kind": kind} for kind in ("quarter turns", "flip", "rotation")]
+    turns += [{"kind": "rotation", "angle": angle} for angle in (5.0, 15.0, 30.0)]
+    for subject, of, base in (
+        ("backbone", layers, 30.0 + lift), ("random", layers, 12.0), ("patch_colours", (1,), 16.0)
+    ):  # fmt: skip
+        for layer in of:
+            for turn in turns:
+                for among, share, chance in (("image", 1.0, 1.5625), ("images", 0.4, 0.025)):
+                    details = {"layer": layer, "among": among, "chance": chance, **turn}
+                    value = share * (base - 0.2 * turn.get("angle", 0.0) - layer)
+                    found.append(record("correspondence", "top1", value, subject, details=details))
+                    near = details | {"chance": 8 * chance}
+                    found.append(record("correspondence", "near_top1", 1.5 * value, subject, details=near))
     return found

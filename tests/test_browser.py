@@ -126,7 +126,7 @@ def test_every_pose_is_shown_as_it_is(opened, page_file):
             assert np.array_equal(seen, posed(upright[view], turns, flip)), (view, turns, flip)
         assert np.array_equal(cells(page, 1, 20), cells(page, 2, 20)), "the map follows"
         said = page.inner_text(SAID)
-        assert "Centred cosine 1.00, relative error 0.00" in said
+        assert "Place 1.00, relative error 0.00, centred cosine 1.00" in said
         assert (f"turned by {90 * turns}°" if turns else "not turned") in said
         assert ("flipped" in said) == flip
 

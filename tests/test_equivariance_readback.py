@@ -11,7 +11,7 @@ from equimid.backbones import Features, TimmEncoder, create_backbone
 from equimid.errors import UserError
 from equimid.evaluation.config import EquivarianceConfig
 from equimid.evaluation.equivariance import measure_readback, readback
-from equimid.evaluation.equivariance.readback import _layers
+from equimid.evaluation.equivariance.readback import some_layers
 
 
 def skies(path, count=24, side=16):
@@ -129,7 +129,7 @@ def test_too_few_images_are_an_error_of_one_line(tmp_path):
 
 @pytest.mark.parametrize(("depth", "count", "layers"), [(12, 4, [3, 6, 9, 12]), (3, 4, [1, 2, 3]), (12, 1, [12])])
 def test_layers_are_evenly_spaced_to_the_last(depth, count, layers):
-    assert _layers(depth, count) == layers
+    assert some_layers(depth, count) == layers
 
 
 def test_reading_is_a_function_of_the_seed(tmp_path):

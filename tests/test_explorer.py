@@ -53,7 +53,7 @@ def test_a_record_for_each_image_and_layer(tmp_path):
         assert r.details["upright"] == 4
         assert r.details["elements"] == [list(element) for element in ELEMENTS]
         assert r.details["class"] in ("cat", "dog")
-        assert len(json.dumps(r.details)) < 1500
+        assert len(json.dumps(r.details)) < 1600
     write_records(folder / "records.jsonl", records)
     assert read_records(folder / "records.jsonl") == records
 
@@ -62,6 +62,7 @@ def test_the_lattice_acts_exactly_on_maps_of_colours(tmp_path):
     records, folder = recorded(tmp_path)
     for r in records:
         row = r.details["grids"].index(4)
+        assert r.details["place"][row] == pytest.approx([1.0] * 8, abs=1e-4)
         assert r.details["centred_cosine"][row] == pytest.approx([1.0] * 8, abs=1e-4)
         assert r.details["relative_error"][row] == pytest.approx([0.0] * 8, abs=1e-3)
         pixels = sprite(folder, r)
@@ -80,7 +81,7 @@ def normed(tokens):
 
 
 def test_numbers_and_errors_of_maps_that_stay_where_they_are(tmp_path):
-    """f(g x) = P whatever g: error and cosine follow from P and its posed self alone."""
+    """f(g x) = P whatever g: place, error and cosine follow from P and its posed self alone."""
     records, folder = recorded(tmp_path, Places())
     P = normed(place(4, 4).astype(np.float64))
     mean = P.mean((1, 2), keepdims=True)
@@ -91,6 +92,9 @@ def test_numbers_and_errors_of_maps_that_stay_where_they_are(tmp_path):
         relative = np.linalg.norm(P - carried) / np.linalg.norm(P - mean)
         a, b = P - mean, carried - mean
         cosine = ((a * b).sum(0) / np.linalg.norm(a, axis=0) / np.linalg.norm(b, axis=0)).mean()
+        # all images have the same mean token, so it is the layer's
+        weighted = (a * b).sum() / (np.linalg.norm(a, axis=0) * np.linalg.norm(b, axis=0)).sum()
+        assert records[0].details["place"][row][e] == pytest.approx(weighted, abs=2e-4)
         assert records[0].details["relative_error"][row][e] == pytest.approx(relative, abs=2e-4)
         assert records[0].details["centred_cosine"][row][e] == pytest.approx(cosine, abs=2e-4)
         errors_seen.add(round(relative, 3))
@@ -142,6 +146,23 @@ def test_a_grid_of_one_patch(tmp_path):
     records, folder = recorded(tmp_path, One())
     assert records[0].details["grids"] == [1, 2]
     assert sprite(folder, records[0]).shape == (2 * 2 + 1, 17 * 2, 3)
+    assert records[0].details["place"][0] == [None] * 8, "one patch has no place"
+
+
+def test_a_map_that_is_constant_has_no_place(tmp_path):
+    class Repeated(Colours):
+        def look(self, images, layers=()):
+            found = super().look(images, layers)
+            return type(found)(found.cls, {n: m.mean((2, 3), keepdim=True).expand_as(m) for n, m in found.maps.items()})
+
+    records, folder = recorded(tmp_path, Repeated())
+    row = records[0].details["grids"].index(4)
+    assert records[0].details["place"][row] == [None] * 8
+    assert records[0].details["centred_cosine"][row] == pytest.approx([1.0] * 8, abs=1e-4), "which place corrects"
+    (folder / "config.yaml").write_text("seed: 0\n")
+    write_records(folder / "records.jsonl", records)
+    layer = data_of(page_of(tmp_path, folder))["subjects"][0]["images"][0]["layers"][0]
+    assert layer["place"][row] == [None] * 8
 
 
 def test_layers_that_are_none(tmp_path):
@@ -211,6 +232,19 @@ def test_subjects_share_their_photographs(tmp_path):
     ]
     assert not any(shown["regularised"] for shown in found["subjects"][1]["images"][0]["layers"])
     assert "JavaScript" in page.split("<noscript>")[1].split("</noscript>")[0]
+
+
+def test_records_of_an_older_version_have_no_place_and_are_shown(tmp_path):
+    run = run_folder(tmp_path, "run", photograph_folder(tmp_path / "data"))
+    records = read_records(run / "records.jsonl")
+    old = [replace(r, details={k: v for k, v in r.details.items() if k != "place"}) for r in records]
+    write_records(run / "records.jsonl", old)
+    page = page_of(tmp_path, run)
+    assert "missing or damaged" not in page
+    for image in data_of(page)["subjects"][0]["images"]:
+        for layer in image["layers"]:
+            assert "place" not in layer
+            assert len(layer["cosine"]) == len(layer["error"]) == 3
 
 
 def test_other_data_of_one_run_stands_apart(tmp_path):

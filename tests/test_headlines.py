@@ -53,7 +53,9 @@ def test_everything_that_is_measured_has_its_headlines(tmp_path: Path) -> None:
         "generated corruptions mean top-1", "ImageNet-C mean top-1", "ImageNet-C mCE", "ImageNet-P mean top-1",
         "ImageNet-P mFR", "ImageNet-V2 top-1", "ImageNet-R top-1", "ImageNet-Sketch top-1", "ImageNet-A top-1",
         "geometry, mean top-1 over quarter turns", "geometry, mean top-1 over angles", "detection mAP",
-        "segmentation mean IoU", "turn read from the map, layer 3 (SER)", "turn read from the map, layer 6 (last)",
+        "segmentation mean IoU", "correspondence, top-1 within the image, layer 3 (SER)",
+        "correspondence, top-1 within the image, layer 6 (last)", "turn read from the map, layer 3 (SER)",
+        "turn read from the map, layer 6 (last)",
     }  # fmt: skip
 
 
@@ -92,6 +94,21 @@ def test_equivariance_is_place_and_retrieval_of_quarter_turns(tmp_path: Path, me
     assert values(plain) == {f"{metric}, layer 6 (last)": 0.3}
     # the layer that SER acts on in any of the runs is compared in all
     assert values(plain, run)[f"{metric}, layer 3 (SER)"] == 0.5
+
+
+def test_correspondence_is_within_the_image_and_of_quarter_turns(tmp_path: Path) -> None:
+    layers = {2: 40.0, 3: 50.0, 6: 30.0}
+    found = [
+        *of_layers("correspondence", "top1", layers, kind="quarter turns", among="image"),
+        *of_layers("correspondence", "near_top1", dict.fromkeys(layers, 90.0), kind="quarter turns", among="image"),
+        *of_layers("correspondence", "top1", dict.fromkeys(layers, 5.0), kind="quarter turns", among="images"),
+        *of_layers("correspondence", "top1", dict.fromkeys(layers, 20.0), kind="rotation", among="image"),
+        *of_layers("correspondence", "top1", dict.fromkeys(layers, 25.0), kind="rotation", among="image", angle=5.0),
+    ]
+    assert values(run_of(tmp_path / "run", *found)) == {
+        "correspondence, top-1 within the image, layer 3 (SER)": 50.0,
+        "correspondence, top-1 within the image, layer 6 (last)": 30.0,
+    }
 
 
 def test_the_centred_cosine_is_no_headline(tmp_path: Path) -> None:

@@ -61,7 +61,8 @@ def test_a_network_of_others_is_measured_into_a_folder_of_its_own(vit, photos, t
     assert all(r.details["k"] == 3 for r in records if r.evaluation == "knn")
     layers = {r.details["layer"] for r in records if r.evaluation == "equivariance"}
     assert layers == {1, 2, 3}
-    assert {r.subject for r in records if r.evaluation == "equivariance"} == {"backbone", "random", "mismatched"}
+    subjects = {r.subject for r in records if r.evaluation == "equivariance"}
+    assert subjects == {"backbone", "random", "not_carried", "mismatched"}
     page = (out / "report.html").read_text()
     assert f"hf:{vit}" in page
     again = equimid("report", out)

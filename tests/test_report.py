@@ -57,7 +57,7 @@ def test_values_and_intervals(three: Page) -> None:
         assert words in three.text, words
     assert "Layer 3: images, their quarter turns, and both token maps" in three.text
     for kind in KINDS:
-        assert any(f"Centred cosine by layer, {kind}" in (a["aria-label"] or "") for a in three.all("svg"))
+        assert any(f"Place by layer, {kind}" in (a["aria-label"] or "") for a in three.all("svg"))
 
 
 def test_several_runs_side_by_side(three: Page) -> None:

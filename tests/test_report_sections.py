@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Page:
 def test_the_navigation_lists_what_is_on_the_page(full: Page, tmp_path: Path) -> None:
     listed = [str(a["href"]).removeprefix("#") for a in full.all("a")]
     assert listed == re.findall(r'<h2 id="([^"]*)"', full.source)
-    more = ["published", "robustness", "geometry", "readback", "dense", "attention", "neighbours"]
+    more = ["published", "robustness", "geometry", "correspondence", "readback", "dense", "attention", "neighbours"]
     assert sorted(listed) == sorted(FIXED + more)
     bare = run_with(tmp_path / "bare")
     (bare / "config.yaml").write_text("seed: 1\n")
@@ -126,19 +127,111 @@ def test_geometry_is_a_curve_and_marks_beside_the_upright_image(full: Page) -> N
     ]
 
 
+def of_map(metric: str, value: float | None, subject: str = "backbone", **details: Any) -> Record:
+    unit = "" if metric in ("place", "centred_cosine", "relative_error") else "%"
+    return record("equivariance", metric, value, subject, unit=unit, low=None, details=details)
+
+
 @pytest.mark.parametrize("angle_first", [True, False])
 def test_an_angle_does_not_stand_for_its_kind(tmp_path: Path, angle_first: bool) -> None:
     layer = {"layer": 1, "kind": "rotation"}
-    mean = record("equivariance", "centred_cosine", 0.5, unit="", low=None, details=layer)
-    angle = record("equivariance", "centred_cosine", 0.9, unit="", low=None, details=layer | {"angle": 30.0})
-    error = record("equivariance", "relative_error", 1.25, unit="", low=None, details=layer)
+    mean, angle = of_map("place", 0.5, **layer), of_map("place", 0.9, angle=30.0, **layer)
+    error, cosine = of_map("relative_error", 1.25, **layer), of_map("centred_cosine", 0.75, **layer)
+    found = of_map("retrieval", 40.0, chance=1.5625, **layer)
     page = report(
-        tmp_path, run_with(tmp_path / "run", *([angle, error, mean] if angle_first else [mean, angle, error]))
+        tmp_path,
+        run_with(tmp_path / "run", error, cosine, found, *([angle, mean] if angle_first else [mean, angle])),
     )
-    assert [a.split("; ")[1] for a in alts(page, "Centred cosine by layer")] == ["highest: run 0.500 at layer 1"]
+    assert [a.split("; ")[1] for a in alts(page, "Place by layer")] == ["highest: run 0.500 at layer 1"]
     head, row = tables(page, "Equivariance of run")[0]
     assert head == ["Layer", "rotation", "rotation 30°"]
-    assert row == ["1", "0.500 n = 500 relative error 1.250", "0.900 n = 500"]
+    told = "retrieval 40.0 %, chance 1.6 centred cosine 0.750 relative error 1.250"
+    assert row == ["1", f"0.500 n = 500 {told}", "0.900 n = 500"]
+
+
+def test_place_stands_beside_its_references(tmp_path: Path) -> None:
+    page = report(tmp_path, fake_run(tmp_path / "run"))
+    plots = alts(page, "Place by layer")
+    assert len(plots) == 3
+    for alt in plots:
+        assert re.findall(r"(?:highest: |, )([a-z ]+) −?\d", alt) == [
+            "run",
+            "not carried",
+            "other images",
+            "random network",
+        ]
+    key = section(page, "equivariance").split('class="key')[1].split("</ul>")[0]
+    for name in ("run", "not carried", "other images", "random network"):
+        assert f"{name}<" in key, name
+    assert [r[0] for r in tables(page, "Where the variance of run lies")[0][1:]] == ["1", "2", "3 (SER)", "4", "5", "6"]
+    assert len(alts(page, "Share of the variance in % by layer")) == 3
+
+
+def test_what_is_not_measurable_is_said_with_its_reason(tmp_path: Path) -> None:
+    reason = "maps that are constant within an image"
+    layer = {"layer": 1, "kind": "flip"}
+    records = [
+        replace(of_map("place", None, not_measurable=reason, **layer), n=0),
+        replace(of_map("centred_cosine", None, not_measurable=reason, **layer), n=0),
+        of_map("retrieval", 6.25, chance=6.25, **layer),
+        of_map("place", 0.25, "random", left_out=3, **layer),
+        replace(of_map("between_images", None, layer=1, not_measurable="maps that do not vary"), n=0),
+    ]
+    page = report(tmp_path, run_with(tmp_path / "run", *records))
+    assert tables(page, "Equivariance of run")[0][1] == [
+        "1", f"not measurable {reason} retrieval 6.2 %, chance 6.2 centred cosine not measurable"
+    ]  # fmt: skip
+    assert tables(page, "Equivariance of random network")[0][1] == ["1", "0.250 n = 500, 3 left out"]
+    assert tables(page, "Where the variance of run lies")[0][1][1] == "not measurable maps that do not vary"
+    assert "Not measurable: run at layer 1." in page.text
+    (alt,) = alts(page, "Place by layer")
+    assert "run" not in alt.split("highest: ")[1]
+
+
+def test_nothing_that_can_be_measured_leaves_tables_alone(tmp_path: Path) -> None:
+    missing = replace(of_map("place", None, layer=1, kind="flip", not_measurable="maps of one patch"), n=0)
+    page = report(tmp_path, run_with(tmp_path / "run", missing))
+    assert not alts(page, "Place by layer")
+    assert tables(page, "Equivariance of run")[0][1] == ["1", "not measurable maps of one patch"]
+
+
+def test_records_of_an_older_version_say_how_place_is_measured(tmp_path: Path) -> None:
+    layer = {"layer": 1, "kind": "flip"}
+    old = run_with(tmp_path / "old", of_map("centred_cosine", 0.8, **layer), of_map("cosine", 0.9, **layer))
+    page = report(tmp_path, old)
+    assert (
+        f"place was not measured, and only the old measures are in the table. To measure it: equimid evaluate {old}"
+        in (page.text)
+    )
+    assert not alts(page, "Place by layer")
+    (row,) = tables(page, "Equivariance of old")[0][1:]
+    assert "centred cosine 0.800" in row[1]
+    new = run_with(tmp_path / "new", of_map("place", 0.5, **layer))
+    both = report(tmp_path, old, new)
+    assert both.text.count("place was not measured") == 1
+    (alt,) = alts(both, "Place by layer")
+    assert alt.endswith("highest: new 0.500 at layer 1")
+
+
+def test_correspondence_is_drawn_beside_chance_and_colours(full: Page) -> None:
+    within, among = (alts(full, f"Patches found among the patches of {where}") for where in ("the same", "all images"))
+    assert len(within) == len(among) == 3
+    for alt in within:
+        assert re.findall(r"(?:highest: |, )([a-z ]+) \d", alt) == [
+            "plain",
+            "ser",
+            "random network",
+            "mean colours of patches",
+        ]
+        assert alt.endswith("; chance 1.6")
+    angles = [alt.split(": ")[0] for alt in alts(full, "Patches found within the image")]
+    assert angles == [f"Patches found within the image, rotation by angle, layer {n}" for n in ("3 (SER)", "6")]
+    head, *rows = tables(full, "Correspondence. Among the patches of the same image, ser")[0]
+    assert head == ["Layer", "quarter turns", "flip", "rotation", "rotation 5°", "rotation 15°", "rotation 30°"]
+    assert [row[0] for row in rows] == ["2", "3 (SER)", "4", "6"]
+    assert rows[0][1].startswith("34.0 % [32.0, 36.0] n = 500 · chance 1.6 top-1 within one patch 51.0 %")
+    (row,) = tables(full, "Correspondence. Among the patches of the same image, mean colours")[0][1:]
+    assert row[0] == "any"
 
 
 def test_what_is_read_back_stands_beside_chance(full: Page) -> None:

@@ -202,7 +202,7 @@ def _run_cell(experiment: Experiment, arm: str, seed: int, folder: Path, target:
     done = {(r.evaluation, r.data) for r in (read_records(records) if records.exists() else [])}
     todo = [name for name in experiment.measure if (_EVALUATIONS.get(name, name), experiment.data) not in done]
     if todo:
-        measure(todo, str(folder), experiment.data)
+        measure(todo, str(folder), experiment.data, references=False)
     if not is_main_process():
         return
     kept = [_compact(r) for r in read_records(records) if _is_kept(r, experiment)]

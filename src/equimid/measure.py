@@ -66,6 +66,7 @@ def measure(
     out: Path | None = None,
     weights: Weights = "auto",
     random: bool = False,
+    references: bool = True,
     settings: Sequence[str] = (),
 ) -> Path:
     """Measure any network; returns the path of the page.
@@ -77,6 +78,7 @@ def measure(
         out: where records and page go; by default the run's folder, or measured/MODEL for networks of others.
         weights: of networks of others, see `open_foreign`.
         random: whether a network of random weights is measured beside it where that is not the rule anyway.
+        references: False measures the network alone.
         settings: `key=value` of the groups evaluation and runtime, and seed.
 
     Raises:
@@ -99,7 +101,15 @@ def measure(
             _describe(folder, model, study.scope.subject, config)
         details = {"settings": " ".join(changed)} if changed else {}
         try:
-            _measure(study, chosen, data, train, random, details | ({"train": train} if train else {}))
+            alone = [replace(measurement, references=()) for measurement in chosen]
+            _measure(
+                study,
+                chosen if references else alone,
+                data,
+                train,
+                random,
+                details | ({"train": train} if train else {}),
+            )
         except UserError:
             if new and is_main_process() and not (folder / "records.jsonl").exists():
                 shutil.rmtree(folder)  # nothing came of it

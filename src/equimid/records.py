@@ -18,11 +18,12 @@ class Record:
     """One measured value.
 
     evaluation: "knn", "linear", "equivariance", "feature_maps"
-    metric:     "top1", "cosine", "centred_cosine", "picture"
-    value:      in `unit` ("%", "" for a cosine); None for a picture
+    metric:     "top1", "place", "retrieval", "picture"
+    value:      in `unit` ("%", "" for a cosine); None for a picture, and where details say "not_measurable" and why
     low, high:  95 % interval, or None where none is known
     n:          number of images (or pairs) behind the value
-    subject:    "backbone", or a reference: "random" (random weights), "pixels", "mismatched" (other images)
+    subject:    "backbone", or a reference: "random" (random weights), "pixels", "patch_colours", "not_carried" (the map
+                left where it was), "mismatched" (the map of another image)
     details:    what else names the value, such as {"layer": 3, "kind": "flip"}
     picture:    path of a picture relative to the run folder, or None
     """

@@ -34,7 +34,9 @@
   const image = () => subject().images[state.image];
   const layer = () => image().layers[state.layer];
   const element = () => state.turn + 4 * state.flip;
-  const digits = (value) => value.toFixed(2).replace("-", "−");
+  const digits = (value) => (value === null ? "not measurable" : value.toFixed(2).replace("-", "−"));
+  // of one layer at one pose; older records have no place
+  const figure = (shown, name, scale, which) => (shown[name] ? digits(shown[name][scale][which]) : "not measured");
 
   // a square piece of a picture, flipped and turned about its centre, on `side` of the canvas's `cells`
   function paint(canvas, picture, box, cells, side, turn, flip, smooth) {
@@ -73,14 +75,14 @@
   function describe(shown, side, which) {
     const named = subjects.length > 1 ? `${subject().label}, ` : "";
     const of = image().class === null ? "" : ` (${image().class})`;
-    const place = `${named}layer ${shown.layer}${shown.regularised ? " (SER)" : ""}, image ${image().image}${of}`;
+    const where = `${named}layer ${shown.layer}${shown.regularised ? " (SER)" : ""}, image ${image().image}${of}`;
     const size = side === shown.upright ? "on" : `scaled from ${shown.upright} × ${shown.upright} to`;
     const pose = `${state.flip ? "flipped, " : ""}${NAMES[state.turn]}, ${size} ${side} × ${side} patches`;
-    const [cosine, error] = [shown.cosine, shown.error].map((values) => digits(values[state.scale][which]));
-    const numbers = `Centred cosine ${cosine}, relative error ${error}`;
-    said.textContent = `${place}: ${pose}. ${numbers}.`;
+    const [place, cosine, error] = ["place", "cosine", "error"].map((name) => figure(shown, name, state.scale, which));
+    const numbers = `Place ${place}, relative error ${error}, centred cosine ${cosine}`;
+    said.textContent = `${where}: ${pose}. ${numbers}.`;
     VIEWS.forEach((name, i) => {
-      canvases[i].setAttribute("aria-label", `${name}: ${place}, ${pose}${i ? `. ${numbers}` : ""}`);
+      canvases[i].setAttribute("aria-label", `${name}: ${where}, ${pose}${i ? `. ${numbers}` : ""}`);
     });
     compare(which);
   }
@@ -96,14 +98,14 @@
     const body = rows.map(({ label, seen }) => {
       const cells = layers.map((number) => {
         const there = seen.layers.find((l) => l.layer === number);
-        const cosines = there && there.cosine[state.scale];
-        const cell = make("td", { textContent: cosines ? digits(cosines[which]) : "–" });
+        const posed = there && there.error[state.scale]; // another network may have fewer grids
+        const cell = make("td", { textContent: posed ? figure(there, "place", state.scale, which) : "–" });
         if (there === layer()) cell.setAttribute("aria-current", "true");
         return cell;
       });
       return make("tr", {}, heading("row", label), ...cells);
     });
-    const caption = make("caption", { textContent: "Centred cosine of this image at this pose, by layer" });
+    const caption = make("caption", { textContent: "Place of this image at this pose, by layer" });
     table.replaceChildren(make("table", { className: "numbers" }, caption, make("thead", {}, head), make("tbody", {}, ...body)));
   }
 

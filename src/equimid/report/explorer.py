@@ -90,8 +90,10 @@ def _layer(run: Run, r: Record) -> dict[str, Any]:
     details = r.details
     grids, elements = [int(grid) for grid in details["grids"]], len(details["elements"])
     numbers = {name: details[key] for name, key in (("cosine", "centred_cosine"), ("error", "relative_error"))}
+    if "place" in details:  # an older version recorded none
+        numbers["place"] = details["place"]
     if not grids or any([len(row) for row in rows] != [elements] * len(grids) for rows in numbers.values()):
-        raise ValueError("a number for each pose")
+        raise ValueError("a number for each pose, None where it is not measurable")
     return {
         "layer": int(details["layer"]),
         "regularised": details["layer"] in run.ser_layers and r.subject == "backbone",

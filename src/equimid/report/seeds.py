@@ -65,6 +65,12 @@ HEADLINES = (
     Headline("segmentation", "miou"),
     Headline("equivariance", "place", "place", {"kind": POSED}, each="layer"),
     Headline("equivariance", "retrieval", "retrieval", {"kind": POSED}, each="layer"),
+    Headline(
+        "correspondence",
+        label="correspondence, top-1 within the image",
+        details={"kind": POSED, "among": "image"},
+        each="layer",
+    ),
     Headline("pose_readback", label="turn read from the map", details={"target": "turn", "from": "map"}, each="layer"),
 )
 # by the headline's label
@@ -73,6 +79,8 @@ EXPLAINED = {
     "the mean token of each image is taken away; of quarter turns.",
     "retrieval": "Retrieval: how often the partner of a patch is the nearest of all patches of the turned image; of "
     "quarter turns.",
+    "correspondence, top-1 within the image": "Correspondence: retrieval on the images that correspondence is measured "
+    "on; of quarter turns.",
 }
 
 

@@ -1,10 +1,11 @@
 """Whom the page compares: the runs' networks, and what each is measured beside.
 
-References. "random" (random weights) and "pixels" do not depend on the training. "random" is shown once for
-all runs that agree in backbone shape, evaluation settings, data, seed and number of images, else once per
-group of such runs; "pixels" likewise, where of the shape only the image size counts, and where equal values
-are one. Any other, such as "mismatched" (other images seen by the same network), depends on the weights and is
-shown for every run. A difference is always taken to the run's own random network.
+References. "random" (random weights), "pixels" and "patch_colours" (mean colours of patches) do not depend on the
+training. "random" is shown once for all runs that agree in backbone shape, evaluation settings, data, seed and number
+of images, else once per group of such runs; the other two likewise, where of the shape only the size of image and
+patch counts, and where equal values are one. Any other, such as "mismatched" (the map of another image) and
+"not_carried" (the map left where it was), depends on the weights and is shown for every run. A difference is always
+taken to the run's own random network.
 """
 
 import json
@@ -20,12 +21,23 @@ from equimid.report.folder import Run
 
 __all__ = ["Series", "all_series", "legend"]
 
-NAMES = {"random": "random network", "pixels": "raw pixels", "mismatched": "other images"}
+NAMES = {
+    "random": "random network",
+    "pixels": "raw pixels",
+    "patch_colours": "mean colours of patches",
+    "mismatched": "other images",
+    "not_carried": "not carried",
+}
+DASHES = {"not_carried": "-."}  # of those that depend on the weights; any other is dotted
 # what a reference depends on, of the settings; pixels have no network
 SHAPE = tuple(
     f"backbone.{name}" for name in ("name", "image_size", "patch_size", "embed_dim", "depth", "num_heads", "cls_layer")
 )
-SHARED = {"random": (*SHAPE, "model"), "pixels": ("backbone.image_size", "model")}
+SHARED = {
+    "random": (*SHAPE, "model"),
+    "pixels": ("backbone.image_size", "model"),
+    "patch_colours": ("backbone.image_size", "backbone.patch_size", "model"),
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ def all_series(runs: Sequence[Run]) -> list[Series]:
             if subject != run.subject and subject not in SHARED:
                 name = NAMES.get(subject, subject)
                 label = f"{name}, {run.name}" if len(runs) > 1 else name
-                series.append(Series(label, subject, run, Line((), (), colour, "", ":")))
+                series.append(Series(label, subject, run, Line((), (), colour, "", DASHES.get(subject, ":"))))
     for subject, settings in SHARED.items():
         groups: dict[str, list[Run]] = {}
         for run in runs:
@@ -81,8 +93,8 @@ def all_series(runs: Sequence[Run]) -> list[Series]:
                 told = sorted({(r.evaluation, r.data, r.seed, r.n) for r in own})
                 key = [*(run.setting(name) for name in settings), run.setting("evaluation"), told]
                 groups.setdefault(json.dumps(key, default=str), []).append(run)
-        if subject == "pixels":
-            groups = _merged(groups)
+        if subject != "random":
+            groups = _merged(groups, subject)
         for i, group in enumerate(groups.values()):
             several = len(groups) > 1
             label = NAMES[subject] + (f" ({', '.join(run.name for run in group)})" if several else "")
@@ -91,12 +103,12 @@ def all_series(runs: Sequence[Run]) -> list[Series]:
     return series
 
 
-def _merged(groups: Mapping[str, list[Run]]) -> dict[str, list[Run]]:
-    """Groups whose pixels came to the same values: the image size of others' networks is not in their settings."""
+def _merged(groups: Mapping[str, list[Run]], subject: str) -> dict[str, list[Run]]:
+    """Groups whose reference came to the same values: the image size of others' networks is not in their settings."""
     merged: dict[str, list[Run]] = {}
     for group in groups.values():
         values = [
-            (r.evaluation, r.metric, r.data, r.details, r.value) for r in group[0].records if r.subject == "pixels"
+            (r.evaluation, r.metric, r.data, r.details, r.value) for r in group[0].records if r.subject == subject
         ]
         merged.setdefault(json.dumps(values, sort_keys=True, default=str), []).extend(group)
     return merged

@@ -32,7 +32,8 @@ METRICS = {
     "top5_distance": "top-5 distance",
     "mfr": "mFR",
     "mt5d": "mT5D",
-    "centred_cosine": "centred cosine",
+    "near_top1": "top-1 within one patch",
+    "retrieval_near": "retrieval within one patch",
     "map": "mAP",
     "map_50": "mAP at IoU 0.50",
     "map_75": "mAP at IoU 0.75",
@@ -45,7 +46,7 @@ METRICS = {
     "miou_drop": "drop of mean IoU",
 }
 # what a record's values are not named by
-ASIDE = ("caption", "warning", "missing", "set", "resized", "label")
+ASIDE = ("caption", "warning", "missing", "set", "resized", "label", "not_measurable", "left_out")
 
 
 def words(name: str) -> str:
@@ -92,7 +93,7 @@ def describe(r: Record, keys: Iterable[str]) -> str:
 
 def entry(r: Record, change: str = "", name: str = "") -> Entry:
     """A record in a table; below it the number of images, a difference, and what tells it from others."""
-    counted = f"n = {r.n:,}" + (f" · {change}" if change else "")
+    counted = _counted(r) + (f" · {change}" if change else "")
     return Entry(_value(r), _interval(r), (counted, name) if name else (counted,))
 
 
@@ -101,15 +102,37 @@ def gathered(records: Iterable[Record], first: str) -> list[Entry]:
     found = sorted(records, key=lambda r: r.metric != first)
     if not found:
         return []
-    others = [f"{metric_name(r.metric)} {_value(r)} {_interval(r)}".rstrip() for r in found if r.metric != first]
+    others = [_beside(r) for r in found if r.metric != first]
     if found[0].metric != first:
         return [Entry("", "", tuple(others))]
     # of several values of the metric itself the later one counts
     main = [r for r in found if r.metric == first][-1]
-    return [Entry(_value(main), _interval(main), (f"n = {main.n:,}", *others))]
+    counted = _counted(main) + (f" · chance {_chance(main)}" if "chance" in main.details else "")
+    return [Entry(_value(main), _interval(main), (counted, *others))]
+
+
+def _beside(r: Record) -> str:
+    """A measure in one line: retrieval 12.0 % [10.0, 14.0], chance 1.6."""
+    text = f"{metric_name(r.metric)} {_value(r)} {_interval(r)}".rstrip()
+    return f"{text}, chance {_chance(r)}" if "chance" in r.details else text
+
+
+def _counted(r: Record) -> str:
+    """Behind the value; where there is none, why."""
+    if r.value is None and "not_measurable" in r.details:
+        return str(r.details["not_measurable"])
+    left_out = f", {r.details['left_out']:,} left out" if r.details.get("left_out") else ""
+    return f"n = {r.n:,}{left_out}"
+
+
+def _chance(r: Record) -> str:
+    """Two digits that count: among many patches it is far below a tenth."""
+    return f"{r.details['chance']:.2g}"
 
 
 def _value(r: Record) -> str:
+    if r.value is None and "not_measurable" in r.details:
+        return "not measurable"
     value = digits(r.value, r.unit)
     return f"{value} {r.unit}" if r.unit and value != "–" else value
 

@@ -225,8 +225,8 @@ class Cropped(Change):
 def changes(grid: Grid, patch: int, config: EquivarianceConfig, any_size: bool = True) -> list[Change]:
     """All that equivariance is measured under, for images of `grid` (h, w) patches.
 
-    Without `any_size`, what keeps the image's size. Crops need a grid of 5 patches or more each way; a rotation, one
-    of which a patch stays inside.
+    Without `any_size`, what keeps the image's size. Crops need a grid of 5 patches or more each way. What
+    compares a single patch is left out, but for poses: its place is not measurable.
     """
     found: list[Change] = []
     for kind, poses in pose_kinds(grid).items():
@@ -235,14 +235,15 @@ def changes(grid: Grid, patch: int, config: EquivarianceConfig, any_size: bool =
                 # a network of one size sees a rectangle lying on its side as another size
                 if any_size or turns % 2 == 0 or grid[0] == grid[1]:
                     found.append(Posed(kind, turns, flip, patch))
-            elif any_size:
+            elif any_size and size != (1, 1):
                 name = "isotropic scale" if (size[0] < grid[0]) == (size[1] < grid[1]) else "anisotropic scale"
                 found.append(Resized(name, size, patch, config.interpolation))
-    rotations = [Rotated("rotation", angle, grid, patch, config.interpolation) for angle in config.angles]
-    found += [rotation for rotation in rotations if rotation.inside.any()]
+    parts: list[Rotated | Cropped] = [
+        Rotated("rotation", angle, grid, patch, config.interpolation) for angle in config.angles
+    ]
     if any_size and min(grid) >= 5:
-        found += _crops(grid, patch, config.interpolation)
-    return found
+        parts += _crops(grid, patch, config.interpolation)
+    return [*found, *(change for change in parts if change.inside.sum() > 1)]
 
 
 def pose_kinds(grid: Grid) -> dict[str, list[tuple[int, bool, Grid]]]:
@@ -262,7 +263,7 @@ def _scaled(side: int) -> tuple[int, int]:
     return min(small, side - 1) or 1, max(large, side + 1)
 
 
-def _crops(grid: Grid, patch: int, interpolation: str) -> Sequence[Change]:
+def _crops(grid: Grid, patch: int, interpolation: str) -> Sequence[Cropped]:
     """Along both diagonals, by about a fifth of the image, and by half a patch more."""
     apart = [max(1, round(side / 5)) for side in grid]
     size = (grid[0] - apart[0] - 1, grid[1] - apart[1] - 1)

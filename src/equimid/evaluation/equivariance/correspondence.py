@@ -30,9 +30,10 @@ from equimid.backbones import Encoder, Features
 from equimid.errors import UserError
 from equimid.evaluation.equivariance.agreement import Tokens, cosines, hits
 from equimid.evaluation.equivariance.changes import Change, changes
-from equimid.evaluation.equivariance.maps import input_grid, neighbourhood
+from equimid.evaluation.equivariance.maps import NOT_FINITE, input_grid, neighbourhood
 from equimid.evaluation.equivariance.readback import some_layers
-from equimid.evaluation.equivariance.tokens import mean_tokens, normalised_maps
+from equimid.evaluation.equivariance.tokens import mean_tokens, normalised_maps, shows_content
+from equimid.evaluation.scope import Scope
 from equimid.evaluation.study import Study, images_of, sample_images
 from equimid.records import Record
 
@@ -45,9 +46,14 @@ _MOST_TOKENS = 16384  # that are searched at once: the time grows with the squar
 
 
 class PatchColours(Encoder):
-    """The reference without a network: the token of a patch is its mean colour, one "layer" of width 3."""
+    """The reference without a network: the token of a patch is its mean colour, one "layer".
 
-    depth, width = 1, 3
+    Of the three numbers themselves, layer norm would leave the hue alone. So a colour c is a point of the unit sphere,
+    s = (2 c, |c|^2 - 1) / (|c|^2 + 1), which is seen in a direction of its own from any point inside, and its token is
+    (s, -s), which layer norm scales by one number for all.
+    """
+
+    depth, width = 1, 8
 
     def __init__(self, like: Encoder) -> None:
         super().__init__()
@@ -56,7 +62,10 @@ class PatchColours(Encoder):
 
     def look(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
         colours = F.avg_pool2d(images, self.patch)
-        return Features(colours.mean((2, 3)), dict.fromkeys(layers, colours))
+        square = colours.square().sum(1, keepdim=True)
+        sphere = torch.cat([2 * colours, square - 1], dim=1) / (square + 1)
+        tokens = torch.cat([sphere, -sphere], dim=1)
+        return Features(tokens.mean((2, 3)), dict.fromkeys(layers, tokens))
 
 
 @torch.inference_mode()
@@ -81,30 +90,55 @@ def measure_correspondence(study: Study, data: str, train: str | None = None) ->
         logger.warning("correspondence: %d of %d images, for their maps have %d x %d patches", count, wanted, *grid)
     indices = sample_images(source, count, study.scope.seed)
     images = torch.cat(list(study.batches(source, _BATCH, indices)))
+    content = shows_content(images)
+    if not content.all():
+        logger.warning(
+            "%d of %d images are of one colour and are left out of correspondence", (~content).sum(), len(images)
+        )
+        images = images[content]
+    if len(images) < 2:
+        logger.warning("correspondence is not measurable: fewer than two images that are not of one colour")
+        return []
     means = mean_tokens(encoder, images.split(_BATCH), layers)
     todo = changes(grid, encoder.patch, config, encoder.any_size)
     parts: dict[tuple[str, str, str, float | None, int], list[Tensor]] = defaultdict(list)
-    chances: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    chances: dict[tuple[str, str, str, float | None], list[float]] = defaultdict(list)
     with study.bar(f"correspondence, {study.scope.subject}") as progress:
         for done, change in enumerate(todo, start=1):
             near = neighbourhood(change, grid).to(images.device)
+            members = (None,) if change.member is None else (change.member, None)
             for layer, (there, carried) in _tokens(encoder, images, layers, change).items():
                 for (metric, among), value in correspondence(there, carried, means[layer], near).items():
-                    for angle in {change.member, None}:
+                    for angle in members:
                         parts[metric, among, change.kind, angle, layer].append(value.cpu())
-            for among, count in (("image", len(near)), ("images", len(images) * len(near))):
-                chances["top1", among, change.kind].append(100 / count)
-                chances["near_top1", among, change.kind].append(100 * float(near.sum(1).double().mean()) / count)
+            for among, searched in (("image", len(near)), ("images", len(images) * len(near))):
+                for angle in members:
+                    chances["top1", among, change.kind, angle].append(100 / searched)
+                    around = 100 * float(near.sum(1).double().mean()) / searched
+                    chances["near_top1", among, change.kind, angle].append(around)
             if progress:
                 progress(done, len(todo))
     records = []
-    for (metric, among, kind, angle, layer), values in parts.items():
-        chance = chances[metric, among, kind]
+    # kind by kind, an angle's records before the kind's mean
+    kinds = list(dict.fromkeys(change.kind for change in todo))
+    in_order = sorted(parts.items(), key=lambda part: (kinds.index(part[0][2]), part[0][3] is None))
+    for (metric, among, kind, angle, layer), values in in_order:
+        chance = chances[metric, among, kind, angle]
         details = {"layer": layer, "kind": kind, "among": among, "chance": sum(chance) / len(chance)}
         details |= {} if angle is None else {"angle": angle}
-        of_images = torch.stack(values).mean(0).double().numpy()
-        records.append(replace(study.scope.mean("correspondence", metric, of_images, details), unit="%"))
+        records.append(_record(study.scope, metric, torch.stack(values).mean(0), details))
     return records
+
+
+def _record(scope: Scope, metric: str, values: Tensor, details: dict[str, Any]) -> Record:
+    """The mean over images (n,), in percent; those of features that are not finite are left out."""
+    known = values[torch.isfinite(values)]
+    if len(known):
+        details |= {"left_out": len(values) - len(known)} if len(known) < len(values) else {}
+        record = scope.mean("correspondence", metric, known.double().numpy(), details)
+    else:
+        record = scope.missing("correspondence", metric, details | {"not_measurable": NOT_FINITE})
+    return replace(record, unit="%")
 
 
 def _tokens(

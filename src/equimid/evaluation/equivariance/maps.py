@@ -33,12 +33,13 @@ from equimid.evaluation.scope import Scope
 from equimid.evaluation.study import Study, images_of, sample_images
 from equimid.records import Record
 
-__all__ = ["compare", "input_grid", "measure_equivariance", "neighbourhood"]
+__all__ = ["NOT_FINITE", "compare", "input_grid", "measure_equivariance", "neighbourhood"]
 
 logger = logging.getLogger("equimid")
 
 Key = tuple[str, str, str, float | None, int]  # metric, subject, kind, angle (None = the kind's mean), layer
 SAME, NOT_CARRIED, OTHER = "same", "not_carried", "mismatched"
+NOT_FINITE = "features that are not finite"
 
 
 def input_grid(encoder: Encoder) -> Grid:
@@ -95,7 +96,9 @@ def measure_equivariance(study: Study, data: str, train: str | None = None) -> l
     if not values:
         keys = [(change.kind, layer) for change in todo for layer in layers]
         values = {("place", SAME, kind, None, layer): [] for kind, layer in dict.fromkeys(keys)}
-    chances = {(change.kind, change.member): _chances(change, grid) for change in todo}
+    chances: dict[tuple[str, float | None], list[Mapping[str, float]]] = defaultdict(list)
+    for change in todo:
+        chances[change.kind, change.member].append(_chances(change, grid))
     return [*_records(scope, values, statistics, chances), *_share_records(scope, statistics)]
 
 
@@ -151,7 +154,7 @@ def _records(
     scope: Scope,
     values: Mapping[Key, list[Tensor]],
     statistics: Mapping[int, MapStatistics],
-    chances: Mapping[tuple[str, float | None], Mapping[str, float]],
+    chances: Mapping[tuple[str, float | None], Sequence[Mapping[str, float]]],
 ) -> list[Record]:
     records = []
     for (metric, subject, kind, angle, layer), parts in values.items():
@@ -159,7 +162,9 @@ def _records(
             continue
         details: dict[str, Any] = {"layer": layer, "kind": kind} | ({} if angle is None else {"angle": angle})
         if metric.startswith("retrieval"):
-            of_kind = [c[metric] for (k, a), c in chances.items() if k == kind and angle in (None, a)]
+            of_kind = [
+                c[metric] for (k, a), found in chances.items() if k == kind and angle in (None, a) for c in found
+            ]
             details["chance"] = sum(of_kind) / len(of_kind)
         found = torch.cat(parts).double().numpy() if parts else np.zeros(0)
         known = found[np.isfinite(found)]
@@ -175,10 +180,10 @@ def _records(
 
 
 def _reason(statistics: MapStatistics | None) -> str:
-    if statistics is None:
+    if statistics is None or statistics.images < 2:
         return "fewer than two images that are not of one colour"
     if not torch.isfinite(statistics.mean).all():
-        return "features that are not finite"
+        return NOT_FINITE
     return "maps of one patch" if statistics.patches == 1 else "maps that are constant within an image"
 
 
@@ -187,13 +192,16 @@ def _share_records(scope: Scope, statistics: Mapping[int, MapStatistics]) -> lis
     records = []
     for layer, found in statistics.items():
         for part, share in found.shares.items():
-            details = {"layer": layer}
+            details: dict[str, Any] = {"layer": layer}
             known = math.isfinite(share)
+            if not known:
+                finite = bool(torch.isfinite(found.mean).all())
+                details["not_measurable"] = "maps that do not vary" if finite else NOT_FINITE
             records.append(
                 Record(
-                    "equivariance", part, 100 * share if known else None, found.images, scope.subject,
+                    "equivariance", part, 100 * share if known else None, found.images if known else 0, scope.subject,
                     scope.data, scope.seed, scope.checkpoint, unit="%",
-                    details=details if known else details | {"not_measurable": "maps that do not vary"},
+                    details=details,
                 )
             )  # fmt: skip
     return records

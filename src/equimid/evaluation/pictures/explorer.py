@@ -1,15 +1,16 @@
 """The data of the page's explorer: maps of posed images beside transported maps, for every pose of a small set.
 
 For layer l, image x and pose g = (quarter turns, flip, grid), with f the token map, each token layer-normed without
-parameters, m the mean token of some images, and p the patches of the posed grid:
+parameters, m the mean token of some images, and p the patches of the posed grid: `agreement` compares f(g x) with
+rho(g) f(x), one image at one pose, by its place, its centred cosine and its relative error. The error is drawn patch by
+patch:
 
-    error at p:      |f(g x) - rho(g) f(x)|_p  /  sqrt( mean_p |f(g x) - m|_p^2 )
-    relative error:  the root mean square of that over p, = |f(g x) - rho(g) f(x)| / |f(g x) - m|
-    centred cosine:  mean_p cos( f(g x) - m, rho(g) f(x) - m )_p
+    error at p:  |f(g x) - rho(g) f(x)|_p  /  sqrt( mean_p |f(g x) - m|_p^2 )
 
-0 is equivariant; two unrelated maps of equal size have an error of sqrt 2.
+Its root mean square over p is the relative error. 0 is equivariant; two unrelated maps of equal size have sqrt 2.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -18,12 +19,12 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from equimid.backbones import Encoder
 from equimid.errors import UserError
+from equimid.evaluation.equivariance.agreement import Tokens, agreement
 from equimid.evaluation.equivariance.tokens import mean_tokens, normalised_maps
 from equimid.evaluation.pictures.drawing import (
     Array,
@@ -55,14 +56,13 @@ class _Scaled:
     upright:  (1, D, s, s) f(x), resized to the grid
     maps:     (8, D, s, s) f(g x)
     error:    (8, s, s)
-    cosine, relative: (8)
+    figures:  {"place", "centred_cosine", "relative_error": (8)}, NaN where it is not measurable
     """
 
     upright: Tensor
     maps: Tensor
     error: Tensor
-    cosine: list[float]
-    relative: list[float]
+    figures: dict[str, Tensor]
 
 
 @torch.inference_mode()
@@ -130,9 +130,8 @@ def _posed_maps(
             carried = transport(base[layer].expand(len(_ELEMENTS), -1, -1, -1), upright, pose)
             size = (posed[layer] - mean).square().sum(1).mean((1, 2)).sqrt().clamp(min=1e-12)
             error = (posed[layer] - carried).norm(dim=1) / size[:, None, None]
-            cosine = F.cosine_similarity(posed[layer] - mean, carried - mean, dim=1).mean((1, 2))
-            relative = error.square().mean((1, 2)).sqrt()
-            found[layer][side] = _Scaled(carried[:1], posed[layer], error, cosine.tolist(), relative.tolist())
+            figures = agreement(Tokens.of(posed[layer].flatten(2)), Tokens.of(carried.flatten(2)), means[layer])
+            found[layer][side] = _Scaled(carried[:1], posed[layer], error, figures)
     return found
 
 
@@ -149,13 +148,20 @@ def _record(study: Study, number: int, layer: int, found: dict[int, _Scaled]) ->
         "grids": list(found),
         "upright": study.preprocessing.size // study.encoder.patch,
         "elements": [list(element) for element in _ELEMENTS],
-        "centred_cosine": [[round(v, 4) for v in scaled.cosine] for scaled in found.values()],
-        "relative_error": [[round(v, 4) for v in scaled.relative] for scaled in found.values()],
+        **{
+            name: [_rounded(scaled.figures[name]) for scaled in found.values()]
+            for name in ("place", "centred_cosine", "relative_error")
+        },
         "error_levels": _LEVELS,
         "error_top": _TOP,
         "caption": caption,
     }
     return picture_record(study, "explorer", 1, file, details)
+
+
+def _rounded(values: Tensor) -> list[float | None]:
+    """None where it is not measurable."""
+    return [round(v, 4) if math.isfinite(v) else None for v in values.tolist()]
 
 
 def _sprite(found: dict[int, _Scaled]) -> bytes:

@@ -1,5 +1,6 @@
 """Pictures of feature maps: image, posed image, and both maps beside the transported one, in three colours."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from equimid.backbones import Encoder
 from equimid.errors import UserError
+from equimid.evaluation.equivariance.agreement import Tokens, agreement
 from equimid.evaluation.equivariance.tokens import mean_tokens, normalised_maps
 from equimid.evaluation.pictures.drawing import (
     Array,
@@ -75,6 +78,7 @@ def draw_feature_maps(
         colours = principal_colours([base[layer], turned[layer], carried])
         spread = (turned[layer] - means[layer][..., None]).square().sum(1).mean((1, 2), keepdim=True).sqrt()
         error = ((turned[layer] - carried).norm(dim=1) / spread.clamp(min=1e-12) / _TOP).clamp(max=1)
+        place = agreement(Tokens.of(turned[layer].flatten(2)), Tokens.of(carried.flatten(2)), means[layer])["place"]
         shown = matplotlib.colormaps["magma"](error.cpu().numpy())[..., :3].astype(np.float32)
         photos = photographs(x, study.preprocessing), photographs(posed, study.preprocessing)
         file = picture_file(study, f"feature_maps_layer_{layer}.png")
@@ -82,10 +86,15 @@ def draw_feature_maps(
         caption = (
             f"Layer {layer}: an image and its map, the image flipped, turned and scaled and its map, and the first map "
             "transported by the same pose. The more equivariant the layer, the more alike the two, and the darker the "
-            f"error (black 0, brightest {_TOP:g} times the map's spread or more)."
+            f"error (black 0, brightest {_TOP:g} times the map's spread or more). Place, row by row: {_listed(place)}."
         )
         records.append(picture_record(study, "feature_maps", len(x), file, {"layer": layer, "caption": caption}))
     return records
+
+
+def _listed(values: Tensor) -> str:
+    found = values.tolist()
+    return ", ".join(f"{v:.2f}".replace("-", "−") if math.isfinite(v) else "not measurable" for v in found)
 
 
 def _draw(columns: list[Array], file: Path) -> None:

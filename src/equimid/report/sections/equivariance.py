@@ -1,167 +1,170 @@
-"""Equivariance and what is left of the pose, layer by layer."""
+"""Equivariance, layer by layer: place with its references, other measures, and where the variance of maps lies."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from equimid.records import Record
 from equimid.report import figures
-from equimid.report.blocks import Block, Fold, Heading, Plot, Plots, Section, Text
-from equimid.report.figures import INK, Line
+from equimid.report.blocks import Block, Fold, Heading, Note, Plot, Plots, Row, Section, Table, Text
+from equimid.report.figures import Line
 from equimid.report.folder import Run
+from equimid.report.sections.layers import depth_of, kind_of, kinds_of, layer_name, points_by_layer
 from equimid.report.sections.scores import unmeasured
-from equimid.report.sections.tables import finite, tabulate, warnings
+from equimid.report.sections.tables import tabulate, warnings
 from equimid.report.subjects import Series, legend
-from equimid.report.words import digits, words
+from equimid.report.words import digits, entry, metric_name
 
-__all__ = ["equivariance_section", "readback_section"]
+__all__ = ["equivariance_section"]
 
-SOURCES = {"map": "token map", "cls": "class token", "mean": "mean token", "embedding": "final embedding"}
-CHANCE = Line((), (), INK, "", ":")
+MEASURES = ("place", "retrieval", "retrieval_near", "centred_cosine", "relative_error")  # in a cell, from above
+SHARES = ("between_images", "between_positions", "inside_images")
+PLACE = (
+    "Place compares, patch by patch, the token map of a transformed image with the transformed token map of the image, "
+    "after each image's own mean token is taken away. 1: every patch takes its token with it. 0: patch by patch the "
+    "two maps have nothing in common. A patch without content of its own does not count, and a map that is the same "
+    "everywhere has no place: it is not measurable."
+)
+REFERENCES = (
+    "Each reference shows what else could raise place. “Not carried” leaves the map of the image where it was: it is "
+    "high where tokens say where they stand, or where maps are smooth. “Other images” takes the transformed map of "
+    "another image: it is high where all maps have something in common. The random network shows what the architecture "
+    "gives without training. What place has above all of them comes from training and follows the image."
+)
+NUMBERS = "Place with its 95 % interval and the number of images; below it other measures."
+OTHER_MEASURES = (
+    "Retrieval: how often the partner of a patch is the nearest of all patches of the image, and how often it or a "
+    "patch beside it is. Centred cosine: the mean cosine after the mean token of all images is taken away; it is 1 "
+    "also for a map that is the same everywhere. Relative error: the distance of the two maps over the spread of the "
+    "first."
+)
+VARIANCE = (
+    "The variance of a layer's maps in three parts. Between images: what a whole image shares; place is lost where "
+    "this is all. Between positions: what a position has in every image. Inside images: what tells the patches of an "
+    "image apart beyond their position."
+)
 
 
 def equivariance_section(runs: Sequence[Run], series: Sequence[Series]) -> Section:
-    """One plot per kind of transformation, and for each subject a table of layers by kinds."""
+    """One plot of place per kind of transformation, the shares of the variance, and tables of layers by kinds."""
     shown = [s for s in series if s.of("equivariance")]
     blocks: list[Block] = [*unmeasured(runs)]
     if not shown:
         if any(run.records for run in runs):
             blocks.append(Text("The records hold no equivariance."))
         return Section("equivariance", "Equivariance", blocks)
+    blocks += [_not_placed(run) for run in runs if _is_old(run)]
     records = [r for s in shown for r in s.of("equivariance")]
     several = len({r.data for r in records}) > 1
-    # an angle of a kind is a value of its own, in the table alone
-    places = dict.fromkeys(_place(r, several) for r in records if "angle" not in r.details)
-    columns = [*places, *dict.fromkeys(_place(r, several) for r in records if "angle" in r.details)]
-    drawn = {place: [(s, _by_layer(s, place, several)) for s in shown] for place in places}
-    values = [
-        v for found in drawn.values() for _, line in found for v in (*line.y, *line.low, *line.high) if v is not None
-    ]
-    # one scale for all kinds: the eye compares them
-    scale = (min(0.0, *values) - 0.03, max(1.0, *values) + 0.03) if values else None
-    plots: list[Plot] = []
-    for place, found in drawn.items():
-        lines = [(s.label, line) for s, line in found if line.x]
-        if lines:
-            highest = (f"{label} {max(k.y):.3f} at layer {k.x[k.y.index(max(k.y))]}" for label, k in lines)
-            alt = f"Centred cosine by layer, {place}; highest: {', '.join(highest)}"
-            svg = figures.lines(f"equivariance-{len(plots)}", alt, [k for _, k in lines], "layer", y_range=scale)
-            plots.append(Plot(place, svg))
-    tables: list[Block] = []
+    placed = any(r.metric == "place" for r in records)
+    if placed:
+        blocks += [Text(PLACE), Text(REFERENCES)]
+    blocks += warnings(series, "equivariance")
+    if plots := _place_plots(shown, several):
+        blocks += [legend(shown, "layers", ringed=any(s.regularised for s in shown)), Plots(plots)]
+    blocks += _variance(shown, several)
+    _, columns = kinds_of([r for r in records if r.metric not in SHARES], several)
+    tables: list[Block] = [Text(f"{NUMBERS} {OTHER_MEASURES}" if placed else OTHER_MEASURES)]
     for s in shown:
-        cells = [(_layer(r, s), _place(r, several), r) for r in sorted(s.of("equivariance"), key=_depth)]
-        tables += [
-            Heading(s.label),
-            tabulate(f"Equivariance of {s.label}", "Layer", cells, "centred_cosine", columns),
-        ]
-    return Section(
-        "equivariance",
-        "Equivariance",
-        [
-            *blocks,
-            Text(
-                "How well the token map of a transformed image agrees with the transformed token map, layer by layer: "
-                "the cosine after the mean token is taken away. 1 is equivariant. “Other images” compares maps of "
-                "different images and is what chance gives."
-            ),
-            *warnings(series, "equivariance"),
-            legend(shown, "layers", ringed=any(s.regularised for s in shown)),
-            Plots(plots),
-            Fold(
-                "Every layer and kind in numbers",
-                [
-                    Text("The centred cosine with its 95 % interval and the number of pairs; below it other measures."),
-                    *tables,
-                ],
-            ),
-        ],
-    )
-
-
-def readback_section(series: Sequence[Series]) -> Section:
-    """A plot per target and what it is read from, with chance as a line; what is read at one layer alone is in the
-    tables."""
-    shown = [s for s in series if s.of("pose_readback")]
-    if not shown:
-        return Section("readback", "Pose read-back")
-    records = [r for s in shown for r in s.of("pose_readback")]
-    several = len({r.data for r in records}) > 1
-    plots: list[Plot] = []
-    for what in dict.fromkeys(_reading(r, several) for r in records):
-        lines, said = [], []
-        for s in shown:
-            points = _points(r for r in s.of("pose_readback") if _reading(r, several) == what)
-            if points:
-                lines.append(figures.with_points(s.line, points))
-                best = max(points, key=lambda p: p[1])
-                said.append(f"{s.label} {digits(best[1], '%')} at layer {best[0]}")
-        edges = [x for line in lines for x in line.x]
-        if len(set(edges)) < 2:
-            continue
-        chance = sorted(
-            {r.details["chance"] for r in records if "chance" in r.details and _reading(r, several) == what}
+        found = sorted(
+            (r for r in s.of("equivariance") if r.metric not in SHARES), key=lambda r: (depth_of(r), _rank(r))
         )
-        lines += [replace(CHANCE, x=[min(edges), max(edges)], y=[level] * 2) for level in chance]
-        told = f"; chance {', '.join(digits(level, '%') for level in chance)}" if chance else ""
-        alt = f"Reading the {what}, top-1 in % by layer; highest: {', '.join(said)}{told}"
-        svg = figures.lines(f"readback-{len(plots)}", alt, lines, "layer", y_range=(0.0, 102.0))
-        plots.append(Plot(what, svg))
+        cells = [(layer_name(r, s), kind_of(r, several), r) for r in found]
+        if cells:
+            tables += [
+                Heading(s.label),
+                tabulate(f"Equivariance of {s.label}", "Layer", cells, "place", columns),
+            ]
+    return Section("equivariance", "Equivariance", [*blocks, Fold("Every layer and kind in numbers", tables)])
+
+
+def _is_old(run: Run) -> bool:
+    """Whether it holds equivariance that was measured before place was."""
+    found = [r for r in run.records if r.evaluation == "equivariance"]
+    return bool(found) and all(r.metric != "place" for r in found)
+
+
+def _not_placed(run: Run) -> Note:
+    data = next(r.data for r in run.records if r.evaluation == "equivariance")
+    command = (
+        f"equimid evaluate {run.path}"
+        if run.trained_here
+        else f"equimid measure equivariance --model {run.model} --data {data} --out {run.path}"
+    )
+    return Note(
+        "holds equivariance of an older version: place was not measured, and only the old measures are in the table. "
+        f"To measure it: {command}",
+        run.name,
+    )
+
+
+def _place_plots(shown: Sequence[Series], several: bool) -> list[Plot]:
+    """One for each kind, all on one scale: the eye compares them. An angle of a rotation is in the table alone."""
+    placed = [(s, [r for r in s.of("equivariance") if r.metric == "place" and "angle" not in r.details]) for s in shown]
+    kinds, _ = kinds_of([r for _, records in placed for r in records], several)
+    drawn = {
+        kind: [(s, [r for r in records if kind_of(r, several) == kind]) for s, records in placed] for kind in kinds
+    }
+    lines = {kind: [(s, _line(s, records)) for s, records in found] for kind, found in drawn.items()}
+    values = [
+        v for found in lines.values() for _, line in found for v in (*line.y, *line.low, *line.high) if v is not None
+    ]
+    plots: list[Plot] = []
+    for kind, found in lines.items():
+        known = [(s.label, line) for s, line in found if line.x]
+        # references are not measurable where the network is not
+        networks = [(s, records) for s, records in drawn[kind] if s.own or s.subject == "random"]
+        missing = "; ".join(text for s, records in networks if (text := _not_measurable(s, records)))
+        if known:
+            highest = (f"{label} {digits(max(k.y), '')} at layer {k.x[k.y.index(max(k.y))]}" for label, k in known)
+            alt = f"Place by layer, {kind}; highest: {', '.join(highest)}"
+            scale = (min(0.0, *values) - 0.03, max(1.0, *values) + 0.03)
+            svg = figures.lines(f"equivariance-{len(plots)}", alt, [line for _, line in known], "layer", y_range=scale)
+            plots.append(Plot(kind, svg, f"Not measurable: {missing}." if missing else ""))
+    return plots
+
+
+def _rank(r: Record) -> int:
+    return MEASURES.index(r.metric) if r.metric in MEASURES else len(MEASURES)
+
+
+def _line(s: Series, records: Sequence[Record]) -> Line:
+    return replace(figures.with_points(s.line, points_by_layer(records)), rings=s.regularised)
+
+
+def _not_measurable(s: Series, records: Sequence[Record]) -> str:
+    layers = [str(r.details.get("layer")) for r in sorted(records, key=depth_of) if r.value is None]
+    return f"{s.label} at layer{'s' if len(layers) > 1 else ''} {', '.join(layers)}" if layers else ""
+
+
+def _variance(shown: Sequence[Series], several: bool) -> list[Block]:
+    """A plot for each share of the variance, and a table of them."""
+    found = [(s, [r for r in s.of("equivariance") if r.metric in SHARES]) for s in shown]
+    found = [(s, records) for s, records in found if records]
+    if not found:
+        return []
+    plots: list[Plot] = []
+    for share in SHARES:
+        for data in dict.fromkeys(r.data for _, records in found for r in records):
+            points = [
+                (s, points_by_layer(r for r in records if (r.metric, r.data) == (share, data))) for s, records in found
+            ]
+            lines = [(s, replace(figures.with_points(s.line, p), rings=s.regularised)) for s, p in points if p]
+            if not lines:
+                continue
+            caption = metric_name(share) + (f", {data}" if several else "")
+            said = (f"{s.label} {digits(line.y[-1], '%')} at layer {line.x[-1]}" for s, line in lines)
+            alt = f"Share of the variance in % by layer, {caption}; last: {', '.join(said)}"
+            svg = figures.lines(f"variance-{len(plots)}", alt, [k for _, k in lines], "layer", y_range=(-2.0, 102.0))
+            plots.append(Plot(caption, svg))
     tables: list[Block] = []
-    for s in shown:
-        cells = [(_layer(r, s), _reading(r, several), r) for r in sorted(s.of("pose_readback"), key=_depth)]
-        tables += [Heading(s.label), tabulate(f"Pose read-back, {s.label}", "Layer", cells, "top1")]
-    more = [("chance", CHANCE)] if any("chance" in r.details for r in records) else []
-    return Section(
-        "readback",
-        "Pose read-back",
-        [
-            Text(
-                "A linear probe reads from the features how the image was turned or mirrored: top-1 in %, by layer. "
-                "High where the pose is kept, at chance where it is lost."
-            ),
-            *warnings(series, "pose_readback"),
-            legend(shown, "readback", more=more),
-            Plots(plots),
-            Fold("Every layer in numbers", tables),
-        ],
-    )
-
-
-def _by_layer(s: Series, place: str, several: bool) -> Line:
-    """The subject's line in the plot of that kind."""
-    points = _points(
-        r
-        for r in s.of("equivariance")
-        if r.metric == "centred_cosine" and "angle" not in r.details and _place(r, several) == place
-    )
-    return replace(figures.with_points(s.line, points), rings=s.regularised)
-
-
-def _points(records: Iterable[Record]) -> list[tuple[int, float, float | None, float | None]]:
-    """By layer; of two values of one layer the later counts."""
-    found = {r.details["layer"]: (v, r.low, r.high) for r, v in finite(records) if type(r.details.get("layer")) is int}
-    return [(layer, *found[layer]) for layer in sorted(found)]
-
-
-def _place(r: Record, several: bool) -> str:
-    place = words(str(r.details.get("kind", "all")))
-    if "angle" in r.details:
-        place += f" {r.details['angle']:g}°"
-    return f"{place}, {r.data}" if several else place
-
-
-def _reading(r: Record, several: bool) -> str:
-    """What is read, and from what."""
-    source = str(r.details.get("from", "map"))
-    reading = f"{words(str(r.details.get('target', 'pose')))} from the {SOURCES.get(source, words(source))}"
-    return f"{reading}, {r.data}" if several else reading
-
-
-def _depth(r: Record) -> tuple[bool, Any]:
-    layer = r.details.get("layer", "–")
-    return isinstance(layer, str), layer
-
-
-def _layer(r: Record, s: Series) -> str:
-    layer = r.details.get("layer", "–")
-    return f"{layer} (SER)" if layer in s.regularised else str(layer)
+    for s, records in found:
+        rows: dict[str, dict[str, Record]] = {}
+        for r in sorted(records, key=depth_of):
+            head = layer_name(r, s) + (f", {r.data}" if several else "")
+            rows.setdefault(head, {})[r.metric] = r
+        cells = [Row(head, [[entry(of[m])] if m in of else [] for m in SHARES]) for head, of in rows.items()]
+        label = f"Where the variance of {s.label} lies"
+        tables += [Heading(s.label), Table(label, "Layer", [metric_name(m) for m in SHARES], cells)]
+    blocks: list[Block] = [Heading("Where the variance of the maps lies"), Text(VARIANCE)]
+    blocks += [Plots(plots)] if plots else []
+    return [*blocks, Fold("Every share in numbers", tables)]
