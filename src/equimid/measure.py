@@ -165,8 +165,11 @@ def is_measured(folder: Path, data: str) -> bool:
     records = folder / "records.jsonl"
     if checkpoint is None or not records.exists() or not (folder / "report.html").exists():
         return False
-    wanted = {"equivariance", "explorer"}  # the first and the last of what is always measured
-    found = {r.evaluation for r in read_records(records) if (r.checkpoint, r.data) == (checkpoint.identity, data)}
+    # the first and the last of what is always measured; an older version measured no place
+    wanted = {("equivariance", "place"), ("explorer", "picture")}
+    found = {
+        (r.evaluation, r.metric) for r in read_records(records) if (r.checkpoint, r.data) == (checkpoint.identity, data)
+    }
     return wanted <= found
 
 
