@@ -4,11 +4,11 @@
     python experiments/evidence.py --check    # fails where it is not what the cells give
 
 An endpoint is the mean over its parts; a part is the mean over the records of a cell that have its evaluation, its
-metric, its subject ("backbone" where none is named) and its details, and none of the details that `without` names.
+metric, its subject ("backbone" where none is named), its data (the study's where none are named) and its details, and
+none of the details that `without` names.
 """
 
 import argparse
-import itertools
 import json
 import math
 import sys
@@ -53,6 +53,7 @@ def part_value(part: Mapping[str, Any], cell: Cell) -> float | None:
         for r in cell["records"]
         if (r["evaluation"], r["metric"], r["subject"])
         == (part["evaluation"], part["metric"], part.get("subject", "backbone"))
+        and r.get("data") == part.get("data")
         and part.get("details", {}).items() <= r["details"].items()
         and not set(part.get("without", ())) & set(r["details"])
     ]
@@ -73,14 +74,16 @@ def places(endpoint: Mapping[str, Any]) -> int:
     return 2 if "%" in endpoint["name"] else 3
 
 
-def means_table(study: Experiment, cells: Mapping[str, Mapping[int, Cell]]) -> list[str]:
+def means_table(
+    study: Experiment, cells: Mapping[str, Mapping[int, Cell]], endpoints: Sequence[Mapping[str, Any]]
+) -> list[str]:
     lines = [
-        "| arm | " + " | ".join(e["name"] for e in study.endpoints) + " |",
-        "|---" * (len(study.endpoints) + 1) + "|",
+        "| arm | " + " | ".join(e["name"] for e in endpoints) + " |",
+        "|---" * (len(endpoints) + 1) + "|",
     ]
     for arm in study.arms:
         row = []
-        for endpoint in study.endpoints:
+        for endpoint in endpoints:
             values = values_of(endpoint, cells.get(arm, {}))
             row.append(mean_of(list(values.values())).text(places(endpoint)) if values else "not run yet")
         lines.append(f"| {arm} | " + " | ".join(row) + " |")
@@ -88,13 +91,13 @@ def means_table(study: Experiment, cells: Mapping[str, Mapping[int, Cell]]) -> l
 
 
 def differences_table(
-    study: Experiment, cells: Mapping[str, Mapping[int, Cell]], pairs: Sequence[tuple[str, str]], declared: bool
+    cells: Mapping[str, Mapping[int, Cell]], pairs: Sequence[Sequence[str]], endpoints: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """Paired differences; Holm's correction over all of the table."""
     found = [
         (arm, baseline, endpoint, paired_difference(*(values_of(endpoint, cells.get(a, {})) for a in (arm, baseline))))
         for arm, baseline in pairs
-        for endpoint in study.endpoints
+        for endpoint in endpoints
     ]
     adjusted = holm([difference.p if difference else None for *_, difference in found])
     lines = [
@@ -108,7 +111,7 @@ def differences_table(
             continue
         mean = difference.mean
         spread = None if mean.half is None else spread_of(mean.half, mean.n)
-        level = LEVEL / (len(study.endpoints) if declared else len(found))
+        level = LEVEL / len(found)
         columns = [
             mean.text(places(endpoint), signed=True),
             "" if spread is None else f"{spread:.{places(endpoint)}f}",
@@ -194,11 +197,15 @@ def page() -> str:
             "",
         ]
         if study.endpoints:
-            lines += [*means_table(study, cells), "", "The comparison that was declared:", ""]
-            lines += differences_table(study, cells, [tuple(study.contrast)], True)  # type: ignore[list-item]
-            others = [pair for pair in itertools.combinations(reversed(study.arms), 2) if pair != tuple(study.contrast)]
-            lines += ["", "Exploratory, not declared as endpoints (Holm's correction over this table):", ""]
-            lines += differences_table(study, cells, others, False)
+            lines += [*means_table(study, cells, study.endpoints), "", "The comparison that was declared:", ""]
+            lines += differences_table(cells, [study.contrast], study.endpoints)
+            more, pairs = study.explored.get("endpoints", []), study.explored.get("pairs", [])
+            if more:
+                lines += ["", "Explored beside it, on the same networks:", "", *means_table(study, cells, more), ""]
+                lines += differences_table(cells, [study.contrast], more)
+            if pairs:
+                lines += ["", "Explored: other pairs of arms (Holm's correction over this table):", ""]
+                lines += differences_table(cells, pairs, study.endpoints)
         else:
             lines += pilot_table(study, cells)
         if done:

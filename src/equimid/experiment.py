@@ -16,7 +16,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,10 @@ class Experiment:
     seeds:     of every arm
     measure:   names of measurements
     settings:  of every arm, key=value
+    transfer:  [{data: DATA, measure: [NAME, ...]}], of the same networks on other images
     endpoints: what is compared, see experiments/evidence.py
     contrast:  [arm, baseline] of the endpoints
+    explored:  {pairs: [[arm, baseline], ...], endpoints: [...]}, outside of that family: to be read, not to decide
     notes:     what a reader should know
     """
 
@@ -76,9 +78,16 @@ class Experiment:
     seeds: Sequence[int]
     measure: Sequence[str]
     settings: Sequence[str] = ()
+    transfer: Sequence[Mapping[str, Any]] = ()
     endpoints: Sequence[Mapping[str, Any]] = ()
     contrast: Sequence[str] = ()
+    explored: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     notes: str = ""
+
+    @property
+    def measured(self) -> dict[str, Sequence[str]]:
+        """{data: names of measurements}."""
+        return {self.data: self.measure} | {part["data"]: part["measure"] for part in self.transfer}
 
     def config(self, arm: str, seed: int) -> Config:
         """Settings of one cell.
@@ -117,7 +126,11 @@ def read_experiment(file: Path) -> Experiment:
     for name in ("measure", "settings", "contrast"):
         if not isinstance(content.get(name, []), list) or not all(isinstance(x, str) for x in content.get(name, [])):
             raise UserError(f"{file}: {name} must be a list of words, found {content[name]!r}")
-    wrong_names = [name for name in content["measure"] if name not in MEASUREMENTS]
+    transfer = content.get("transfer", [])
+    if not isinstance(transfer, list) or not all(_is_transfer(part) for part in transfer):
+        raise UserError(f"{file}: transfer must be a list of {{data: DATA, measure: [NAME, ...]}}, found {transfer!r}")
+    asked = [*content["measure"], *(name for part in transfer for name in part["measure"])]
+    wrong_names = [name for name in asked if name not in MEASUREMENTS]
     if wrong_names:
         raise UserError(f"{file}: there is no measurement {wrong_names[0]!r}; there are {', '.join(MEASUREMENTS)}")
     named = {name: Arm(arm["recipe"], tuple(arm.get("settings", ()))) for name, arm in arms.items()}
@@ -136,6 +149,16 @@ def _is_arm(arm: Any) -> bool:
     )
 
 
+def _is_transfer(part: Any) -> bool:
+    return (
+        isinstance(part, dict)
+        and set(part) == {"data", "measure"}
+        and isinstance(part["data"], str)
+        and isinstance(part["measure"], list)
+        and all(isinstance(name, str) for name in part["measure"])
+    )
+
+
 def run_experiment(file: Path, out: Path) -> list[Path]:
     """Train and measure the cells that have no file yet, into `out`; returns the files that were written.
 
@@ -147,7 +170,9 @@ def run_experiment(file: Path, out: Path) -> list[Path]:
     for arm in experiment.arms:
         config = on_one_device(experiment.config(arm, experiment.seeds[0]))
         Task(config.backbone, config.method, config.addons, config.plan(), config.seed)
-    open_source(experiment.data)
+    for data in experiment.measured:
+        if not Path(data).exists():
+            open_source(data)  # a name such as digits, or the reason why it is none
     cells = [(arm, seed) for seed in experiment.seeds for arm in experiment.arms]
     missing = [cell for cell in cells if not _cell_file(file, *cell).exists()]
     logger.info("%s: %d of %d cells are finished", experiment.name, len(cells) - len(missing), len(cells))
@@ -200,12 +225,13 @@ def _run_cell(experiment: Experiment, arm: str, seed: int, folder: Path, target:
         raise KeyboardInterrupt
     records = folder / "records.jsonl"
     done = {(r.evaluation, r.data) for r in (read_records(records) if records.exists() else [])}
-    todo = [name for name in experiment.measure if (_EVALUATIONS.get(name, name), experiment.data) not in done]
-    if todo:
-        measure(todo, str(folder), experiment.data, references=False)
+    for data, names in experiment.measured.items():
+        todo = [name for name in names if (_EVALUATIONS.get(name, name), data) not in done]
+        if todo:
+            measure(todo, str(folder), data, references=False)
     if not is_main_process():
         return
-    kept = [_compact(r) for r in read_records(records) if _is_kept(r, experiment)]
+    kept = [_compact(r, experiment.data) for r in read_records(records) if _is_kept(r, experiment)]
     cell = {
         "schema": SCHEMA,
         "study": experiment.name,
@@ -229,7 +255,8 @@ _EVALUATIONS = {"corruptions": "generated_corruptions", "readback": "pose_readba
 
 
 def _is_kept(r: Record, experiment: Experiment) -> bool:
-    if r.value is None or r.evaluation not in {_EVALUATIONS.get(name, name) for name in experiment.measure}:
+    measured = experiment.measured.get(r.data, ())
+    if r.value is None or r.evaluation not in {_EVALUATIONS.get(name, name) for name in measured}:
         return False
     if r.evaluation == "equivariance":
         kept = r.metric in _KEPT and "angle" not in r.details
@@ -237,11 +264,12 @@ def _is_kept(r: Record, experiment: Experiment) -> bool:
     return r.subject == "backbone"
 
 
-def _compact(r: Record) -> dict[str, Any]:
+def _compact(r: Record, data: str) -> dict[str, Any]:
+    """Without what the cell says; with the data where they are not those of the study."""
     entry = {
         key: value for key, value in asdict(r).items() if key in ("evaluation", "metric", "subject", "n", "details")
     }
-    return entry | {"value": round(r.value or 0.0, 6)}
+    return entry | {"value": round(r.value or 0.0, 6)} | ({} if r.data == data else {"data": r.data})
 
 
 def _provenance() -> dict[str, str]:
