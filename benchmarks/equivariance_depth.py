@@ -102,7 +102,7 @@ def draw(tables: dict[str, Table], file: Path) -> None:
     for dash, label in (("-.", "not carried"), (":", "other images")):
         axes.plot([], [], dash, color="grey", label=label)
     handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.savefig(file)
 
 

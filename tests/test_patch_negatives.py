@@ -3,10 +3,12 @@
 import importlib
 import math
 import re
+import weakref
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from equimid.addons import SERConfig, ser_loss
@@ -194,3 +196,39 @@ def test_a_distance_that_leaves_no_negatives_is_refused(distance, refused):
 def test_a_negative_distance_below_zero_is_refused():
     with pytest.raises(UserError, match=r"ser\.negative_distance is -1"):
         SERConfig(negative_distance=-1)
+
+
+class LiveMemory(TorchDispatchMode):
+    """The most bytes of tensors that live at one time, of those that operations returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self.known = 0, 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in self.known:
+                key, size = x.untyped_storage()._cdata, x.untyped_storage().nbytes()
+                self.known.add(key)
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(x, self.free, key, size)
+        return out
+
+    def free(self, key, size):
+        if key in self.known:
+            self.known.discard(key)
+            self.now -= size
+
+
+def test_memory_is_that_of_the_form_of_the_paper():
+    z0, z1, ids, positions = case(24, (14, 14), 32, dtype=torch.float32)
+    peaks = []
+    for more in ((), (positions,)):
+        with LiveMemory() as seen:
+            patch_ntxent(z0, z1, ids, 0.3, *more).backward()
+        z0.grad = z1.grad = None
+        peaks.append(seen.peak)
+    assert peaks[0] > 2 * z0.numel() * 4, "what is counted is not nothing"
+    assert peaks[1] < 1.1 * peaks[0]
