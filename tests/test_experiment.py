@@ -57,6 +57,7 @@ def declared(folder, **changes):
         },
         "seeds": [0],
         "measure": ["linear", "equivariance", "correspondence"],
+        "transfer": [{"data": "digits", "measure": ["knn"]}],
         "contrast": ["ser", "control"],
         "endpoints": [
             {
@@ -93,6 +94,8 @@ def test_cells_are_run_once_and_kept_with_where_they_ran(tmp_path, evidence):
     assert {("linear", "top1", "backbone"), ("equivariance", "place", "not_carried")} <= kept
     assert {("correspondence", "top1", "backbone"), ("equivariance", "between_images", "backbone")} <= kept
     assert "random" not in {subject for *_, subject in kept}
+    assert {r.get("data") for r in cell["records"] if r["evaluation"] == "knn"} == {"digits"}
+    assert not any("data" in r for r in cell["records"] if r["evaluation"] != "knn")
     place = evidence.part_value(
         {"evaluation": "equivariance", "metric": "place", "details": {"layer": 2, "kind": "quarter turns"}}, cell
     )
@@ -138,6 +141,9 @@ def test_the_command_line_runs_a_study(tmp_path):
         ({"measure": ["linaer"]}, "linaer"),
         ({"measure": "linear"}, "measure"),
         ({"contrast": ["ser", "base"]}, "contrast"),
+        ({"transfer": [{"data": "digits"}]}, "transfer"),
+        ({"transfer": [{"data": "digits", "measure": ["linaer"]}]}, "linaer"),
+        ({"transfer": [{"data": "no/such/images", "measure": ["linear"]}]}, "no/such/images"),
         ({"colour": "red"}, "colour"),
         ({"question": None}, "question"),
         ({"data": "no/such/folder"}, "no/such/folder"),
@@ -217,6 +223,10 @@ def test_a_part_takes_the_records_that_are_named_and_no_others(evidence):
     assert evidence.part_value({**part, "without": ["angle"]}, found) is None
     assert evidence.part_value({**part, "subject": "not_carried"}, found) == 9.0
     assert evidence.part_value({**part, "details": {"layer": 3}}, found) is None
+    # of other images only where they are named
+    found["records"].append({**found["records"][0], "value": 0.75, "data": "eurosat"})
+    assert evidence.part_value(part, found) == 0.25
+    assert evidence.part_value({**part, "data": "eurosat"}, found) == 0.75
 
 
 @pytest.mark.parametrize(("spread", "effect", "level"), [(1.0, 1.0, 0.05), (1.0, 0.5, 0.05), (2.0, 1.0, 0.0125)])
