@@ -263,9 +263,6 @@ class _Order:
     def sort(self, x: Tensor) -> Tensor:
         return x if self.order is None else x[self.order]
 
-    def sort_patches(self, patches: _Patches) -> _Patches:
-        return patches.map(self.sort)
-
     def restore(self, x: Tensor) -> Tensor:
         return x if self.order is None else torch.empty_like(x).index_copy_(0, self.order, x)
 
@@ -281,7 +278,7 @@ class _SymmetricLSE(torch.autograd.Function):
     def forward(ctx: Any, z0: Tensor, z1: Tensor, patches: _Patches, temperature: float) -> tuple[Tensor, Tensor]:
         ctx.order, ctx.scale = _Order(patches.ids), 1 / temperature
         positives = torch.linalg.vecdot(z0, z1).mul_(ctx.scale)
-        z, ctx.patches = (ctx.order.sort(z0), ctx.order.sort(z1)), ctx.order.sort_patches(patches)
+        z, ctx.patches = (ctx.order.sort(z0), ctx.order.sort(z1)), patches.map(ctx.order.sort)
         tiles = _Tiles(ctx.patches, ctx.patches, z0)
         total = z0.new_zeros(2, len(z0))
         for i, a, j, b in symmetric_tiles(len(z0), z0.device.type):
@@ -334,8 +331,8 @@ class _LSE(torch.autograd.Function):
     ) -> Tensor:
         ctx.rows, ctx.columns, ctx.scale = _Order(patches.ids), _Order(of_keys.ids), 1 / temperature
         ctx.bounded = temperature >= _BOUNDED_FROM
-        anchors, ctx.patches = ctx.rows.sort(anchors), ctx.rows.sort_patches(patches)
-        keys, ctx.of_keys = ctx.columns.sort(keys), ctx.columns.sort_patches(of_keys)
+        anchors, ctx.patches = ctx.rows.sort(anchors), patches.map(ctx.rows.sort)
+        keys, ctx.of_keys = ctx.columns.sort(keys), of_keys.map(ctx.columns.sort)
         tiles = _Tiles(ctx.patches, ctx.of_keys, anchors)
         total = anchors.new_zeros(len(anchors))
         maximum = torch.full_like(total, 0.0 if ctx.bounded else torch.finfo(total.dtype).min)
