@@ -2,8 +2,9 @@
 
 Letters: M patches of a view, D columns. The products are the tiles of `patch_ntxent`, into memory that is there
 already: the similarities of every pair of patches once, again in the backward pass, and twice the same for the
-gradient. Loss, products and one large square product (the measure of the device) take turns in one process. Memory is
-the growth of the peak over one loss and its gradient, before anything is timed.
+gradient. The forms of the loss with the same products, those products and one large square product (the measure of the
+device) take turns in one process. Memory is the growth of the peak over one loss and its gradient, before anything is
+timed.
 """
 
 import math
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -83,17 +85,20 @@ def bench_loss(options: LossOptions) -> Result:
     rows: list[Row] = []
     ratios: dict[str, float] = {}
     notes: list[str] = []
-    for variant in _variants(device):
-        seconds = []
+    for _, group in groupby(_variants(device), key=lambda variant: (variant.inputs, variant.products)):
+        variants = list(group)
+        seconds: dict[str, list[float]] = {variant.title: [] for variant in variants}
         for patches in sizes:
-            row, against_products = _measure(variant, patches, options, device)
-            rows.append(row)
-            ratios[f"{variant.title}: {patches} patches, loss / bare products"] = against_products
-            seconds.append(float(row["forward s"] or 0) + float(row["backward s"] or 0))
-        ratios |= {f"{variant.title}: {what}": value for what, value in exponents(sizes, seconds).items()}
-        if len(sizes) > 1:
-            a, b = cost_law(sizes, seconds, options.width)
-            notes.append(f"{variant.title}: seconds = {a:.3g} M^2 D + {b:.3g} M D, fitted to {len(sizes)} sizes")
+            found, compared = _measure(variants, patches, options, device)
+            rows += found
+            ratios |= {f"{what}, {patches} patches": value for what, value in compared.items()}
+            for variant, row in zip(variants, found, strict=True):
+                seconds[variant.title].append(float(row["forward s"] or 0) + float(row["backward s"] or 0))
+        for title, times in seconds.items():
+            ratios |= {f"{title}: {what}": value for what, value in exponents(sizes, times).items()}
+            if len(sizes) > 1:
+                a, b = cost_law(sizes, times, options.width)
+                notes.append(f"{title}: seconds = {a:.3g} M^2 D + {b:.3g} M D, fitted to {len(sizes)} sizes")
     notes.append(_memory_note(device))
     if device.type != "cuda":
         notes.append("bf16 inputs, TF32 and FlexAttention are timed on CUDA only")
@@ -128,41 +133,53 @@ def _with_own_image(z0: Tensor, z1: Tensor, ids: Tensor, temperature: float) -> 
     return patch_ntxent(z0, z1, ids, temperature, torch.stack([place // SIDE, place % SIDE], 1))
 
 
-def _measure(variant: Variant, patches: int, options: LossOptions, device: torch.device) -> tuple[Row, float]:
-    """A row of the table, and the median over rounds of loss / products."""
+def _measure(
+    variants: Sequence[Variant], patches: int, options: LossOptions, device: torch.device
+) -> tuple[list[Row], dict[str, float]]:
+    """A row for each variant, all with the same products, and what is compared: medians over rounds."""
+    first = variants[0]
     rng = torch.Generator().manual_seed(0)
-    z0, z1 = (torch.randn(patches, options.width, generator=rng).to(device, variant.inputs) for _ in range(2))
+    z0, z1 = (torch.randn(patches, options.width, generator=rng).to(device, first.inputs) for _ in range(2))
     ids = torch.arange(patches, device=device) // PATCHES_OF_AN_IMAGE
-    units = [F.normalize(z.float(), dim=1).to(variant.dtype) for z in (z0, z1)]
+    units = [F.normalize(z.float(), dim=1).to(first.dtype) for z in (z0, z1)]
     z0.requires_grad_()
     z1.requires_grad_()
-    loss = _Timed(variant.loss, z0, z1, ids)
-    with _product_precision(variant.products):
+    losses = {variant.title: _Timed(variant.loss, z0, z1, ids) for variant in variants}
+    with _product_precision(first.products):
         few = 2 * PATCHES_OF_AN_IMAGE  # threads and libraries have their memory before the peak is watched
-        variant.loss(z0[:few], z1[:few], ids[:few], TEMPERATURE).backward()
-        z0.grad = z1.grad = None
-        extra = growth(loss, device)
+        extra = {}
+        for variant in variants:
+            variant.loss(z0[:few], z1[:few], ids[:few], TEMPERATURE).backward()
+            z0.grad = z1.grad = None
+            extra[variant.title] = growth(losses[variant.title], device)
         sides: dict[str, Callable[[], object]] = {
-            "loss": loss,
+            **losses,
             "products": bare_products(units),
-            "square": _square_product(variant.dtype, device),
+            "square": _square_product(first.dtype, device),
         }
         times = paired(sides, options.repeats, device)
     square = 2 * _side(device) ** 3 / times["square"].median
-    row: Row = {
-        "form": variant.name,
-        "inputs": _short(variant.inputs),
-        "products": variant.products,
-        "patches": patches,
-        "forward s": statistics.median(loss.forward[-options.repeats :]),
-        "backward s": statistics.median(loss.backward[-options.repeats :]),
-        "products s": times["products"].median,
-        "extra MiB": extra / 2**20,
-        "dense GiB": (2 * patches) ** 2 * 4 / 2**30,
-        "products GFLOP": _product_flops(patches, options.width, device.type) / 1e9,
-        "share of peak": _product_flops(patches, options.width, device.type) / times["loss"].median / square,
-    }
-    return row, ratio(times["loss"], times["products"])
+    flops = _product_flops(patches, options.width, device.type)
+    rows: list[Row] = [
+        {
+            "form": variant.name,
+            "inputs": _short(variant.inputs),
+            "products": variant.products,
+            "patches": patches,
+            "forward s": statistics.median(losses[variant.title].forward[-options.repeats :]),
+            "backward s": statistics.median(losses[variant.title].backward[-options.repeats :]),
+            "products s": times["products"].median,
+            "extra MiB": extra[variant.title] / 2**20,
+            "dense GiB": (2 * patches) ** 2 * 4 / 2**30,
+            "products GFLOP": flops / 1e9,
+            "share of peak": flops / times[variant.title].median / square,
+        }
+        for variant in variants
+    ]
+    compared = {f"{title}: loss / bare products": ratio(times[title], times["products"]) for title in losses}
+    for title in list(losses)[1:]:
+        compared[f"{title} / {first.title}"] = ratio(times[title], times[first.title])
+    return rows, compared
 
 
 class _Timed:
