@@ -160,10 +160,12 @@ def _download(folder: Path, kind: Any, options: tuple[Options, ...]) -> None:
                 kind(str(beside), download=True, **each)
             os.replace(beside, folder)
     except (OSError, RuntimeError, HTTPException) as error:
+        is_here = Path(folder.name).is_dir()
         raise UserError(
             f"data set '{folder.name}' is not in {folder} and could not be downloaded ({_line(error)}); "
             f"expected a network or the files: download torchvision.datasets.{kind.__name__} elsewhere "
             f"and put its files into {folder}, or give a folder of images"
+            + (f"; to read the folder {folder.name} that is here, write ./{folder.name}" if is_here else "")
         ) from error
 
 
