@@ -23,10 +23,10 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/equimid bench step
-	$(BIN)/equimid bench loss
-	$(BIN)/equimid bench loader
-	$(BIN)/equimid bench evaluate
+	$(BIN)/python benchmarks/bench.py step
+	$(BIN)/python benchmarks/bench.py loss
+	$(BIN)/python benchmarks/bench.py loader
+	$(BIN)/python benchmarks/bench.py evaluate
 	$(BIN)/python benchmarks/flops.py
 
 clean:

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from bench_step import DrawnStep
+from lib.timing import choose_device, describe_machine, paired
 
-from equimid.benchmarks.measuring import choose_device, describe_machine, paired
-from equimid.benchmarks.step import DrawnStep
 from equimid.engine import keep_freed_memory
 from equimid.recipes import recipe
 

@@ -21,8 +21,8 @@ import torch
 from equimid.evaluation import EvaluationConfig, Scope, Study
 from equimid.evaluation.config import DetectionConfig
 from equimid.evaluation.detection import measure_detection
-from equimid.measure import open_encoder
 from equimid.records import Record, write_records
+from equimid.runs.measure import open_encoder
 
 METRICS = ("map", "map_50", "map_75", "mar_100")
 

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import torch
 
-from equimid.flops import step_flops
 from equimid.recipes import recipe
+from equimid.runs.flops import step_flops
 
 # rows of the comparison, with the ratio that the specification gives
 SPECIFIED = {

@@ -23,9 +23,9 @@ from pathlib import Path
 import torch
 
 from equimid.config import override
-from equimid.flops import step_flops
 from equimid.recipes import ADDITIONS, BASES, recipe
-from equimid.run import pretrain
+from equimid.runs.flops import step_flops
+from equimid.runs.pretrain import pretrain
 
 MULTICROP, THREE = "views.local.count=4", "views.full=3"
 STEPS = 3

@@ -14,8 +14,8 @@ from equimid.evaluation import EvaluationConfig, Scope
 from equimid.evaluation.config import EquivarianceConfig
 from equimid.evaluation.equivariance import measure_equivariance
 from equimid.evaluation.study import Study
-from equimid.measure import open_encoder
 from equimid.records import Record
+from equimid.runs.measure import open_encoder
 
 COLUMNS = (
     ("centred cosine", "centred_cosine", "backbone"),

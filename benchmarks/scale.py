@@ -2,8 +2,8 @@
 
     python benchmarks/scale.py [--loader FOLDER/loader.json] [--peak 989e12] [--use 0.4]
 
-FLOPs are counted on the meta device (`equimid.flops`); images per second and core are read from what
-`equimid bench loader --out FOLDER` wrote. The GPU's part is an assumption: its peak (an H100's dense bf16) and the
+FLOPs are counted on the meta device (`equimid.runs.flops`); images per second and core are read from what
+`bench.py loader --out FOLDER` wrote. The GPU's part is an assumption: its peak (an H100's dense bf16) and the
 share of it that a step reaches. Bytes an image are those of 300 ImageNet photographs (docs/shards.md).
 """
 
@@ -12,8 +12,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from equimid.flops import step_flops
 from equimid.recipes import recipe
+from equimid.runs.flops import step_flops
 from equimid.task import Task
 
 DATA = {"ImageNet-1k, 100 epochs": (1_281_167, 100), "ImageNet-22k, 100 epochs": (14_197_122, 100),

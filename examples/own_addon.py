@@ -18,7 +18,7 @@ from equimid.config import override
 from equimid.distributed import mean_over_ranks
 from equimid.errors import UserError
 from equimid.recipes import recipe
-from equimid.run import pretrain
+from equimid.runs.pretrain import pretrain
 
 
 @ADDONS.register

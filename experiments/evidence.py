@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from equimid.experiment import Experiment, read_experiment
+from equimid.runs.experiment import Experiment, read_experiment
 from equimid.statistics import LEVEL, holm, mean_of, paired_difference, seeds_needed, verdict
 
 HERE = Path(__file__).resolve().parent

@@ -9,7 +9,7 @@ from PIL import Image
 from drawing import SCOPE
 from equimid.evaluation import EvaluationConfig, Study
 from equimid.evaluation.classifier import Classifier
-from equimid.evaluation.features import Pixels
+from equimid.evaluation.preprocessing import Pixels
 
 STEP = 20  # of the red channel, from class to class
 

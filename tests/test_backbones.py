@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import equimid.backbones
-from equimid.backbones import BackboneConfig, build_backbone, create_backbone, packed
+from equimid.backbones import BackboneConfig, build_backbone, create_backbone
+from equimid.backbones import packed_forward as packed
 from equimid.backbones.config import sincos_positions
 from equimid.errors import UserError
 from equimid.export import load_backbone, save_backbone

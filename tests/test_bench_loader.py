@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from bench_loader import bench_loader
+from lib.options import LoaderOptions
 
-from equimid.benchmarks.loader import bench_loader
-from equimid.benchmarks.options import LoaderOptions
 from equimid.data import pack
 from equimid.errors import UserError
 from photographs import smooth

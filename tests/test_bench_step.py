@@ -5,13 +5,13 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import bench_step as step
 import pytest
+from lib.options import StepOptions
 
-from equimid.benchmarks import step
-from equimid.benchmarks.options import StepOptions
 from equimid.errors import UserError
-from equimid.flops import step_flops
 from equimid.recipes import recipe
+from equimid.runs.flops import step_flops
 from equimid.views import sample_poses
 
 
@@ -73,14 +73,14 @@ def test_the_flops_of_a_row_are_those_that_were_done(small):
 
 def test_a_precision_that_there_is_not_is_refused(small):
     with pytest.raises(UserError, match="fp8"):
-        step._precision("fp8", None, None, 4)
+        step._precision("fp8", None, None)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are read from /proc")
 def test_memory_is_told_also_where_freed_memory_is_kept():
     program = """
 import torch
-from equimid.benchmarks.measuring import growth
+from lib.timing import growth
 from equimid.engine.machine import keep_freed_memory
 keep_freed_memory()
 def side():

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from equimid.evaluation.pictures import draw_attention, draw_neighbours, record_explorer
+from equimid.evaluation.figures import draw_attention, draw_neighbours, record_explorer
 from equimid.records import write_records
 from equimid.report import write_report
 from looking import Colours, photograph_folder, study_in

@@ -12,7 +12,8 @@ from PIL import Image
 from equimid.cli import main
 from equimid.cli.entry import _is_setting
 from equimid.config import Config, differences, flatten, load_config, override, save_config
-from equimid.engine import is_main_process, latest_checkpoint
+from equimid.console import is_main_process
+from equimid.engine import latest_checkpoint
 from equimid.errors import UserError
 from equimid.recipes import ROWS, recipe
 from equimid.records import read_records

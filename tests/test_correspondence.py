@@ -15,7 +15,7 @@ from equimid.evaluation.config import EquivarianceConfig
 from equimid.evaluation.equivariance import PatchColours, changes, measure_correspondence
 from equimid.evaluation.equivariance import correspondence as module
 from equimid.evaluation.equivariance.correspondence import correspondence
-from equimid.evaluation.equivariance.tokens import normalised_maps
+from equimid.evaluation.equivariance.map_statistics import normalised_maps
 
 LATTICE = ("quarter turns", "flip")
 

@@ -16,7 +16,7 @@ from equimid.evaluation.detection import detection_splits, measure_detection, sc
 from equimid.evaluation.detection.pyramid import Detector, SimpleFeaturePyramid
 from equimid.evaluation.detection.tokens import Canvas, token_batches
 from equimid.evaluation.detection.train import _order, _targets, build_detector, detect, train_detector
-from equimid.evaluation.features import Preprocessing
+from equimid.evaluation.preprocessing import Preprocessing
 
 PLAIN = Preprocessing(32, 1.0, (0.0,) * 3, (1.0,) * 3)
 

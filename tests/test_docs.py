@@ -13,9 +13,9 @@ from equimid.cli.entry import _parse
 from equimid.config import override
 from equimid.errors import UserError
 from equimid.evaluation import MEASUREMENTS
-from equimid.experiment import read_experiment
 from equimid.methods import METHODS
 from equimid.recipes import recipe
+from equimid.runs.experiment import read_experiment
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(ROOT.glob("docs/*.md"))

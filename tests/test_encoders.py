@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from equimid.backbones import TimmEncoder, create_backbone, open_foreign
-from equimid.backbones import foreign as module
+from equimid.backbones import pretrained as module
 from equimid.errors import UserError
 
 SMALL = {"img_size": 32, "patch_size": 8, "num_classes": 0}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from equimid.backbones import HuggingFaceEncoder, open_foreign
-from equimid.backbones import foreign as module
+from equimid.backbones import pretrained as module
 from equimid.errors import UserError
 
 transformers = pytest.importorskip("transformers")

@@ -22,7 +22,7 @@ from equimid.engine.config import RuntimeConfig, TrainConfig
 from equimid.engine.health import HealthCheck, effective_rank, feature_std, map_variance
 from equimid.engine.metrics import Metrics
 from equimid.engine.optimizer import OptimConfig, build_optimizer, set_rates
-from equimid.engine.order import MicroBatches
+from equimid.engine.sampler import MicroBatches
 from equimid.errors import UnreadableImage, UserError
 from equimid.methods import MoCoV3Config
 from equimid.randomness import counted_torch_seed

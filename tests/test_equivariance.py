@@ -16,9 +16,9 @@ from equimid.errors import UserError
 from equimid.evaluation.config import EquivarianceConfig
 from equimid.evaluation.equivariance import changes, measure_equivariance
 from equimid.evaluation.equivariance.agreement import Tokens, agreement, retrieval
-from equimid.evaluation.equivariance.changes import pose_kinds
+from equimid.evaluation.equivariance.map_statistics import map_statistics
 from equimid.evaluation.equivariance.maps import compare
-from equimid.evaluation.equivariance.tokens import map_statistics
+from equimid.evaluation.equivariance.transforms import pose_kinds
 
 LATTICE = ("quarter turns", "flip")
 SCALES = ("isotropic scale", "anisotropic scale")

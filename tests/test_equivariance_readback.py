@@ -10,8 +10,9 @@ from encoders import PatchMeans, folder_of, study_of
 from equimid.backbones import Features, TimmEncoder, create_backbone
 from equimid.errors import UserError
 from equimid.evaluation.config import EquivarianceConfig
-from equimid.evaluation.equivariance import measure_readback, readback
-from equimid.evaluation.equivariance.readback import some_layers
+from equimid.evaluation.equivariance import measure_readback
+from equimid.evaluation.equivariance import pose_probe as readback
+from equimid.evaluation.equivariance.pose_probe import some_layers
 
 
 def skies(path, count=24, side=16):

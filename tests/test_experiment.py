@@ -16,7 +16,7 @@ from scipy import stats
 
 from equimid.config import flatten
 from equimid.errors import UserError
-from equimid.experiment import Arm, read_experiment, run_experiment
+from equimid.runs.experiment import Arm, read_experiment, run_experiment
 from equimid.statistics import seeds_needed
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from equimid.errors import UserError
-from equimid.evaluation.pictures import record_explorer
+from equimid.evaluation.figures import record_explorer
 from equimid.poses import Pose
 from equimid.records import read_records, write_records
 from equimid.report import write_report

@@ -14,7 +14,7 @@ from equimid.addons import SER, Seen, SERConfig
 from equimid.backbones import BackboneConfig, build_backbone, create_backbone
 from equimid.config import differences, override
 from equimid.engine import OptimConfig, RuntimeConfig, TrainConfig, Trainer, latest_checkpoint, make_fabric
-from equimid.engine.order import MicroBatches
+from equimid.engine.sampler import MicroBatches
 from equimid.errors import UserError
 from equimid.export import load_backbone, save_backbone
 from equimid.features import Features
@@ -22,7 +22,7 @@ from equimid.methods import DINOConfig, MoCoV3Config
 from equimid.poses import sample_pose_pair
 from equimid.randomness import counted_generator
 from equimid.recipes import ADDITIONS, BASES, SIZES, recipe
-from equimid.run import pretrain
+from equimid.runs.pretrain import pretrain
 from equimid.schedules import When
 from equimid.task import Task, plan_views
 from equimid.testing import assert_same_on_ranks, assert_trains

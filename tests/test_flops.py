@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from bench_step import drawn_batch
 
-from equimid.backbones import packed
-from equimid.benchmarks.step import drawn_batch
-from equimid.flops import BF16_SHARE, step_memory
+from equimid.backbones import packed_forward as packed
 from equimid.recipes import recipe
+from equimid.runs.flops import BF16_SHARE, step_memory
 from equimid.task import Task
 from equimid.views import realise, sample_poses
 

@@ -13,9 +13,10 @@ from equimid.errors import UserError
 from equimid.evaluation import EvaluationConfig, Preprocessing
 from equimid.evaluation.config import Corruption, RobustnessConfig
 from equimid.evaluation.probes import measure_linear
-from equimid.evaluation.robustness import generated, measure_generated
+from equimid.evaluation.robustness import corruption_accuracy as generated
+from equimid.evaluation.robustness import measure_generated
+from equimid.evaluation.robustness.corruption_accuracy import CLEAN, CorruptedImages
 from equimid.evaluation.robustness.corruptions import KINDS, VALIDATION_KINDS, corrupt
-from equimid.evaluation.robustness.generated import CLEAN, CorruptedImages
 from equimid.randomness import counted_generator
 from probing import PatchColours, folders, study
 

@@ -13,7 +13,7 @@ from equimid.errors import UserError
 from equimid.evaluation import EvaluationConfig
 from equimid.evaluation.classifier import Classifier
 from equimid.evaluation.config import EquivarianceConfig, RobustnessConfig
-from equimid.evaluation.features import Pixels
+from equimid.evaluation.preprocessing import Pixels
 from equimid.evaluation.robustness import measure_geometry
 from equimid.evaluation.robustness.geometry import geometry_records, inscribed_disc, rotate
 from robust import draw_class, draw_training, study, value

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from equimid.flops import step_flops
 from equimid.recipes import recipe
+from equimid.runs.flops import step_flops
 
 GRID = Path(__file__).parent.parent / "benchmarks" / "grid.py"
 # no drop path: what it drops depends on the number of processes

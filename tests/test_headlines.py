@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from equimid.records import Record, write_records
-from equimid.report.folder import Run, read_run
+from equimid.report.read_run import Run, read_run
 from equimid.report.seeds import Group, Metric, _metrics, compare
 from fake_runs import everything, fake_run, record
 

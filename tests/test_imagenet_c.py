@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from equimid.errors import UserError
-from equimid.evaluation.features import Preprocessing
+from equimid.evaluation.preprocessing import Preprocessing
 from equimid.evaluation.robustness import measure_imagenet_c
 from equimid.evaluation.robustness.folders import full_crop
 from equimid.evaluation.robustness.imagenet_c import (

@@ -10,10 +10,11 @@ from PIL import Image
 
 from drawn_views import POSED, make_plan, resized, unshared
 from equimid.data import open_image
+from equimid.data.jpeg import JpegPicture, open_picture
 from equimid.errors import UnreadableImage, UserError
-from equimid.views import Key, ViewDataset, collate, decode_encoded, decoding, realise, sample_poses
-from equimid.views.cutting import Cut, choose_scale, cut_out
-from equimid.views.pictures import JpegPicture, open_picture
+from equimid.views import Key, ViewDataset, collate, decode_encoded, realise, sample_poses
+from equimid.views import device_decode as decoding
+from equimid.views.crops import Cut, choose_scale, cut_out
 from photographs import Files, encoded, near, smooth, tensor_of
 
 CPU = torch.device("cpu")

@@ -11,9 +11,9 @@ import pytest
 import torch
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 
+from equimid.console import is_main_process
 from equimid.engine import RuntimeConfig, make_fabric
-from equimid.engine.launch import Started, is_main_process, ranks_end_together, started
-from equimid.engine.signals import StopRequest
+from equimid.engine.launch import Started, StopRequest, ranks_end_together, started
 from equimid.errors import UserError
 
 CPU = RuntimeConfig(accelerator="cpu", precision="fp32")

@@ -7,14 +7,14 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from equimid.backbones import BackboneConfig, build_backbone
 from equimid.engine import RuntimeConfig, settle_precision
 from equimid.engine import machine as machine_module
+from equimid.engine.async_metrics import LoaderClock, Readout
+from equimid.engine.cpu_bf16 import bf16_units
 from equimid.engine.health import HealthCheck
-from equimid.engine.machine import bf16_gain, is_out_of_memory, loader_remedy, set_threads
-from equimid.engine.readout import LoaderClock, Readout
+from equimid.engine.machine import is_out_of_memory, loader_remedy, set_threads
 
 CPU = RuntimeConfig(accelerator="cpu")
 
@@ -25,67 +25,55 @@ def wide():
 
 
 @pytest.fixture
-def measured(monkeypatch):
-    """A processor that is so many times faster in bf16; counts how often it was asked."""
-    asked = []
-    monkeypatch.setattr(machine_module, "bf16_gain", lambda block, tokens: asked.append(tokens.shape) or gains.pop(0))
-    gains = []
-    return gains, asked
+def processor(monkeypatch):
+    """Sets the instructions for bf16 that torch finds."""
+
+    def has(amx=False, avx512=False):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+
+    return has
 
 
-def test_bf16_is_chosen_where_it_is_measured_to_be_faster_and_stays_with_the_run(wide, measured, tmp_path):
-    gains, asked = measured
-    gains[:] = [2.3, 1.0, 1.2, 1.1]
-    assert settle_precision(CPU, wide, 64, tmp_path / "fast").precision == "bf16"
-    assert asked == [(16, 5, 192)], "a batch of at most 16 images, with the network's own tokens"
-    assert settle_precision(CPU, wide, 64, tmp_path / "fast").precision == "bf16", "a run goes on as it began"
-    assert json.loads((tmp_path / "fast" / "precision.json").read_text()) == {
-        "precision": "bf16", "bf16_gain": 2.3, "width": 192
-    }  # fmt: skip
-    assert len(asked) == 1
-    assert settle_precision(CPU, wide, 8, tmp_path / "slow").precision == "fp32"
+def test_bf16_is_chosen_where_the_processor_has_it_and_stays_with_the_run(wide, processor, tmp_path):
+    processor(avx512=True)
+    assert settle_precision(CPU, wide, tmp_path / "fast").precision == "bf16"
+    note = json.loads((tmp_path / "fast" / "precision.json").read_text())
+    assert note == {"precision": "bf16", "units": "avx512_bf16", "width": 192}
+    processor()
+    assert settle_precision(CPU, wide, tmp_path / "fast").precision == "bf16", "a run is resumed as it began"
+    assert settle_precision(CPU, wide, tmp_path / "slow").precision == "fp32"
     for damaged in ("{", '{"precision": "fp8"}'):
         (tmp_path / "slow" / "precision.json").write_text(damaged)
-        assert settle_precision(CPU, wide, 8, tmp_path / "slow").precision == "fp32", "it is measured again"
-    assert len(asked) == 4
+        assert settle_precision(CPU, wide, tmp_path / "slow").precision == "fp32"
+    processor(amx=True, avx512=True)
+    assert settle_precision(CPU, wide, tmp_path / "slow").precision == "fp32", "a run is resumed as it began"
+    assert settle_precision(CPU, wide, tmp_path / "new").precision == "bf16"
+    assert bf16_units() == "amx"
 
 
-def test_a_run_that_was_begun_before_there_was_a_choice_stays_in_fp32(wide, measured, tmp_path):
+def test_a_run_that_was_begun_before_there_was_a_choice_stays_in_fp32(wide, processor, tmp_path):
+    processor(amx=True)
     (tmp_path / "checkpoints" / "step-00000003").mkdir(parents=True)
-    assert settle_precision(CPU, wide, 8, tmp_path).precision == "fp32"
-    assert measured[1] == []
+    assert settle_precision(CPU, wide, tmp_path).precision == "fp32"
 
 
-def test_bf16_is_not_measured_where_it_cannot_matter(wide, measured, tmp_path):
-    _, asked = measured
+def test_bf16_is_not_chosen_for_narrow_networks_and_several_processes(wide, processor, tmp_path):
+    processor(amx=True)
     narrow = build_backbone(BackboneConfig(embed_dim=96, depth=2, num_heads=3, cls_layer=1, image_size=32), (), seed=0)
-    assert settle_precision(CPU, narrow, 8, tmp_path / "narrow").precision == "fp32"
-    assert settle_precision(CPU, wide, 8, tmp_path / "several", alone=False).precision == "fp32"
+    assert settle_precision(CPU, narrow, tmp_path / "narrow").precision == "fp32"
+    assert settle_precision(CPU, wide, tmp_path / "several", alone=False).precision == "fp32"
     for given in ("fp32", "bf16"):
         chosen = RuntimeConfig(accelerator="cpu", precision=given)
-        assert settle_precision(chosen, wide, 8, tmp_path / "given") == chosen
+        assert settle_precision(chosen, wide, tmp_path / "given") == chosen
     assert not (tmp_path / "given").exists()
-    assert not asked
 
 
-def test_a_cpu_that_is_asked_for_is_measured_beside_a_gpu_too(wide, measured, tmp_path, monkeypatch):
-    gains, asked = measured
-    gains.append(2.0)
+def test_a_cpu_that_is_asked_for_is_settled_beside_a_gpu_too(wide, processor, tmp_path, monkeypatch):
+    processor(amx=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert settle_precision(RuntimeConfig(), wide, 8, tmp_path).precision == "auto", "the GPU's own choice"
-    assert not asked
-    assert settle_precision(CPU, wide, 8, tmp_path).precision == "bf16"
-
-
-def test_measuring_bf16_leaves_the_block_as_it_was(wide, monkeypatch):
-    fused, calls = F.scaled_dot_product_attention, []
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(a[0].dtype) or fused(*a, **k))
-    block = wide.blocks[-1]
-    before = {name: value.clone() for name, value in block.state_dict().items()}
-    assert bf16_gain(block, torch.randn(2, 5, 192), rounds=1) > 0
-    assert all(torch.equal(value, before[name]) for name, value in block.state_dict().items())
-    assert all(p.grad is None for p in block.parameters())
-    assert calls == [torch.float32] * 2, "as a step runs the block, which writes attention out in bf16"
+    assert settle_precision(RuntimeConfig(), wide, tmp_path).precision == "auto", "the GPU's own choice"
+    assert settle_precision(CPU, wide, tmp_path).precision == "bf16"
 
 
 def test_several_processes_share_the_cores(monkeypatch):
@@ -201,7 +189,7 @@ def test_out_of_memory_names_batch_estimate_and_three_settings(tmp_path):
 import resource, sys, torch
 from pathlib import Path
 from equimid.recipes import configured
-from equimid.run import pretrain
+from equimid.runs.pretrain import pretrain
 import lightning.fabric, torch.utils.tensorboard
 config = configured("ser-tiny", ["data.source=digits", "train.batch_size=512", "backbone.image_size=64",
     "runtime.workers=0", "runtime.accelerator=cpu", "runtime.precision=fp32", "runtime.tensorboard=false"])

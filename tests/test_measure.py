@@ -13,10 +13,10 @@ from equimid.cli.entry import _parse, _sorted
 from equimid.config import override
 from equimid.errors import UserError
 from equimid.evaluation import MEASUREMENTS, Measurement, labelled_splits
-from equimid.measure import measure
 from equimid.recipes import configured
 from equimid.records import read_records
-from equimid.run import pretrain
+from equimid.runs.measure import measure
+from equimid.runs.pretrain import pretrain
 from test_cli import QUICK, draw_images, equimid
 
 transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
@@ -126,7 +126,7 @@ def test_folder_to_train_on_is_used_wholly_and_never_tested(vit, photos, tmp_pat
 def test_references_are_shown_what_the_network_is(vit, photos, tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(
-        "equimid.measure.MEASUREMENTS",
+        "equimid.runs.measure.MEASUREMENTS",
         {"knn": Measurement("knn", "", lambda study, *_: seen.update({study.scope.subject: study.preprocessing}) or [],
                             ("random", "pixels"))},
     )  # fmt: skip
@@ -157,7 +157,7 @@ def test_a_run_that_is_killed_while_it_is_measured_anew_is_measured_at_the_next_
     pretrain(config, tmp_path / "run")
     changed = override(config, ["evaluation.knn_k=3"])
     with monkeypatch.context() as patched:
-        patched.setattr("equimid.run.measure_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("equimid.runs.pretrain.measure_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             pretrain(changed, tmp_path / "run")
     pretrain(changed, tmp_path / "run")

@@ -14,7 +14,7 @@ from equimid.engine import OptimConfig, RuntimeConfig, TrainConfig, Trainer, mak
 from equimid.errors import UserError
 from equimid.methods import DINOConfig, MoCoV3Config
 from equimid.recipes import recipe
-from equimid.run import pretrain
+from equimid.runs.pretrain import pretrain
 from equimid.task import Task, plan_views
 from equimid.views import ViewDataset, ViewsConfig
 from tasks import HEADS, TINY, make_task, make_views

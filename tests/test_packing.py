@@ -21,7 +21,7 @@ from filelock import FileLock
 from PIL import Image
 
 from equimid.data import open_image, open_source, pack
-from equimid.data.shard_writer import packed_image
+from equimid.data.shards.writer import packed_image
 from equimid.errors import UnreadableImage, UserError
 from files import ORIENTATION, draw, noise
 from packing_files import class_folders, contents, packed, photograph
@@ -237,7 +237,7 @@ def test_several_processes_write_the_same_bytes_and_are_told_of(tmp_path):
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-import equimid.data.shard_writer as writer
+import equimid.data.shards.writer as writer
 from equimid.data import pack
 rename, left = os.replace, [int(sys.argv[3])]
 def killed(*files):

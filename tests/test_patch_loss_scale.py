@@ -8,12 +8,12 @@ import pytest
 import torch
 import torch.nn.attention.flex_attention as flex_module
 import torch.nn.functional as F
+from bench_loss import bare_products, bench_loss, cost_law, exponents
+from lib.flex_patch_ntxent import flex_patch_ntxent
+from lib.options import LossOptions
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from equimid.benchmarks.flex import flex_patch_ntxent
-from equimid.benchmarks.loss import bare_products, bench_loss, cost_law, exponents
-from equimid.benchmarks.options import LossOptions
 from equimid.errors import UserError
 from equimid.losses import patch_ntxent, patch_ntxent_cross_view
 

@@ -10,9 +10,9 @@ from PIL import Image
 from sklearn.decomposition import PCA
 
 from equimid.errors import UserError
-from equimid.evaluation.pictures import attention as attention_pictures
-from equimid.evaluation.pictures import draw_attention, draw_feature_maps, draw_neighbours
-from equimid.evaluation.pictures.drawing import principal_colours
+from equimid.evaluation.figures import attention as attention_pictures
+from equimid.evaluation.figures import draw_attention, draw_feature_maps, draw_neighbours
+from equimid.evaluation.figures.drawing import principal_colours
 from equimid.records import read_records, write_records
 from looking import Colours, photograph_folder, study_in
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lib.reference_step import PlainStep
 
 from equimid.addons import ESSLConfig, SERConfig
-from equimid.benchmarks.plain import PlainStep
 from equimid.config import Config
 from equimid.engine import TrainConfig
 from equimid.errors import UserError

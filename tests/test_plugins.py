@@ -18,7 +18,7 @@ from equimid.errors import UserError
 from equimid.methods import METHODS, Method, MethodConfig
 from equimid.plugins import Registry
 from equimid.recipes import recipe
-from equimid.run import pretrain
+from equimid.runs.pretrain import pretrain
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "own_addon.py"
 QUICK = [

@@ -10,11 +10,10 @@ from torchvision.transforms import RandomResizedCrop
 from drawing import drawn
 from equimid.errors import UnreadableImage, UserError
 from equimid.evaluation import EvaluationConfig
-from equimid.evaluation.features import Preprocessing
+from equimid.evaluation.preprocessing import Preprocessing
 from equimid.evaluation.probes import fit_linear, linear, measure_linear
-from equimid.evaluation.probes.heads import HeadGrid
+from equimid.evaluation.probes.heads import HeadGrid, split_to_choose
 from equimid.evaluation.probes.linear_crops import _Batches, _Crops, fit_on_crops
-from equimid.evaluation.probes.splits import split_to_choose
 from equimid.randomness import counted_generator
 from equimid.testing import on_ranks
 from probing import PatchColours, coloured, folders, study

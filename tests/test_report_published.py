@@ -13,8 +13,8 @@ from equimid.config import save_config
 from equimid.errors import UserError
 from equimid.recipes import ROWS, configured
 from equimid.records import Record, write_records
-from equimid.report.folder import read_run
 from equimid.report.published import LAYERS, PUBLISHED
+from equimid.report.read_run import read_run
 from equimid.report.sections.published import published_row
 from fake_runs import Page, fake_measured, fake_run, record, report
 

@@ -13,8 +13,8 @@ from equimid.evaluation import EvaluationConfig
 from equimid.evaluation.config import RobustnessConfig, SegmentationConfig
 from equimid.evaluation.iou import class_iou, posed_iou_records
 from equimid.evaluation.posed import named_poses
-from equimid.evaluation.scope import Scope
 from equimid.evaluation.segmentation import measure_segmentation
+from equimid.evaluation.study import Scope
 from probing import PatchColours, study
 from robust import value
 

@@ -21,7 +21,7 @@ from equimid.data import (
     open_source,
     shards,
 )
-from equimid.engine.order import MicroBatches, epoch_order
+from equimid.engine.sampler import MicroBatches, epoch_order
 from equimid.errors import UnreadableImage, UserError
 from equimid.task import plan_views
 from equimid.views import ViewDataset, ViewsConfig, collate

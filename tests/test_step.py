@@ -4,12 +4,12 @@ import sys
 
 import pytest
 import torch
+from bench_step import drawn_batch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from equimid.addons import AugSelfConfig, EquiModConfig, ESSLConfig, SERConfig, STLConfig
 from equimid.backbones import create_backbone
-from equimid.benchmarks.step import drawn_batch
 from equimid.engine.optimizer import OptimConfig, build_optimizer, clip_gradients, set_rates
 from equimid.methods import BarlowTwinsConfig, DINOConfig, SimCLRConfig, SimSiamConfig, VICRegConfig
 from equimid.schedules import When

@@ -8,13 +8,13 @@ import pytest
 import yaml
 from scipy import stats
 
-from equimid import sweep
 from equimid.config import flatten, save_config
 from equimid.engine import Outcome
 from equimid.errors import UserError
 from equimid.records import Record, read_records, write_records
 from equimid.report import write_report, write_sweep_report
-from equimid.sweep import parse_vary, run_sweep
+from equimid.runs import sweep
+from equimid.runs.sweep import parse_vary, run_sweep
 
 QUICK = [
     "backbone.embed_dim=24", "backbone.depth=3", "backbone.num_heads=2", "backbone.image_size=16",

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from equimid.addons import EquiModConfig, ESSLConfig, SERConfig, STLConfig
-from equimid.engine.order import MicroBatches
+from equimid.engine.sampler import MicroBatches
 from equimid.errors import UserError
 from equimid.views import (
     FIELDS,

@@ -22,7 +22,7 @@ from equimid.views import (
     realise,
     sample_poses,
 )
-from equimid.views.worker import sample_crop
+from equimid.views.dataset import sample_crop
 from photographs import near
 
 CPU = torch.device("cpu")

@@ -25,7 +25,7 @@ from torch import Tensor
 from equimid.errors import UserError
 from equimid.randomness import counted_generator
 from equimid.views import FIELDS, CropView, ViewPlan, draw
-from equimid.views.worker import sample_crop
+from equimid.views.crops import sample_crop
 
 __all__ = ["PARAMETERS", "Constants", "check_constants_file", "find_constants", "measure_constants", "store_constants"]
 

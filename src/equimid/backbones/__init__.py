@@ -2,9 +2,9 @@
 
 from equimid.backbones.config import BackboneConfig, build_backbone, timm_arguments, without_drop_path
 from equimid.backbones.encoder import Encoder, TimmEncoder
-from equimid.backbones.foreign import Weights, open_foreign
 from equimid.backbones.hugging_face import HuggingFaceEncoder
-from equimid.backbones.packed import run_block
+from equimid.backbones.packed_forward import run_block
+from equimid.backbones.pretrained import Weights, open_foreign
 from equimid.backbones.registry import equimid_vit
 from equimid.backbones.vit import Backbone, LateCLSViT, compile_blocks, create_backbone
 from equimid.features import Features

@@ -15,7 +15,7 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from equimid.backbones.packed import EAGER, Regions, compiled_regions, packed_forward
+from equimid.backbones.packed_forward import EAGER, Regions, compiled_regions, packed_forward
 from equimid.errors import UserError
 from equimid.features import Features
 

@@ -11,8 +11,8 @@ import sys
 import tyro
 
 from equimid.cli.runs import Demo, Evaluate, Measure, Pretrain, Report, Sweep
-from equimid.cli.tools import Bench, Constants, Pack, Recipes
-from equimid.cli.words import say
+from equimid.cli.shared import say
+from equimid.cli.tools import Constants, Pack, Recipes
 from equimid.errors import UserError
 
 __all__ = ["main"]
@@ -20,7 +20,7 @@ __all__ = ["main"]
 # key=value settings; everything else is tyro's
 _SETTING = re.compile(r"^[a-z_][a-z_0-9]*(\.[a-z_0-9]+)*=")
 
-Command = Pretrain | Evaluate | Measure | Sweep | Report | Demo | Pack | Bench | Recipes | Constants
+Command = Pretrain | Evaluate | Measure | Sweep | Report | Demo | Pack | Recipes | Constants
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from equimid.cli.words import refuse, say, spelled
+from equimid.cli.shared import refuse, say, spelled
 from equimid.errors import UserError
 
 __all__ = ["Demo", "Evaluate", "Measure", "Pretrain", "Report", "Sweep"]
@@ -31,9 +31,9 @@ class Pretrain:
     """the run's folder; by default runs/NAME-DATA"""
 
     def run(self, settings: list[str]) -> None:
-        from equimid.engine import is_main_process
+        from equimid.console import is_main_process
         from equimid.recipes import configured
-        from equimid.run import pretrain
+        from equimid.runs.pretrain import pretrain
 
         if any(setting.startswith("data.source=") for setting in settings):
             raise UserError(f"the images are named twice: {self.data} and data.source; leave data.source out")
@@ -62,7 +62,7 @@ class Evaluate:
     """labelled images (class folders, or train/ and test/ with class folders); by default the run's own"""
 
     def run(self, settings: list[str]) -> None:
-        from equimid.run import evaluate
+        from equimid.runs.pretrain import evaluate
 
         refuse(settings)
         say(f"report: {evaluate(self.run_, self.data and spelled(self.data))}")
@@ -100,8 +100,8 @@ class Measure:
         if self.model is None or self.data is None:
             missing = "--model" if self.model is None else "--data"
             raise UserError(f"measure needs {missing}: equimid measure {' '.join(self.what)} --model MODEL --data DATA")
-        from equimid.engine import is_main_process
-        from equimid.measure import measure
+        from equimid.console import is_main_process
+        from equimid.runs.measure import measure
 
         page = measure(
             self.what,
@@ -137,8 +137,8 @@ class Sweep:
     """where the runs and the page go; by default sweeps/RECIPE-DATA"""
 
     def run(self, settings: list[str]) -> None:
-        from equimid.engine import is_main_process
-        from equimid.sweep import run_sweep
+        from equimid.console import is_main_process
+        from equimid.runs.sweep import run_sweep
 
         if self.recipe.endswith((".yaml", ".yml")):
             self._run_study(settings)
@@ -153,8 +153,8 @@ class Sweep:
             sys.exit(2)
 
     def _run_study(self, settings: list[str]) -> None:
-        from equimid.engine import is_main_process
-        from equimid.experiment import run_experiment
+        from equimid.console import is_main_process
+        from equimid.runs.experiment import run_experiment
 
         refuse(settings)
         if self.vary or self.seeds != Sweep.seeds or self.data != Sweep.data:
@@ -191,8 +191,8 @@ class Demo:
     """where the runs and the page go"""
 
     def run(self, settings: list[str]) -> None:
-        from equimid.demo import run_demo
-        from equimid.engine import is_main_process
+        from equimid.console import is_main_process
+        from equimid.runs.demo import run_demo
 
         page = run_demo(self.out, settings)
         if is_main_process():

@@ -1,17 +1,16 @@
-"""Commands beside the runs: pack, bench, recipes, constants."""
+"""Commands beside the runs: pack, recipes, constants."""
 
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
-from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+from tyro.conf import Positional, arg
 
-from equimid.benchmarks.options import EvaluateOptions, LoaderOptions, LossOptions, StepOptions
-from equimid.cli.words import refuse, say, spelled
+from equimid.cli.shared import refuse, say, spelled
 from equimid.errors import UserError
 
-__all__ = ["Bench", "Constants", "Pack", "Recipes"]
+__all__ = ["Constants", "Pack", "Recipes"]
 
 
 @dataclass
@@ -120,7 +119,7 @@ class Pack:
 
     def run(self, settings: list[str]) -> None:
         from equimid.data import pack
-        from equimid.measure import progress_bar
+        from equimid.runs.measure import progress_bar
 
         refuse(settings)
         if self.shard_mib < 1:
@@ -141,31 +140,3 @@ class Pack:
             f"{packed.images} images in {packed.shards} shards, {packed.bytes / 2**20:,.1f} MiB{left_out}: {self.out}\n"
             f"train on them: equimid pretrain {self.out}"
         )
-
-
-@dataclass
-class Bench:
-    """Time a training step, the patch loss, the loader or an evaluation on this machine, against a plain way."""
-
-    what: OmitArgPrefixes[
-        OmitSubcommandPrefixes[
-            Annotated[StepOptions, subcommand("step")]
-            | Annotated[LossOptions, subcommand("loss")]
-            | Annotated[LoaderOptions, subcommand("loader")]
-            | Annotated[EvaluateOptions, subcommand("evaluate")]
-        ]
-    ]
-    out: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """also write NAME.json and NAME.txt there; on a GPU by default benchmarks/results/DATE-GPU"""
-
-    def run(self, settings: list[str]) -> None:
-        from equimid.benchmarks import bench, results_folder
-
-        refuse(settings)
-        if self.out is not None and self.out.exists() and not self.out.is_dir():
-            raise UserError(f"{self.out} is a file; --out must name a folder")
-        result = bench(self.what)
-        sys.stdout.write(result.table())
-        folder = self.out or results_folder(result)
-        if folder is not None:
-            say(f"written: {result.save(folder)}")

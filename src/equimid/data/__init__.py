@@ -6,16 +6,15 @@ source = ledger.apply(source)
 image = source.load(0)                               # PIL, RGB
 """
 
+from equimid.data.builtin import data_home
+from equimid.data.check_images import Ledger, check_images, ledger_for
 from equimid.data.config import DataConfig
 from equimid.data.decode import IMAGE_SUFFIXES, open_image, read_size
-from equimid.data.ledger import Ledger, check_images, ledger_for
-from equimid.data.named import data_home
-from equimid.data.opening import KNOWN_NAMES, open_source
-from equimid.data.packing import Packed, pack
-from equimid.data.shards import ShardSource
-from equimid.data.sources import ArraySource, FileSource, Source, TorchvisionSource
-from equimid.data.splits import holdout
-from equimid.data.workers import leave_signals_to_the_main_process, loaded_batches
+from equimid.data.loading import leave_signals_to_the_main_process, loaded_batches
+from equimid.data.open import KNOWN_NAMES, open_source
+from equimid.data.shards.pack import Packed, pack
+from equimid.data.shards.source import ShardSource
+from equimid.data.sources import ArraySource, FileSource, Source, TorchvisionSource, holdout
 
 __all__ = [
     "IMAGE_SUFFIXES",

@@ -2,7 +2,8 @@
 
 from equimid.engine.checkpoint import Checkpoint, latest_checkpoint, save_checkpoint
 from equimid.engine.config import RuntimeConfig, TrainConfig
-from equimid.engine.launch import is_main_process, make_fabric, ranks_end_together, started
+from equimid.engine.cpu_bf16 import settle_precision
+from equimid.engine.launch import make_fabric, ranks_end_together, started
 from equimid.engine.loop import Outcome, Trainer
 from equimid.engine.machine import (
     OutOfMemory,
@@ -10,10 +11,9 @@ from equimid.engine.machine import (
     keep_freed_memory,
     keep_kernels,
     set_threads,
-    settle_precision,
 )
 from equimid.engine.optimizer import OptimConfig
-from equimid.engine.order import epoch_order
+from equimid.engine.sampler import epoch_order
 from equimid.engine.sharding import is_sharded, whole_state
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "Trainer",
     "epoch_order",
     "host_memory",
-    "is_main_process",
     "is_sharded",
     "keep_freed_memory",
     "keep_kernels",

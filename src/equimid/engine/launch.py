@@ -6,6 +6,7 @@ says of tasks and nodes is taken from there; no setting repeats it.
 
 import logging
 import os
+import signal
 import threading
 import time
 import warnings
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -26,7 +28,7 @@ from equimid.errors import UserError
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-__all__ = ["Started", "is_main_process", "make_fabric", "ranks_end_together", "started"]
+__all__ = ["Started", "StopRequest", "make_fabric", "ranks_end_together", "started"]
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,6 @@ class Started:
     def alone(self) -> bool:
         """Whether one process of a CPU does it all."""
         return self.devices in ("auto", 1) and self.nodes == 1
-
-
-def is_main_process() -> bool:
-    """Whether this process speaks and writes for all ranks; also right before the ranks are started."""
-    if "RANK" in os.environ:  # torchrun
-        return int(os.environ["RANK"]) == 0
-    return all(int(os.environ.get(name, "0")) == 0 for name in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def started(runtime: RuntimeConfig, environment: Mapping[str, str] = os.environ) -> Started:
@@ -233,3 +228,29 @@ def ranks_end_together() -> Iterator[None]:
 def _is_of_a_collective(error: RuntimeError) -> bool:
     kinds = (dist.DistBackendError, dist.DistNetworkError)
     return isinstance(error, kinds) or any(word in str(error) for word in ("gloo", "NCCL", "ProcessGroup"))
+
+
+# SIGUSR1 is not everywhere
+_NOTED = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+
+
+class StopRequest:
+    """While active, the first SIGINT, SIGTERM or SIGUSR1 is noted in `signal` instead of ending the process."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._note) for number in _NOTED}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number

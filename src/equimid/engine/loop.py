@@ -18,8 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from equimid.backbones import compile_blocks
+from equimid.console import ProgressLine
 from equimid.data import leave_signals_to_the_main_process
 from equimid.distributed import any_rank, barrier, gather_detached
+from equimid.engine.async_metrics import LoaderClock, Readout
 from equimid.engine.checkpoint import (
     agreed_checkpoint,
     discard_checkpoint,
@@ -28,13 +30,12 @@ from equimid.engine.checkpoint import (
 )
 from equimid.engine.config import RuntimeConfig, TrainConfig
 from equimid.engine.health import HealthCheck, effective_rank, feature_std, map_variance
+from equimid.engine.launch import StopRequest
 from equimid.engine.machine import OutOfMemory, give_back_freed_memory, is_out_of_memory, loader_remedy
-from equimid.engine.metrics import Metrics, ProgressLine
+from equimid.engine.metrics import Metrics
 from equimid.engine.optimizer import OptimConfig, build_optimizer, clip_gradients, set_rates
-from equimid.engine.order import EpochOrder, MicroBatches
-from equimid.engine.readout import LoaderClock, Readout
+from equimid.engine.sampler import EpochOrder, MicroBatches
 from equimid.engine.sharding import is_sharded, own_part
-from equimid.engine.signals import StopRequest
 from equimid.errors import UserError
 from equimid.randomness import counted_torch_seed
 from equimid.schedules import When

@@ -1,27 +1,14 @@
-"""What a run makes of the machine that it finds: threads, the allocator, bf16 on a CPU."""
+"""What a run makes of the machine that it finds: threads and the allocator."""
 
 import ctypes
-import json
 import logging
-import math
 import os
-import statistics
 import sys
-import time
-from dataclasses import replace
-from pathlib import Path
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
-
-from equimid.backbones import Backbone, run_block
-from equimid.engine.config import RuntimeConfig
 
 __all__ = [
     "OutOfMemory",
-    "bf16_gain",
-    "bf16_gain_of",
     "cores",
     "give_back_freed_memory",
     "host_memory",
@@ -30,15 +17,10 @@ __all__ = [
     "keep_kernels",
     "loader_remedy",
     "set_threads",
-    "settle_precision",
 ]
 
 logger = logging.getLogger("equimid")
 
-# Where bf16 is chosen it changes every number: a gain that another round of timing might not find is not enough.
-BF16_GAIN = 1.5
-# Of narrower networks the conversions eat the gain (0.7 at width 64, 1.1 at 128, with AMX): not measured.
-_BF16_LEAST_WIDTH = 192
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc, malloc.h
 
 
@@ -111,69 +93,6 @@ def _glibc() -> ctypes.CDLL | None:
         return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
     except OSError:  # no such library to look into
         return None
-
-
-def settle_precision(
-    runtime: RuntimeConfig, backbone: Backbone, images: int, folder: Path, alone: bool = True
-) -> RuntimeConfig:
-    """`auto` on one CPU process becomes bf16 where a block of this backbone is measured to be much faster, else fp32.
-
-    The choice is kept in the run's folder: a run that goes on, goes on with it.
-
-    Args:
-        images: of a micro-batch.
-        alone: no other process computes; several take fp32, since each would measure for itself.
-    """
-    on_cuda = runtime.accelerator == "auto" and torch.cuda.is_available()
-    if runtime.precision != "auto" or on_cuda or runtime.accelerator in ("cuda", "mps"):
-        return runtime
-    file = folder / "precision.json"
-    try:
-        note = json.loads(file.read_text())
-        kept: Literal["fp32", "bf16"] = note["precision"]
-        if kept in ("fp32", "bf16") and note["width"] == backbone.embed_dim:
-            return replace(runtime, precision=kept)
-    except (OSError, ValueError, KeyError, TypeError):
-        if any((folder / "checkpoints").glob("step-*")):  # begun before there was a choice
-            return replace(runtime, precision="fp32")
-    set_threads(runtime.threads, 1)
-    gain = bf16_gain_of(backbone, images) if alone else 0.0
-    precision: Literal["fp32", "bf16"] = "bf16" if gain >= BF16_GAIN else "fp32"
-    if precision == "bf16":
-        logger.info("bf16: this processor computes a block %.1f times faster so (runtime.precision=fp32 refuses)", gain)
-    folder.mkdir(parents=True, exist_ok=True)
-    note = {"precision": precision, "bf16_gain": round(gain, 2), "width": backbone.embed_dim}
-    file.write_text(json.dumps(note) + "\n")
-    return replace(runtime, precision=precision)
-
-
-def bf16_gain_of(backbone: Backbone, images: int) -> float:
-    """`bf16_gain` of a block of this network in a step of so many images; 0 where it is too narrow to be asked."""
-    if backbone.embed_dim < _BF16_LEAST_WIDTH:
-        return 0.0
-    height, width = backbone.patch_embed.grid_size
-    shape = (min(images, 16), height * width + 1, backbone.embed_dim)
-    return bf16_gain(backbone.blocks[-1], torch.linspace(-1, 1, math.prod(shape)).view(shape))
-
-
-def bf16_gain(block: nn.Module, tokens: Tensor, rounds: int = 3) -> float:
-    """How many times faster a block's forward and backward pass is under bf16 autocast on this CPU, measured now.
-
-    Args:
-        block: a transformer block; its weights and gradients are left as they were.
-        tokens: (B, T, D) float32, as many as a step has, or a few thousand.
-    """
-    parameters = [p for p in block.parameters() if p.requires_grad]
-    seconds: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(rounds + 1):
-        for bf16, times in seconds.items():
-            began = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                out = run_block(block, tokens)
-            torch.autograd.grad(out.float().sum(), parameters)
-            times.append(time.perf_counter() - began)
-    full, half = (statistics.median(times[1:]) for times in seconds.values())
-    return full / half
 
 
 def is_out_of_memory(error: BaseException) -> bool:

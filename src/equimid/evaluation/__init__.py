@@ -2,10 +2,9 @@
 
 from equimid.evaluation.config import DetectionConfig, EvaluationConfig
 from equimid.evaluation.equivariance import PatchColours
-from equimid.evaluation.features import FeatureTable, Pixels, Preprocessing
-from equimid.evaluation.measurements import MEASUREMENTS
-from equimid.evaluation.scope import Scope
-from equimid.evaluation.study import Measurement, Study, labelled_splits
+from equimid.evaluation.preprocessing import FeatureTable, Pixels, Preprocessing
+from equimid.evaluation.registry import MEASUREMENTS
+from equimid.evaluation.study import Measurement, Scope, Study, labelled_splits
 
 __all__ = [
     "MEASUREMENTS",

@@ -16,7 +16,7 @@ from torch import Tensor
 from equimid.errors import UserError
 from equimid.evaluation.masks import IGNORED
 from equimid.evaluation.posed import NamedPose
-from equimid.evaluation.scope import Scope
+from equimid.evaluation.study import Scope
 from equimid.randomness import counted_generator
 from equimid.records import Record
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from equimid.backbones import Encoder
-from equimid.evaluation.equivariance.changes import pose_kinds
+from equimid.evaluation.equivariance.transforms import pose_kinds
 from equimid.poses import Pose
 
 __all__ = ["UPRIGHT", "NamedPose", "named_poses", "poses_for"]

@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from equimid.errors import UserError
-from equimid.evaluation.features import Preprocessing, image_batches
-from equimid.evaluation.grids import warn_of_end
 from equimid.evaluation.iou import Counts, Mask, class_iou, iou_records, mean_iou, pixel_counts, posed_iou_records
 from equimid.evaluation.masks import IGNORED, MaskedImages, open_masks
 from equimid.evaluation.posed import UPRIGHT, NamedPose, poses_for
+from equimid.evaluation.preprocessing import Preprocessing, image_batches
+from equimid.evaluation.probes.heads import warn_of_end
 from equimid.evaluation.study import Study, sample_images
 from equimid.randomness import counted_generator
 from equimid.records import Record

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from equimid.backbones import Encoder
@@ -26,8 +27,7 @@ from equimid.distributed import any_rank, barrier, gather_detached, rank, world_
 from equimid.errors import UserError
 from equimid.evaluation.cache import cached, store
 from equimid.evaluation.config import EvaluationConfig
-from equimid.evaluation.features import FeatureTable, Preprocessing, Progress, image_batches
-from equimid.evaluation.scope import Scope
+from equimid.evaluation.preprocessing import FeatureTable, Preprocessing, Progress, image_batches
 from equimid.randomness import counted_generator
 from equimid.records import Record
 
@@ -36,6 +36,66 @@ __all__ = ["Measurement", "Study", "images_of", "labelled_splits", "readable", "
 logger = logging.getLogger("equimid")
 
 Bar = Callable[[str], AbstractContextManager[Progress | None]]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """
+    subject:    "backbone", "random" or "pixels"
+    data:       what the user named
+    seed:       of the probe's own randomness
+    checkpoint: short hash of the weights, "" for a reference
+    """
+
+    subject: str
+    data: str
+    seed: int
+    checkpoint: str
+
+    def accuracy(self, evaluation: str, correct: npt.NDArray[np.bool_], details: dict[str, Any]) -> Record:
+        """Top-1 in percent with Wilson's 95 % interval."""
+        interval = binomtest(int(correct.sum()), len(correct)).proportion_ci(method="wilson")
+        return Record(
+            evaluation,
+            "top1",
+            100 * float(correct.mean()),
+            len(correct),
+            self.subject,
+            self.data,
+            self.seed,
+            self.checkpoint,
+            unit="%",
+            low=100 * interval.low,
+            high=100 * interval.high,
+            details=details,
+        )
+
+    def mean(
+        self, evaluation: str, metric: str, values: npt.NDArray[np.floating[Any]], details: dict[str, Any],
+        subject: str | None = None,
+    ) -> Record:  # fmt: skip
+        """Mean over images with a normal 95 % interval."""
+        error = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else None
+        middle = float(values.mean())
+        return Record(
+            evaluation,
+            metric,
+            middle,
+            len(values),
+            subject or self.subject,
+            self.data,
+            self.seed,
+            self.checkpoint,
+            low=None if error is None else middle - error,
+            high=None if error is None else middle + error,
+            details=details,
+        )
+
+    def missing(self, evaluation: str, metric: str, details: dict[str, Any], subject: str | None = None) -> Record:
+        """A record without a value: its details say why."""
+        return Record(
+            evaluation, metric, None, 0, subject or self.subject, self.data, self.seed, self.checkpoint, details=details
+        )
 
 
 @contextmanager

@@ -1,9 +1,8 @@
 """Losses: tensors and numbers in, a scalar out."""
 
 from equimid.losses.barlow_twins import barlow_twins_loss
-from equimid.losses.contrast import contrast
 from equimid.losses.dino import DINOLoss
-from equimid.losses.mocov3 import mocov3_loss
+from equimid.losses.info_nce import contrast, mocov3_loss
 from equimid.losses.nt_xent import nt_xent
 from equimid.losses.patch_ntxent import patch_ntxent, patch_ntxent_cross_view
 from equimid.losses.simsiam import simsiam_loss

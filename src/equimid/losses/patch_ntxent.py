@@ -16,7 +16,7 @@ in the backward pass. Time grows as M^2 D, memory as M D. Nothing is read back f
 equal bits.
 
 On a GPU it is the same code: tiles through the device's matrix products. FlexAttention's log-sum-exp fuses what is
-between the products and is timed beside it by `equimid bench loss`; it is not the default, for its gradient cannot be
+between the products and is timed beside it by the loss benchmark; it is not the default, for its gradient cannot be
 run on the CPU and neither was measured on a GPU yet.
 """
 

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from equimid.records import Record
-from equimid.report.folder import Run
+from equimid.report.read_run import Run
 
 __all__ = ["Explorer", "explorer"]
 

@@ -12,10 +12,10 @@ from jinja2 import Environment, StrictUndefined
 from equimid.errors import UserError
 from equimid.report.blocks import Section
 from equimid.report.explorer import Explorer, explorer
-from equimid.report.folder import Run, names, read_run
+from equimid.report.formatting import measured, plain
+from equimid.report.read_run import Run, names, read_run
 from equimid.report.sections import all_sections
 from equimid.report.sections.settings import addons_of
-from equimid.report.words import measured, plain
 
 __all__ = ["write_page", "write_report"]
 

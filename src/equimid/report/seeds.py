@@ -15,8 +15,8 @@ from equimid.records import Record
 from equimid.report import figures
 from equimid.report.blocks import Block, Entry, Fold, Heading, Note, Plot, Plots, Row, Section, Table, Text
 from equimid.report.figures import Dot
-from equimid.report.folder import Run
-from equimid.report.words import digits, title
+from equimid.report.formatting import digits, title
+from equimid.report.read_run import Run
 from equimid.statistics import holm, mean_of, paired_difference, verdict
 
 __all__ = ["Group", "compare", "seeds_section"]

@@ -1,6 +1,8 @@
 """Views: what a method asks for (`ViewPlan`), and its realisation in the workers and on the device."""
 
-from equimid.views.decoding import decode_encoded
+from equimid.views.dataset import Batch, Key, ViewDataset, collate
+from equimid.views.device_decode import decode_encoded
+from equimid.views.on_device import Views, normalise, realise, sample_poses
 from equimid.views.photometric import FIELDS, Photometric, draw
 from equimid.views.plan import (
     CentreView,
@@ -12,8 +14,6 @@ from equimid.views.plan import (
     ViewsConfig,
     check_size,
 )
-from equimid.views.realise import Views, normalise, realise, sample_poses
-from equimid.views.worker import Batch, Key, ViewDataset, collate
 
 __all__ = [
     "FIELDS",

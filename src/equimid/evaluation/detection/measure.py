@@ -11,11 +11,11 @@ from pathlib import Path
 from equimid.distributed import rank
 from equimid.errors import UserError
 from equimid.evaluation.detection.annotations import DetectionSet, detection_splits
-from equimid.evaluation.detection.picture import draw_detections
 from equimid.evaluation.detection.posed import measure_posed
 from equimid.evaluation.detection.scores import Scores, coco_results, need_evaluator, score
 from equimid.evaluation.detection.tokens import Canvas
 from equimid.evaluation.detection.train import Found, build_detector, detect, train_detector
+from equimid.evaluation.figures.detections import draw_detections
 from equimid.evaluation.study import Study
 from equimid.randomness import counted_generator
 from equimid.records import Record

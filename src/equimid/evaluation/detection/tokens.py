@@ -19,7 +19,7 @@ from equimid.errors import UnreadableImage, UserError
 from equimid.evaluation.detection.annotations import DetectionSet
 from equimid.evaluation.detection.pyramid import STRIDE
 from equimid.evaluation.detection.turned import turned_image
-from equimid.evaluation.features import Preprocessing
+from equimid.evaluation.preprocessing import Preprocessing
 from equimid.evaluation.study import Study
 
 __all__ = ["Canvas", "Seen", "token_batches"]

@@ -29,12 +29,11 @@ from torch import Tensor
 from equimid.backbones import Encoder, Features
 from equimid.errors import UserError
 from equimid.evaluation.equivariance.agreement import Tokens, cosines, hits
-from equimid.evaluation.equivariance.changes import Change, changes
+from equimid.evaluation.equivariance.map_statistics import mean_tokens, normalised_maps, shows_content
 from equimid.evaluation.equivariance.maps import NOT_FINITE, input_grid, neighbourhood
-from equimid.evaluation.equivariance.readback import some_layers
-from equimid.evaluation.equivariance.tokens import mean_tokens, normalised_maps, shows_content
-from equimid.evaluation.scope import Scope
-from equimid.evaluation.study import Study, images_of, sample_images
+from equimid.evaluation.equivariance.pose_probe import some_layers
+from equimid.evaluation.equivariance.transforms import Change, changes
+from equimid.evaluation.study import Scope, Study, images_of, sample_images
 from equimid.records import Record
 
 __all__ = ["PatchColours", "correspondence", "measure_correspondence"]

@@ -27,10 +27,9 @@ from torch import Tensor
 from equimid.backbones import Encoder
 from equimid.errors import UserError
 from equimid.evaluation.equivariance.agreement import Tokens, agreement, retrieval
-from equimid.evaluation.equivariance.changes import Change, Grid, changes
-from equimid.evaluation.equivariance.tokens import MapStatistics, map_statistics, normalised_maps, shows_content
-from equimid.evaluation.scope import Scope
-from equimid.evaluation.study import Study, images_of, sample_images
+from equimid.evaluation.equivariance.map_statistics import MapStatistics, map_statistics, normalised_maps, shows_content
+from equimid.evaluation.equivariance.transforms import Change, Grid, changes
+from equimid.evaluation.study import Scope, Study, images_of, sample_images
 from equimid.records import Record
 
 __all__ = ["NOT_FINITE", "compare", "input_grid", "measure_equivariance", "neighbourhood"]

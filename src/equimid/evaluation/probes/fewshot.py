@@ -15,8 +15,8 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from equimid.errors import UserError
-from equimid.evaluation.features import FeatureTable
-from equimid.evaluation.probes.splits import check_classes
+from equimid.evaluation.preprocessing import FeatureTable
+from equimid.evaluation.probes.heads import check_classes
 from equimid.evaluation.study import Study, labelled_splits
 from equimid.randomness import counted_generator
 from equimid.records import Record

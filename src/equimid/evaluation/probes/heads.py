@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from equimid.data import holdout
 from equimid.distributed import sum_detached, world_size
+from equimid.errors import UserError
 
 __all__ = ["Choice", "Chooser", "HeadGrid", "Score", "averaged", "cosine", "last_fifth", "measure", "predicted"]
 
@@ -129,3 +131,33 @@ class Chooser:
             return False
         self.best, self._score = Choice(number, epoch, scores[number][0]), scores[number]
         return True
+
+
+def check_classes(labels: Tensor) -> None:
+    """
+    Raises:
+        UserError: all images are of one class.
+    """
+    found = len(labels.unique())
+    if found < 2:
+        raise UserError(
+            f"{len(labels)} training images in {found} class: a probe tells classes apart; give images of two or more"
+        )
+
+
+def split_to_choose(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """(fit, held) indices into labels (n,): the held-out part chooses, classes in proportion. See `data.holdout`.
+
+    Raises:
+        UserError: one class, or no class with two images.
+    """
+    check_classes(labels)
+    fit, held = holdout(labels.numpy(), share, seed)
+    return torch.from_numpy(fit), torch.from_numpy(held)
+
+
+def warn_of_end(best: float, grid: Sequence[float], what: str = "learning rate") -> dict[str, str]:
+    """Details of a record: a warning where the best of several lies at an end, so that a better one may lie beyond."""
+    if len(set(grid)) > 1 and best in (min(grid), max(grid)):
+        return {"warning": f"the best {what} lies at the end of the grid"}
+    return {}

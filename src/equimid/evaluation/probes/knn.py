@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from equimid.evaluation.features import FeatureTable
+from equimid.evaluation.preprocessing import FeatureTable
 from equimid.evaluation.study import Study, labelled_splits
 from equimid.records import Record
 

@@ -18,11 +18,17 @@ from equimid.data import Source
 from equimid.distributed import rank, world_size
 from equimid.evaluation.classifier import Classifier
 from equimid.evaluation.config import EvaluationConfig
-from equimid.evaluation.features import FeatureTable
-from equimid.evaluation.grids import warn_of_end
-from equimid.evaluation.probes.heads import Chooser, HeadGrid, cosine, last_fifth, predicted
+from equimid.evaluation.preprocessing import FeatureTable
+from equimid.evaluation.probes.heads import (
+    Chooser,
+    HeadGrid,
+    cosine,
+    last_fifth,
+    predicted,
+    split_to_choose,
+    warn_of_end,
+)
 from equimid.evaluation.probes.linear_crops import fit_on_crops
-from equimid.evaluation.probes.splits import split_to_choose
 from equimid.evaluation.study import Study, labelled_splits
 from equimid.randomness import counted_generator
 from equimid.records import Record

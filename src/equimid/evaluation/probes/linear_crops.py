@@ -25,13 +25,11 @@ from equimid.data import Source, loaded_batches
 from equimid.distributed import rank, world_size
 from equimid.errors import UserError
 from equimid.evaluation.classifier import Classifier
-from equimid.evaluation.features import Preprocessing, load_image
-from equimid.evaluation.grids import warn_of_end
-from equimid.evaluation.probes.heads import Chooser, HeadGrid, cosine, last_fifth
-from equimid.evaluation.probes.splits import split_to_choose
+from equimid.evaluation.preprocessing import Preprocessing, load_image
+from equimid.evaluation.probes.heads import Chooser, HeadGrid, cosine, last_fifth, split_to_choose, warn_of_end
 from equimid.evaluation.study import Study
 from equimid.randomness import counted_generator
-from equimid.views.worker import sample_crop
+from equimid.views.crops import sample_crop
 
 __all__ = ["fit_on_crops"]
 

@@ -16,10 +16,8 @@ import torch.nn.functional as F
 from scipy.optimize import minimize
 from torch import Tensor
 
-from equimid.evaluation.features import FeatureTable
-from equimid.evaluation.grids import warn_of_end
-from equimid.evaluation.probes.heads import predicted
-from equimid.evaluation.probes.splits import split_to_choose
+from equimid.evaluation.preprocessing import FeatureTable
+from equimid.evaluation.probes.heads import predicted, split_to_choose, warn_of_end
 from equimid.evaluation.study import Study, labelled_splits
 from equimid.records import Record
 

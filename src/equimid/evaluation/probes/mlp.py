@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from equimid.evaluation.config import EvaluationConfig
-from equimid.evaluation.features import FeatureTable
+from equimid.evaluation.preprocessing import FeatureTable
 from equimid.evaluation.probes.heads import predicted
 from equimid.evaluation.probes.trained import HeadTrainer
 from equimid.evaluation.study import Study, labelled_splits

@@ -14,9 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equimid.evaluation.grids import warn_of_end
-from equimid.evaluation.probes.heads import Chooser, Score, averaged, cosine, measure
-from equimid.evaluation.probes.splits import split_to_choose
+from equimid.evaluation.probes.heads import Chooser, Score, averaged, cosine, measure, split_to_choose, warn_of_end
 from equimid.randomness import counted_generator, counted_torch_seed
 
 __all__ = ["HeadTrainer"]

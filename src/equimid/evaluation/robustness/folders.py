@@ -16,10 +16,9 @@ from equimid.data.sources import pack_paths
 from equimid.distributed import gather_detached, rank, world_size
 from equimid.errors import UserError
 from equimid.evaluation.classifier import Classifier
-from equimid.evaluation.features import Preprocessing, image_batches
+from equimid.evaluation.preprocessing import Preprocessing, image_batches
 from equimid.evaluation.probes.heads import predicted
-from equimid.evaluation.scope import Scope
-from equimid.evaluation.study import readable
+from equimid.evaluation.study import Scope, readable
 from equimid.records import Record
 
 __all__ = [

@@ -34,7 +34,7 @@ from equimid.data import IMAGE_SUFFIXES, loaded_batches, open_image
 from equimid.distributed import rank, world_size
 from equimid.errors import UnreadableImage, UserError
 from equimid.evaluation.classifier import Classifier
-from equimid.evaluation.features import Preprocessing
+from equimid.evaluation.preprocessing import Preprocessing
 from equimid.evaluation.probes.heads import predicted
 from equimid.evaluation.probes.linear import fit_linear
 from equimid.evaluation.robustness.folders import (

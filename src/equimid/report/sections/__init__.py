@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from equimid.report.blocks import Section
-from equimid.report.folder import Run
+from equimid.report.read_run import Run
 from equimid.report.sections.correspondence import correspondence_section
 from equimid.report.sections.equivariance import equivariance_section
 from equimid.report.sections.geometry import geometry_section
@@ -15,7 +15,7 @@ from equimid.report.sections.scores import DENSE, dense_section, evaluation_sect
 from equimid.report.sections.settings import run_section
 from equimid.report.sections.training import training_section
 from equimid.report.seeds import seeds_section
-from equimid.report.subjects import all_series
+from equimid.report.series import all_series
 
 __all__ = ["all_sections"]
 

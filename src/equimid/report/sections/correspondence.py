@@ -7,6 +7,7 @@ from equimid.records import Record
 from equimid.report import figures
 from equimid.report.blocks import Block, Fold, Heading, Plot, Plots, Section, Text
 from equimid.report.figures import Line
+from equimid.report.formatting import digits
 from equimid.report.sections.layers import (
     CHANCE,
     chance_lines,
@@ -17,8 +18,7 @@ from equimid.report.sections.layers import (
     points_by_layer,
 )
 from equimid.report.sections.tables import finite, tabulate, value_range, warnings
-from equimid.report.subjects import Series, legend
-from equimid.report.words import digits
+from equimid.report.series import Series, legend
 
 __all__ = ["correspondence_section"]
 

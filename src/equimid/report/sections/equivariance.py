@@ -7,12 +7,12 @@ from equimid.records import Record
 from equimid.report import figures
 from equimid.report.blocks import Block, Fold, Heading, Note, Plot, Plots, Row, Section, Table, Text
 from equimid.report.figures import Line
-from equimid.report.folder import Run
+from equimid.report.formatting import digits, entry, metric_name
+from equimid.report.read_run import Run
 from equimid.report.sections.layers import depth_of, kind_of, kinds_of, layer_name, points_by_layer
 from equimid.report.sections.scores import unmeasured
 from equimid.report.sections.tables import tabulate, warnings
-from equimid.report.subjects import Series, legend
-from equimid.report.words import digits, entry, metric_name
+from equimid.report.series import Series, legend
 
 __all__ = ["equivariance_section"]
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from equimid.report.blocks import Block, Heading, Section, Text
 from equimid.report.sections.poses import pose_blocks
 from equimid.report.sections.tables import by_data, warnings
-from equimid.report.subjects import Series
+from equimid.report.series import Series
 
 __all__ = ["geometry_section"]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from equimid.records import Record
 from equimid.report.figures import INK, Line
+from equimid.report.formatting import words
 from equimid.report.sections.tables import finite
-from equimid.report.subjects import Series
-from equimid.report.words import words
+from equimid.report.series import Series
 
 __all__ = ["CHANCE", "chance_lines", "depth_of", "kind_of", "kinds_of", "layer_name", "points_by_layer"]
 

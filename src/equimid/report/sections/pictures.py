@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from equimid.records import Record
 from equimid.report.blocks import Block, Heading, Picture, Section, Text
-from equimid.report.subjects import Series
-from equimid.report.words import words
+from equimid.report.formatting import words
+from equimid.report.series import Series
 
 __all__ = ["NAMES", "pictures_of", "pictures_section"]
 

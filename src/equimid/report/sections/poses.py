@@ -7,9 +7,9 @@ from equimid.records import Record
 from equimid.report import figures
 from equimid.report.blocks import Block, Fold, Plot, Plots
 from equimid.report.figures import Line
+from equimid.report.formatting import digits, words
 from equimid.report.sections.tables import finite, tabulate, value_range
-from equimid.report.subjects import Series, legend
-from equimid.report.words import digits, words
+from equimid.report.series import Series, legend
 
 __all__ = ["UPRIGHT", "pose_blocks"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from equimid.records import Record
 from equimid.report.blocks import Block, Columns, Entry, Fold, Heading, Note, Row, Section, Table, Text
-from equimid.report.folder import Run
+from equimid.report.formatting import entry, plain, title
 from equimid.report.published import (
     CONDITIONS,
     DIFFERENCES,
@@ -20,8 +20,8 @@ from equimid.report.published import (
     SOURCE,
     Published,
 )
-from equimid.report.subjects import Series
-from equimid.report.words import entry, plain, title
+from equimid.report.read_run import Run
+from equimid.report.series import Series
 
 __all__ = ["published_row", "published_section"]
 

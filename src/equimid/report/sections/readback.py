@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from equimid.records import Record
 from equimid.report import figures
 from equimid.report.blocks import Block, Fold, Heading, Plot, Plots, Section, Text
+from equimid.report.formatting import digits, words
 from equimid.report.sections.layers import CHANCE, chance_lines, depth_of, layer_name, points_by_layer
 from equimid.report.sections.tables import tabulate, warnings
-from equimid.report.subjects import Series, legend
-from equimid.report.words import digits, words
+from equimid.report.series import Series, legend
 
 __all__ = ["readback_section"]
 

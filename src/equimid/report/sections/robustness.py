@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from equimid.records import Record
 from equimid.report import figures
 from equimid.report.blocks import Block, Fold, Heading, Plot, Plots, Section, Text
+from equimid.report.formatting import digits, words
 from equimid.report.sections.tables import by_data, finite, score_blocks, tabulate, value_range, warnings
-from equimid.report.subjects import Series, legend
-from equimid.report.words import digits, words
+from equimid.report.series import Series, legend
 
 __all__ = ["CORRUPTED", "VARIANTS", "robustness_section"]
 

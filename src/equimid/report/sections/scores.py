@@ -6,12 +6,12 @@ from dataclasses import replace
 from equimid.records import Record
 from equimid.report import figures
 from equimid.report.blocks import Block, Fold, Heading, Note, Plot, Plots, Section, Text
-from equimid.report.folder import Run
+from equimid.report.formatting import digits, metric_name
+from equimid.report.read_run import Run
 from equimid.report.sections.pictures import pictures_of
 from equimid.report.sections.poses import UPRIGHT, pose_blocks
 from equimid.report.sections.tables import by_data, finite, score_blocks, tabulate, value_range, warnings
-from equimid.report.subjects import Series, legend
-from equimid.report.words import digits, metric_name
+from equimid.report.series import Series, legend
 
 __all__ = ["dense_section", "evaluation_section", "unmeasured"]
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from equimid.report.blocks import Block, Code, Entry, Facts, Fold, Heading, Row, Section, Table
-from equimid.report.folder import Run
-from equimid.report.words import plain
+from equimid.report.formatting import plain
+from equimid.report.read_run import Run
 
 __all__ = ["addons_of", "run_section"]
 

@@ -9,9 +9,9 @@ from equimid.records import Record
 from equimid.report import figures
 from equimid.report.blocks import Block, Entry, Note, Plot, Plots, Row, Table
 from equimid.report.figures import Dot
-from equimid.report.folder import Run
-from equimid.report.subjects import Series
-from equimid.report.words import ASIDE, describe, digits, entry, gathered, metric_name, signed, title, words
+from equimid.report.formatting import ASIDE, describe, digits, entry, gathered, metric_name, signed, title, words
+from equimid.report.read_run import Run
+from equimid.report.series import Series
 
 __all__ = ["by_data", "finite", "score_blocks", "tabulate", "value_range", "warnings"]
 

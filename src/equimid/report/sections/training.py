@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from equimid.report import figures
 from equimid.report.blocks import Block, Heading, Note, Plot, Plots, Section
 from equimid.report.figures import Line
-from equimid.report.folder import Run
-from equimid.report.subjects import Series, legend
-from equimid.report.words import words
+from equimid.report.formatting import words
+from equimid.report.read_run import Run
+from equimid.report.series import Series, legend
 
 __all__ = ["training_section"]
 

@@ -1,0 +1,1 @@
+"""Parts of the benchmarks: fair timing, reference implementations, options."""

@@ -1,0 +1,189 @@
+"""What the user typed for `data` to a source: a known name, a folder, packed or not, or a text file of paths."""
+
+import difflib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from equimid.data.builtin import NAMED
+from equimid.data.decode import IMAGE_SUFFIXES
+from equimid.data.shards.format import is_packed
+from equimid.data.shards.source import open_shards
+from equimid.data.sources import FileSource, Source, holdout, pack_paths
+from equimid.errors import UserError
+
+__all__ = ["KNOWN_NAMES", "open_source"]
+
+KNOWN_NAMES = tuple(NAMED)
+
+_LIST_SUFFIXES = (".txt", ".lst")
+_TEST_FOLDERS = ("test", "val", "validation")
+
+
+def open_source(data: str, split: str | None = None) -> Source:
+    """The images behind a name, a folder or a text file of paths.
+
+    data:  "digits", "cifar10", ...; a folder, searched at any depth ("./digits" where a name is in the way), or one
+           that `equimid pack` wrote;
+           or a .txt or .lst file: a path a line, relative to it or absolute, then perhaps a tab and a label.
+    split: None to pretrain: all that is not a test split. "train" and "test" to evaluate: the published
+           split, the folders train/ and test/ (or val/), or else 80/20 of the images, stratified, seed 0.
+           "whole" to test what was trained on others, and "fit" to train what is tested on others: the test or
+           the training split where there is one, else all.
+
+    Without a published split or such folders, None thus covers the images of "test" too, without labels.
+
+    Raises:
+        UserError: nothing there, no image, an unknown name or split.
+    """
+    if split not in (None, "train", "test", "whole", "fit"):
+        raise UserError(f"unknown split '{split}'; expected 'train', 'test', 'whole', 'fit' or none")
+    if data in NAMED:
+        return NAMED[data]({"whole": "test", "fit": "train"}.get(split or "", split))
+    path = Path(data).expanduser()
+    if not data or not path.exists():
+        raise UserError(_nothing_there(data))
+    if path.is_dir():
+        return open_shards(data, path, split) if is_packed(path) else _open_folder(data, path, split)
+    if path.suffix.lower() in _LIST_SUFFIXES:
+        return _split(_open_list(data, path), split)
+    raise UserError(
+        f"{data} is a single file; expected a folder of images or a text file of paths "
+        f"({', '.join(_LIST_SUFFIXES)}): give {path.parent} or a list"
+    )
+
+
+def _nothing_there(data: str) -> str:
+    known = ", ".join(KNOWN_NAMES)
+    if os.sep in data or (os.altsep and os.altsep in data):
+        return f"{data} does not exist; expected a folder of images, a text file of paths, or one of: {known}"
+    close = difflib.get_close_matches(data.lower(), KNOWN_NAMES, n=1)
+    hint = f"; did you mean '{close[0]}'?" if close else ""
+    return f"'{data}' is neither an existing folder or text file nor one of: {known}{hint}"
+
+
+def _split(source: FileSource, split: str | None) -> Source:
+    if split in (None, "whole", "fit"):
+        return source
+    labels = np.zeros(len(source)) if source.labels is None else source.labels
+    train, test = holdout(labels, 0.2, seed=0)
+    return replace(source, split=split).take(test if split == "test" else train)
+
+
+# --- folders
+
+
+def _open_folder(data: str, root: Path, split: str | None) -> Source:
+    parts = _train_and_test(root)
+    if parts is None:
+        files = _image_files(root)
+        return _split(_labelled(data, "all", root, files, _class_folders(files)), split)
+    chosen, other = parts[::-1] if split in ("test", "whole") else parts
+    files = _image_files(chosen)
+    classes = _class_folders(files)
+    if classes is not None:
+        # one numbering for both parts, though a class may be missing in one of them
+        classes |= _class_folders(_image_files(other)) or set()
+    return _labelled(data, split or "train", chosen, files, classes)
+
+
+def _labelled(name: str, split: str, root: Path, files: list[str], classes: set[str] | None) -> FileSource:
+    if not files:
+        raise UserError(
+            f"no image found in {root}: expected, at any depth, files that end in "
+            f"{' '.join(sorted(IMAGE_SUFFIXES))}; check the path"
+        )
+    source = FileSource(name=name, split=split, root=root, files=pack_paths(files))
+    if classes is None or len(classes) < 2:
+        return source
+    names = tuple(sorted(classes))
+    number = {c: k for k, c in enumerate(names)}
+    labels = np.array([number[f.split("/", 1)[0]] for f in files], dtype=np.int64)
+    return replace(source, labels=labels, classes=names)
+
+
+def _train_and_test(root: Path) -> tuple[Path, Path] | None:
+    folders = {e.name.lower(): root / e.name for e in _entries(root) if _is_folder(e)}
+    test = next((folders[n] for n in _TEST_FOLDERS if n in folders), None)
+    return (folders["train"], test) if "train" in folders and test is not None else None
+
+
+def _class_folders(files: list[str]) -> set[str] | None:
+    """First folder of every path, or None where an image lies in none."""
+    return {f.split("/", 1)[0] for f in files} if all("/" in f for f in files) else None
+
+
+def _image_files(root: Path) -> list[str]:
+    """Paths relative to root with "/", sorted, links followed; what starts with a dot is skipped.
+
+    A link to a folder that it lies in is not followed. A broken link is listed: the ledger reports it.
+    """
+    found: list[str] = []
+    pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while pending:
+        below, above = pending.pop()
+        status = os.stat(root / below)
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            continue
+        for entry in _entries(root / below):
+            if _is_folder(entry):
+                pending.append((f"{below}{entry.name}/", above | {here}))
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and (entry.is_symlink() or entry.is_file()):
+                found.append(below + entry.name)
+    return sorted(found)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return [e for e in entries if not e.name.startswith(".")]
+    except OSError as error:
+        raise UserError(
+            f"cannot read the folder {folder} ({error.strerror}); allow it, or move that folder away"
+        ) from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+# --- text files
+
+
+def _open_list(data: str, path: Path) -> FileSource:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise UserError(f"{data} is not UTF-8 text; expected one path a line") from None
+    rows = [
+        (number, *line.strip().partition("\t")[::2])
+        for number, line in enumerate(lines, start=1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+    if not rows:
+        raise UserError(f"no path in {data}: expected one image path a line; add some, or give a folder")
+    source = FileSource(
+        name=data,
+        split="all",
+        root=path.parent,
+        files=pack_paths(os.path.expanduser(file.strip()) for _, file, _ in rows),
+    )
+    labels = [label.strip() for _, _, label in rows]
+    classes = set(labels)
+    if "" in classes and len(classes) > 1:
+        bare = rows[labels.index("")][0]
+        raise UserError(
+            f"{data}, line {bare} has no label while other lines have; give all lines a label after a tab, or none"
+        )
+    if len(classes) < 2:
+        return source
+    # "10" after "9"
+    names = sorted(classes, key=int) if all(c.isdecimal() for c in classes) else sorted(classes)
+    number = {c: k for k, c in enumerate(names)}
+    return replace(source, labels=np.array([number[c] for c in labels], dtype=np.int64), classes=tuple(names))

@@ -1,0 +1,1 @@
+"""Tar shards: their format, packing images into them, and reading them."""

@@ -1,0 +1,341 @@
+"""`equimid pack`: a folder of images to tar shards that `open_source` opens. The form is told in `packed.py`.
+
+Which image goes into which shard is a function of the data and the settings, and so is every byte written: neither the
+number of workers nor a stop in between changes any.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from equimid.data.builtin import NAMED
+from equimid.data.check_images import Ledger, judge, list_unreadable
+from equimid.data.open import open_source
+from equimid.data.shards.format import Pack, Part, Shard, as_options, is_packed, read_index, shard_name
+from equimid.data.shards.writer import BLOCK, Job, Work, packed_image
+from equimid.data.sources import FileSource, Indices, digest
+from equimid.errors import UnreadableImage, UserError
+from equimid.randomness import counted_generator
+
+__all__ = ["Packed", "pack"]
+
+Progress = Callable[[int, int], None]
+
+_SAMPLE = 64  # images that are encoded to learn how many fill a shard
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What `pack` leaves: images in `shards` shards of `bytes` in all, `unreadable` left out; `written` shards are
+    new, the others were there."""
+
+    folder: Path
+    images: int
+    unreadable: int
+    shards: int
+    bytes: int
+    written: int
+
+
+def pack(
+    data: str,
+    out: Path,
+    *,
+    short_side: int = 256,
+    quality: int = 90,
+    shard_bytes: int = 256 * 2**20,
+    workers: int = 1,
+    tolerated: float = 0.05,
+    progress: Progress | None = None,
+) -> Packed:
+    """Write the images of a folder, or of a text file of paths, into shards; go on where an earlier call was stopped.
+
+    short_side:  px; larger images are made so small, smaller ones left as they are; 0 leaves all as they are
+    quality:     1..95 of the JPEGs that are written; an upright RGB or grey JPEG that is small enough is copied
+    shard_bytes: length of a shard, about
+    workers:     processes, each at one shard; they are spawned, so a script that asks for several guards its main part
+                 by `if __name__ == "__main__"`
+    tolerated:   largest share of unreadable images, in [0, 1]
+    progress:    called in this thread with (done, all) images of the shards that were missing
+
+    Raises:
+        UserError: bad settings or data, an OUT of something else, too many unreadable images, a full disk.
+    """
+    settings = _checked(short_side, quality, shard_bytes, workers, tolerated)
+    sources = _parts(data)
+    _check_place(data, out)
+    with _alone(out):
+        plan = _planned(data, out, sources, settings)
+        jobs = [job for job in _jobs(plan, sources) if _finished(out, job) is None]
+        for leftover in out.glob(".*.writing"):
+            leftover.unlink(missing_ok=True)
+        try:
+            _run(jobs, sources, settings, out, workers, progress)
+        except OSError as error:
+            whole = sum(_finished(out, job) is not None for job in _jobs(plan, sources))
+            raise UserError(
+                f"could not write into {out}: {error.strerror or error}; {whole} of {sum(plan.planned.values())} "
+                "shards are written. Free some space, or mend what else is wrong, and run the same command again: it "
+                "goes on from there"
+            ) from None
+        return _finish(out, plan, sources, tolerated, len(jobs))
+
+
+# --- what, where, how
+
+
+def _checked(short_side: int, quality: int, shard_bytes: int, workers: int, tolerated: float) -> dict[str, int]:
+    if short_side < 0:
+        raise UserError(f"the short side is {short_side} px; it must be at least 1, or 0 to leave images as they are")
+    if not 1 <= quality <= 95:
+        raise UserError(f"the quality is {quality}; it must lie in 1..95, 90 say")
+    if shard_bytes < 1:
+        raise UserError(f"a shard is {shard_bytes} bytes long; it must have at least 1, 256 MiB say")
+    if workers < 1:
+        raise UserError(f"{workers} workers cannot pack; give at least 1")
+    if not 0 <= tolerated <= 1:
+        raise UserError(f"the tolerated share of unreadable images is {tolerated}; it must lie in 0..1")
+    return {"short_side": short_side, "quality": quality, "shard_bytes": shard_bytes}
+
+
+def _parts(data: str) -> dict[str, FileSource]:
+    """The images as `open_source` knows them: "train" and "test" where the folder has them, else "all"."""
+    whole = None if data in NAMED else open_source(data)
+    if not isinstance(whole, FileSource):
+        found = f"'{data}' is a data set known by name" if whole is None else f"{data} is packed already"
+        raise UserError(f"{found}; equimid pack takes a folder of images or a text file of paths")
+    if whole.split == "all":
+        return {"all": whole}
+    test = open_source(data, "test")
+    assert isinstance(test, FileSource)
+    return {"train": whole, "test": test}
+
+
+def _check_place(data: str, out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; give a folder to pack into")
+    place, images = out.resolve(), Path(data).expanduser().resolve()
+    if images.is_dir() and (place == images or images in place.parents):
+        raise UserError(f"{out} lies in {data}, which is to be packed; give a folder outside it")
+    if out.is_dir() and not is_packed(out):
+        others = sorted(file.name for file in out.iterdir() if not file.name.startswith("."))
+        if others:
+            told = ", ".join(others[:3]) + (" and more" if len(others) > 3 else "")
+            raise UserError(f"{out} holds other files ({told}); give a new or an empty folder to pack into")
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """The folder made, and kept from a second packing; gone again where nothing was written into it."""
+    made = not out.exists()
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{out} is in use by another equimid pack; wait for it, or give another folder") from None
+    except OSError as error:
+        raise UserError(f"cannot write into {out}: {error.strerror}; give another folder to pack into") from None
+    try:
+        yield
+    finally:
+        if made and [file.name for file in out.iterdir()] == [".lock"]:
+            (out / ".lock").unlink()
+            out.rmdir()
+        lock.release()
+
+
+def _planned(data: str, out: Path, sources: dict[str, FileSource], settings: dict[str, int]) -> Pack:
+    """The plan that the folder was begun with, or a new one."""
+    fingerprint = digest(*(text for part, source in sources.items() for text in (part, source.fingerprint())))
+    for file in (out / "pack.json", out / "packing.json"):
+        if not file.exists():
+            continue
+        plan = Pack.load(file)
+        if plan.settings != settings:
+            was, now = as_options(plan.settings), as_options(settings)
+            told = ", ".join(f"{key} was {was[key]} and is now {now[key]}" for key in was if was[key] != now[key])
+            raise UserError(f"{out} was begun with other settings ({told}); give those, or another folder")
+        if plan.fingerprint != fingerprint:
+            raise UserError(
+                f"{out} was begun with other data ({plan.data}; {data} now differs from it in its files, their lengths "
+                "or labels); bring those files back, or give another folder"
+            )
+        return plan
+    planned = {part: _shards_of(source, k, settings) for k, (part, source) in enumerate(sources.items())}
+    plan = Pack(data, fingerprint, settings, next(iter(sources.values())).classes, planned, {})
+    plan.save(out)
+    return plan
+
+
+def _order(part: int, images: int) -> Indices:
+    """Neighbours in a shard are of any class, so whoever reads a shard in order reads it mixed."""
+    return counted_generator(0, "pack", part).permutation(images)
+
+
+def _shards_of(source: FileSource, part: int, settings: dict[str, int]) -> int:
+    """How many shards of the wanted length a part fills, judged by its first images."""
+    lengths, reasons = [], []
+    for i in _order(part, len(source))[:_SAMPLE]:
+        try:
+            content, _ = packed_image(source.read(int(i)), settings["short_side"], settings["quality"])
+        except UnreadableImage as error:
+            reasons.append(f"{source.describe(int(i))} ({error.reason})")
+            continue
+        # headers of three members, paddings, the text about the image
+        lengths.append(len(content) + 6 * BLOCK)
+    if not lengths:
+        raise UserError(
+            f"no readable image in {source.name}: none of {len(reasons)} can be used: {', '.join(reasons[:3])}; give "
+            "other images"
+        )
+    filled = round(len(source) * sum(lengths) / len(lengths) / settings["shard_bytes"])
+    return min(max(filled, 1), len(source))
+
+
+# --- shards
+
+
+def _jobs(plan: Pack, sources: dict[str, FileSource]) -> Iterator[Job]:
+    for k, (part, source) in enumerate(sources.items()):
+        for number, images in enumerate(np.array_split(_order(k, len(source)), plan.planned[part])):
+            yield Job(number, shard_name(part, number), part, images)
+
+
+def _finished(out: Path, job: Job) -> dict[str, Any] | None:
+    """What the index of a written shard says, or None where it must be written (again)."""
+    try:
+        index = read_index(out / f"{job.name}.npz")
+        length = (out / f"{job.name}.tar").stat().st_size
+    except (UserError, OSError):
+        return None
+    return index if length == int(index["tar"]["bytes"]) else None
+
+
+# --- processes
+
+
+def _run(
+    jobs: list[Job],
+    sources: dict[str, FileSource],
+    settings: dict[str, int],
+    out: Path,
+    workers: int,
+    progress: Progress | None,
+) -> None:
+    # not forked: PIL and torch may hold threads here
+    context = multiprocessing.get_context("spawn")
+    work = Work(sources, settings, out, context.Event(), context.Value("q", 0))
+    images = sum(len(job.images) for job in jobs)
+
+    def tell() -> None:
+        if progress is not None:
+            progress(work.done.value, images)
+
+    if min(workers, len(jobs)) <= 1:
+        for job in jobs:
+            work.write(job, tell)
+        return
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (work,)) as pool:
+        pending = {pool.submit(_write, job) for job in jobs}
+        try:
+            while pending:
+                finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                tell()
+                for future in finished:
+                    future.result()
+        except BrokenExecutor:
+            raise UserError(
+                f"a process that packed was ended from outside (too little memory?); run the same command again with "
+                f"fewer workers than {workers}: it goes on from there"
+            ) from None
+        finally:
+            # nobody waits for shards that are half done
+            work.stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+_work: Work | None = None
+
+
+def _begin(work: Work) -> None:
+    """In each process: Ctrl-C is the main process's to answer, and nobody writes on when that one was killed."""
+    global _work
+    _work = work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _write(job: Job) -> None:
+    assert _work is not None
+    _work.write(job)
+
+
+# --- the end
+
+
+def _finish(out: Path, plan: Pack, sources: dict[str, FileSource], tolerated: float, written: int) -> Packed:
+    """Add up what the indices say; the folder is whole once `pack.json` is there."""
+    parts: dict[str, list[Shard]] = {part: [] for part in sources}
+    unreadable: list[tuple[str, str]] = []
+    for job in _jobs(plan, sources):
+        index = _finished(out, job)
+        if index is None:
+            raise UserError(f"{out}/{job.name} went away while packing; run the same command again")
+        tar, root = index["tar"], sources[job.part].root
+        checksum = bytes(tar["sha256"]).decode()
+        parts[job.part].append(Shard(job.name, len(index["images"]), int(tar["bytes"]), checksum))
+        for file, reason in index["reasons"]:
+            unreadable.append((str(root / os.fsdecode(bytes(file))), os.fsdecode(bytes(reason))))
+    unreadable.sort()
+    anew = written > 0 or not (out / "pack.json").exists()
+    if anew:
+        list_unreadable(out, unreadable)
+    listed = sum(len(source) for source in sources.values())
+    judge(
+        Ledger(
+            source=plan.data,
+            split="all",
+            fingerprint=plan.fingerprint,
+            listed=listed,
+            smallest_side=1,
+            checked="decoded",
+            unreadable=tuple((-1, file, reason) for file, reason in unreadable),
+        ),
+        tolerated,
+        out / "unreadable.csv",
+        remedy="--tolerated-unreadable ",
+    )
+    done = Pack(
+        plan.data, plan.fingerprint, plan.settings, plan.classes, plan.planned,
+        {part: Part(len(sources[part]), tuple(shards)) for part, shards in parts.items()},
+    )  # fmt: skip
+    if anew:
+        done.save(out)
+    (out / "packing.json").unlink(missing_ok=True)
+    shards = [shard for part in done.parts.values() for shard in part.shards]
+    return Packed(
+        folder=out,
+        images=sum(shard.images for shard in shards),
+        unreadable=len(unreadable),
+        shards=len(shards),
+        bytes=sum(shard.bytes for shard in shards),
+        written=written,
+    )

@@ -1,0 +1,269 @@
+"""A source of packed images: each is read from its tar by its offset. The form is told in `packed.py`."""
+
+import io
+import os
+import threading
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from equimid.data.decode import open_image
+from equimid.data.shards.format import Pack, Records, read_index, shard_name
+from equimid.data.sources import Indices, Source, digest, holdout
+from equimid.errors import UnreadableImage, UserError
+
+__all__ = ["ShardSource", "open_shards"]
+
+# of an image: its shard, its row of that shard's index, and what the index says of it
+_PLACE = np.dtype(
+    [
+        *(("shard", "<i4"), ("row", "<i4"), ("offset", "<i8"), ("size", "<i4"), ("crc", "<u4")),
+        *(("width", "<i4"), ("height", "<i4")),
+    ]
+)
+_OPEN_AT_ONCE = 128
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ShardSource(Source):
+    """Images in shards, numbered as the folder that was packed: the same splits, the same order of an epoch.
+
+    root:     folder of the shards
+    shards:   their names, without suffix
+    lengths:  (shards,) bytes of each tar
+    identity: of all bytes in all shards
+    places:   (n,) of _PLACE: which shard, which row of its index; offset and size in bytes, CRC-32, width, height
+    """
+
+    root: Path
+    shards: tuple[str, ...]
+    lengths: Indices
+    identity: str
+    places: Records
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def shard(self) -> npt.NDArray[np.int32]:
+        """(n,) which shard each image lies in."""
+        shard: npt.NDArray[np.int32] = self.places["shard"]
+        return shard
+
+    def load(self, i: int) -> Image.Image:
+        return open_image(io.BytesIO(self.read(i)))
+
+    def read(self, i: int) -> bytes:
+        place = self.places[i]
+        name = f"{self.shards[place['shard']]}.tar"
+        size = int(place["size"])
+        try:
+            content = _FILES.read(str(self.root / name), int(place["offset"]), size)
+        except FileNotFoundError:
+            raise UnreadableImage(f"{name} is missing") from None
+        except OSError as error:
+            raise UnreadableImage(f"{name} cannot be read ({error.strerror})") from None
+        if len(content) < size:
+            raise UnreadableImage(f"{name} is truncated")
+        if zlib.crc32(content) != place["crc"]:
+            raise UnreadableImage(f"{name} is damaged: these are not the bytes that were packed")
+        return content
+
+    def size(self, i: int) -> tuple[int, int]:
+        """(width, height) in pixels, from the index."""
+        return int(self.places["width"][i]), int(self.places["height"][i])
+
+    def describe(self, i: int) -> str:
+        place = self.places[i]
+        shard = self.root / self.shards[place["shard"]]
+        try:
+            file = os.fsdecode(bytes(_names(shard.with_suffix(".npz"))[place["row"]]))
+        except UserError:  # the index went where the shard went
+            file = f"image {place['row']}"
+        return f"{shard}.tar: {file}"
+
+    def fingerprint(self) -> str:
+        """Of the shards' checksums, the images taken and the labels: no shard is looked at, so a run goes on with the
+        same order of images when one is lost."""
+        return digest(self.identity, self.places, self.labels, *self.classes)
+
+    def stamp(self) -> str:
+        """Also of the shards as they lie there now: what was computed while one was gone is not for when it is back."""
+        used = np.unique(self.shard)
+        found = [_state(self.root / f"{self.shards[k]}.tar") for k in used.tolist()]
+        return digest(self.fingerprint(), used, np.array(found, dtype=np.int64), str(self.root.resolve()))
+
+    def take(self, indices: Indices) -> Self:
+        return replace(self, places=self.places[indices], labels=self._labels_at(indices))
+
+    def faults(self) -> dict[int, str]:
+        """Reasons by image, ascending: its shard is missing, cut before its end, or of another length than recorded.
+
+        One stat per shard; nothing is read.
+        """
+        found = np.array([_length(self.root / f"{name}.tar") for name in self.shards], dtype=np.int64)
+        have, shard = found[self.shard], self.shard
+        ends = self.places["offset"] + self.places["size"]
+        bad = np.flatnonzero((have < ends) | (have > self.lengths[shard]))
+        return {int(i): self._fault(int(shard[i]), int(have[i])) for i in bad}
+
+    def smaller_than(self, side: int) -> list[int]:
+        """Images of which a side is below `side` px, ascending."""
+        found: list[int] = np.flatnonzero(np.minimum(self.places["width"], self.places["height"]) < side).tolist()
+        return found
+
+    def _fault(self, shard: int, found: int) -> str:
+        name, expected = f"{self.shards[shard]}.tar", int(self.lengths[shard])
+        if found < 0:
+            return f"{name} is missing"
+        if found < expected:
+            return f"{name} is truncated: {found} of {expected} bytes"
+        return f"{name} is not what was packed: {found} bytes, expected {expected}"
+
+
+def open_shards(data: str, folder: Path, split: str | None) -> ShardSource:
+    """The images of a packed folder; splits as `open_source` has them for the folder that was packed.
+
+    Raises:
+        UserError: not packed wholly, or an index is missing or damaged. Missing shards are the ledger's to tell.
+    """
+    if not (folder / "pack.json").exists():
+        begun = Pack.load(folder / "packing.json")
+        names = [shard_name(part, k) for part, count in begun.planned.items() for k in range(count)]
+        whole = sum((folder / f"{name}.npz").exists() for name in names)
+        raise UserError(
+            f"{folder} is not packed wholly ({whole} of {len(names)} shards); run again: "
+            f"{begun.command(folder)} and it goes on where it was stopped"
+        )
+    pack = Pack.load(folder / "pack.json")
+    if "all" not in pack.parts:
+        return _read_part(data, folder, pack, "test" if split in ("test", "whole") else "train", split or "train")[0]
+    source, numbers, labels = _read_part(data, folder, pack, "all", "all")
+    if split in (None, "whole", "fit"):
+        return source
+    # of all that were listed, so that the parts are those of the folder, whatever was left out
+    train, test = holdout(labels, 0.2, seed=0)
+    chosen = np.isin(numbers, test if split == "test" else train)
+    return replace(source, split=split or "").take(np.flatnonzero(chosen))
+
+
+def _read_part(
+    data: str, folder: Path, pack: Pack, name: str, split: str
+) -> tuple[ShardSource, Indices, npt.NDArray[np.int64]]:
+    """A part's images in the order of their numbers, these numbers, and the labels of all that were listed."""
+    part = pack.parts[name]
+    places, numbers, own = [], [], []
+    labels = np.zeros(part.listed, dtype=np.int64)
+    for k, shard in enumerate(part.shards):
+        index = read_index(folder / f"{shard.name}.npz")
+        images, left_out = index["images"], index["left_out"]
+        if len(images) != shard.images or bytes(index["tar"]["sha256"]).decode() != shard.sha256:
+            raise UserError(
+                f"the index {folder / shard.name}.npz belongs to another shard than pack.json tells of; bring the "
+                "right one back, or pack the images again into a new folder"
+            )
+        here = np.zeros(len(images), dtype=_PLACE)
+        here["shard"], here["row"] = k, np.arange(len(images))
+        for column in ("offset", "size", "crc", "width", "height"):
+            here[column] = images[column]
+        labels[images["number"]], labels[left_out["number"]] = images["label"], left_out["label"]
+        places.append(here)
+        numbers.append(images["number"])
+        own.append(images["label"])
+    order = np.argsort(np.concatenate(numbers), kind="stable")
+    source = ShardSource(
+        name=data,
+        split=split,
+        labels=np.concatenate(own)[order].astype(np.int64) if pack.classes else None,
+        classes=pack.classes,
+        root=folder,
+        shards=tuple(shard.name for shard in part.shards),
+        lengths=np.array([shard.bytes for shard in part.shards], dtype=np.int64),
+        identity=digest(*(shard.sha256 for shard in part.shards)),
+        places=np.concatenate(places)[order],
+    )
+    return source, np.concatenate(numbers)[order].astype(np.int64), labels
+
+
+def _length(file: Path) -> int:
+    return _state(file)[0]
+
+
+def _state(file: Path) -> tuple[int, int]:
+    """Bytes and time of the last change (ns); -1 where it is missing."""
+    try:
+        status = file.stat()
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=256)
+def _names(file: Path) -> npt.NDArray[np.bytes_]:
+    return read_index(file)["names"]  # type: ignore[return-value]
+
+
+# --- open files
+
+
+class _Opened:
+    """A file to read from at any place, closed when nobody reads from it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes, or fewer where the file ends."""
+        parts = []
+        while size > 0 and (part := os.pread(self.descriptor, size, offset)):
+            parts.append(part)
+            offset, size = offset + len(part), size - len(part)
+        return b"".join(parts)
+
+
+class _Files:
+    """The shards that this process has open: those used last, `limit` at most."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.forget()
+
+    def forget(self) -> None:
+        self.lock, self.opened = threading.Lock(), OrderedDict[str, _Opened]()
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        with self.lock:
+            file = self.opened.pop(path, None) or _Opened(path)
+            self.opened[path] = file
+            if len(self.opened) > self.limit:
+                self.opened.popitem(last=False)
+        try:
+            content = file.read(offset, size)
+        except OSError:
+            self._drop(path)
+            raise
+        if len(content) < size:
+            # perhaps it is being brought back: the next read looks at what has its name then
+            self._drop(path)
+        return content
+
+    def _drop(self, path: str) -> None:
+        with self.lock:
+            self.opened.pop(path, None)
+
+
+_FILES = _Files(_OPEN_AT_ONCE)
+# a loader's worker opens its own, and its lock is free
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_FILES.forget)

@@ -1,8 +1,0 @@
-"""Pictures of what the network sees, and the data of the page's explorer."""
-
-from equimid.evaluation.pictures.attention import draw_attention
-from equimid.evaluation.pictures.explorer import record_explorer
-from equimid.evaluation.pictures.feature_maps import draw_feature_maps
-from equimid.evaluation.pictures.neighbours import draw_neighbours
-
-__all__ = ["draw_attention", "draw_feature_maps", "draw_neighbours", "record_explorer"]

@@ -1,0 +1,309 @@
+"""A declared study: arms, seeds, settings, measurements and comparisons in one YAML file, written before the first run.
+
+    equimid sweep experiments/e1.yaml --out FOLDER
+
+trains and measures every cell (arm, seed) that has no file yet, seed by seed. A finished cell is one small JSON file
+beside the study, experiments/e1/control-seed0.json: its settings, its records, and where it ran. These files are kept
+in the repository, so that any machine goes on where another stopped; the runs' folders stay in FOLDER. Several
+processes may share a study.
+"""
+
+import json
+import logging
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+
+from equimid.config import Config, flatten
+from equimid.console import is_main_process
+from equimid.data import open_source
+from equimid.errors import UserError
+from equimid.evaluation import MEASUREMENTS
+from equimid.recipes import configured
+from equimid.records import Record, read_records
+from equimid.runs.measure import measure
+from equimid.runs.pretrain import on_one_device, pretrain
+from equimid.task import Task
+
+__all__ = ["Arm", "Experiment", "read_experiment", "run_experiment"]
+
+logger = logging.getLogger("equimid")
+
+SCHEMA = 1  # of a cell's file
+# kept of a cell: the network's values and its references of place; pictures and the other references stay in the run
+_REFERENCES = {"not_carried", "mismatched"}
+_KEPT = {"place", "retrieval", "centred_cosine", "between_images", "between_positions", "inside_images"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train: a recipe and its settings."""
+
+    recipe: str
+    settings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """
+    name:      of the study and of the folder of its cells
+    question:  what it asks, one sentence
+    data:      images to train on and to probe, as a command line names them
+    arms:      by name; the first is the baseline
+    seeds:     of every arm
+    measure:   names of measurements
+    settings:  of every arm, key=value
+    transfer:  [{data: DATA, measure: [NAME, ...]}], of the same networks on other images
+    endpoints: what is compared, see experiments/evidence.py
+    contrast:  [arm, baseline] of the endpoints
+    explored:  {pairs: [[arm, baseline], ...], endpoints: [...]}, outside of that family: to be read, not to decide
+    notes:     what a reader should know
+    """
+
+    name: str
+    question: str
+    data: str
+    arms: Mapping[str, Arm]
+    seeds: Sequence[int]
+    measure: Sequence[str]
+    settings: Sequence[str] = ()
+    transfer: Sequence[Mapping[str, Any]] = ()
+    endpoints: Sequence[Mapping[str, Any]] = ()
+    contrast: Sequence[str] = ()
+    explored: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    notes: str = ""
+
+    @property
+    def measured(self) -> dict[str, Sequence[str]]:
+        """{data: names of measurements}."""
+        return {self.data: self.measure} | {part["data"]: part["measure"] for part in self.transfer}
+
+    def config(self, arm: str, seed: int) -> Config:
+        """Settings of one cell.
+
+        Raises:
+            UserError: the recipe or a setting is wrong.
+        """
+        chosen = self.arms[arm]
+        return configured(chosen.recipe, [*self.settings, *chosen.settings, f"data.source={self.data}", f"seed={seed}"])
+
+
+def read_experiment(file: Path) -> Experiment:
+    """The study that a YAML file declares.
+
+    Raises:
+        UserError: it cannot be read, a key is missing or unknown, or a value has another type.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file} cannot be read as a study: {' '.join(str(error).split())}") from None
+    known = {f.name: f for f in fields(Experiment)}
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds a {type(content).__name__}; expected the keys {', '.join(known)}")
+    unknown = [str(key) for key in content if key not in known]
+    missing = [name for name in ("name", "question", "data", "arms", "seeds", "measure") if name not in content]
+    if unknown or missing:
+        wrong = f"the unknown key {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
+        raise UserError(f"{file} has {wrong}; a study has the keys {', '.join(known)}")
+    arms = content["arms"]
+    if not isinstance(arms, dict) or not arms or not all(_is_arm(arm) for arm in arms.values()):
+        raise UserError(f"{file}: arms must be NAME: {{recipe: RECIPE, settings: [key=value, ...]}}, one or more")
+    seeds = content["seeds"]
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds) or len({*seeds}) < len(seeds):
+        raise UserError(f"{file}: seeds must be a list of whole numbers, each once, found {seeds!r}")
+    for name in ("measure", "settings", "contrast"):
+        if not isinstance(content.get(name, []), list) or not all(isinstance(x, str) for x in content.get(name, [])):
+            raise UserError(f"{file}: {name} must be a list of words, found {content[name]!r}")
+    transfer = content.get("transfer", [])
+    if not isinstance(transfer, list) or not all(_is_transfer(part) for part in transfer):
+        raise UserError(f"{file}: transfer must be a list of {{data: DATA, measure: [NAME, ...]}}, found {transfer!r}")
+    asked = [*content["measure"], *(name for part in transfer for name in part["measure"])]
+    wrong_names = [name for name in asked if name not in MEASUREMENTS]
+    if wrong_names:
+        raise UserError(f"{file}: there is no measurement {wrong_names[0]!r}; there are {', '.join(MEASUREMENTS)}")
+    named = {name: Arm(arm["recipe"], tuple(arm.get("settings", ()))) for name, arm in arms.items()}
+    if set(content.get("contrast", ())) - set(named):
+        raise UserError(f"{file}: contrast names {content['contrast']}, and the arms are {', '.join(named)}")
+    return Experiment(**{**content, "arms": named})
+
+
+def _is_arm(arm: Any) -> bool:
+    return (
+        isinstance(arm, dict)
+        and set(arm) <= {"recipe", "settings"}
+        and isinstance(arm.get("recipe"), str)
+        and isinstance(arm.get("settings", []), list)
+        and all(isinstance(setting, str) for setting in arm.get("settings", []))
+    )
+
+
+def _is_transfer(part: Any) -> bool:
+    return (
+        isinstance(part, dict)
+        and set(part) == {"data", "measure"}
+        and isinstance(part["data"], str)
+        and isinstance(part["measure"], list)
+        and all(isinstance(name, str) for name in part["measure"])
+    )
+
+
+def run_experiment(file: Path, out: Path) -> list[Path]:
+    """Train and measure the cells that have no file yet, into `out`; returns the files that were written.
+
+    Raises:
+        UserError: before anything runs, where the study, a setting or the data is wrong.
+        KeyboardInterrupt: a run was stopped by a signal; its checkpoint is written.
+    """
+    experiment = read_experiment(file)
+    for arm in experiment.arms:
+        config = on_one_device(experiment.config(arm, experiment.seeds[0]))
+        Task(config.backbone, config.method, config.addons, config.plan(), config.seed)
+    for data in experiment.measured:
+        if not Path(data).exists():
+            open_source(data)  # a name such as digits, or the reason why it is none
+    cells = [(arm, seed) for seed in experiment.seeds for arm in experiment.arms]
+    missing = [cell for cell in cells if not _cell_file(file, *cell).exists()]
+    logger.info("%s: %d of %d cells are finished", experiment.name, len(cells) - len(missing), len(cells))
+    written = []
+    for number, (arm, seed) in enumerate(missing, start=1):
+        target = _cell_file(file, arm, seed)
+        with _alone(out / arm, seed) as alone:
+            if not alone:
+                logger.info("%d of %d: %s seed %d is run by another process", number, len(missing), arm, seed)
+                continue
+            if target.exists():  # another process has finished it meanwhile
+                continue
+            logger.info("%d of %d: %s seed %d", number, len(missing), arm, seed)
+            _run_cell(experiment, arm, seed, out / arm / f"seed={seed}", target)
+        written.append(target)
+    return written
+
+
+@contextmanager
+def _alone(place: Path, seed: int) -> Iterator[bool]:
+    """Whether no other process runs this cell; several share a study's cells."""
+    lock = FileLock(place / f".seed={seed}.lock", timeout=0)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise UserError(f"cannot write into {place}: {error.strerror}; choose another --out") from None
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _cell_file(file: Path, arm: str, seed: int) -> Path:
+    return file.with_suffix("") / f"{arm}-seed{seed}.json"
+
+
+def _run_cell(experiment: Experiment, arm: str, seed: int, folder: Path, target: Path) -> None:
+    config = on_one_device(experiment.config(arm, seed))
+    started, cpu = time.strftime("%Y-%m-%d"), time.process_time()
+    provenance = folder / "provenance.json"
+    if not provenance.exists() and is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        provenance.write_text(json.dumps(_provenance()))
+    outcome = pretrain(config, folder, finish=False)  # measured is what the study declares
+    if outcome.stopped_by is not None:
+        raise KeyboardInterrupt
+    records = folder / "records.jsonl"
+    done = {(r.evaluation, r.data) for r in (read_records(records) if records.exists() else [])}
+    for data, names in experiment.measured.items():
+        todo = [name for name in names if (_EVALUATIONS.get(name, name), data) not in done]
+        if todo:
+            measure(todo, str(folder), data, references=False)
+    if not is_main_process():
+        return
+    kept = [_compact(r, experiment.data) for r in read_records(records) if _is_kept(r, experiment)]
+    cell = {
+        "schema": SCHEMA,
+        "study": experiment.name,
+        "arm": arm,
+        "seed": seed,
+        "date": started,
+        "trained": json.loads(provenance.read_text()),
+        "measured": _provenance(),
+        "cpu_seconds_of_this_call": round(time.process_time() - cpu),
+        "settings": flatten(config),
+        "records": kept,
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.tmp")
+    beside.write_text(json.dumps(cell, indent=0).replace("\n", " ").replace("}, {", "},\n{") + "\n")
+    os.replace(beside, target)
+
+
+# measurements whose records are called otherwise
+_EVALUATIONS = {"corruptions": "generated_corruptions", "readback": "pose_readback"}
+
+
+def _is_kept(r: Record, experiment: Experiment) -> bool:
+    measured = experiment.measured.get(r.data, ())
+    if r.value is None or r.evaluation not in {_EVALUATIONS.get(name, name) for name in measured}:
+        return False
+    if r.evaluation == "equivariance":
+        kept = r.metric in _KEPT and "angle" not in r.details
+        return kept and (r.subject == "backbone" or (r.subject in _REFERENCES and r.metric == "place"))
+    return r.subject == "backbone"
+
+
+def _compact(r: Record, data: str) -> dict[str, Any]:
+    """Without what the cell says; with the data where they are not those of the study."""
+    entry = {
+        key: value for key, value in asdict(r).items() if key in ("evaluation", "metric", "subject", "n", "details")
+    }
+    return entry | {"value": round(r.value or 0.0, 6)} | ({} if r.data == data else {"data": r.data})
+
+
+def _provenance() -> dict[str, str]:
+    """Of this process: processor, and versions of what computes."""
+    return {
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "equimid": version("equimid"),
+        "commit": _commit(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _processor() -> str:
+    name, units = platform.processor() or platform.machine(), ""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return name
+    found = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
+    flags = found.get("flags", "").split()
+    units = ", ".join(unit for unit in ("amx_tile", "avx512_bf16", "avx512f") if unit in flags)
+    return f"{found.get('model name', name).strip()} ({units or 'no AVX-512'})"
+
+
+def _commit() -> str:
+    """Of the source that runs, with + where it was changed since; "" where it is no checkout."""
+    here = Path(__file__).parent
+    try:
+        commit, changed = (
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", "."])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return commit + ("+" if changed else "")

@@ -1,0 +1,94 @@
+"""A box of an image as a square of pixels."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["Box", "Cut", "choose_scale", "cut_out"]
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What is to be cut from an image of width x height px: a box, resized to `size` px, mirrored or not."""
+
+    box: Box
+    size: int
+    flipped: bool
+
+    def shares(self, image: tuple[int, int]) -> list[float]:
+        """[top, left, height, width, flipped], the box as shares of an image of (width, height) px."""
+        (left, top, right, bottom), (width, height) = self.box, image
+        return [top / height, left / width, (bottom - top) / height, (right - left) / width, float(self.flipped)]
+
+
+def choose_scale(cuts: Sequence[Cut], scales: Sequence[int]) -> int:
+    """The largest of some scales at which no box has fewer pixels across or down than it is resized to; else 1.
+
+    Nothing is then enlarged that was not to be, and a box's edge moves by at most half a pixel of its view.
+    """
+    room = min(min(right - left, bottom - top) / cut.size for cut in cuts for left, top, right, bottom in [cut.box])
+    return next((scale for scale in scales if scale <= room), 1)
+
+
+def cut_out(pixels: Tensor, cut: Cut, interpolation: str, scale: int = 1) -> Tensor:
+    """(3, S, S) uint8, channels together in memory: cut first, then resized with antialiasing; nothing outside the box
+    is seen.
+
+    Within 1 of 255 of PIL's bilinear resize of the same pixels. On the CPU in whole numbers, elsewhere in float32.
+
+    Args:
+        pixels: (3, ceil(H / scale), ceil(W / scale)) uint8, of an image of W x H px.
+    """
+    left, top, right, bottom = (round(edge / scale) for edge in cut.box)
+    c, h, w = pixels.stride()
+    rows, columns = min(bottom, pixels.shape[1]) - top, min(right, pixels.shape[2]) - left
+    # a batch of one with the channels last, in every stride: the CPU's kernel for whole numbers is fast on no other
+    box = pixels.as_strided((1, 3, rows, columns), (rows * h, c, h, w), pixels.storage_offset() + top * h + left * w)
+    native = box.device.type == "cpu"
+    resized = F.interpolate(box if native else box.float(), (cut.size, cut.size), mode=interpolation, antialias=True)[0]
+    resized = resized if native else resized.round_().clamp_(0, 255).to(torch.uint8)
+    return resized.flip(2) if cut.flipped else resized
+
+
+def sample_crop(size: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator) -> Box:
+    """Box (left, top, right, bottom) in pixels of a random resized crop; torchvision's rule, ten tries, then centre.
+
+    Source: torchvision `RandomResizedCrop.get_params`, aspect width / height log-uniform in [3/4, 4/3].
+    """
+    width, height = size
+    low, high = math.log(3 / 4), math.log(4 / 3)
+    for _ in range(10):
+        area = width * height * (scale[0] + (scale[1] - scale[0]) * rng.random())
+        aspect = math.exp(low + (high - low) * rng.random())
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+            return left, top, left + w, top + h
+    w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _centre(size: tuple[int, int], share: float) -> Box:
+    width, height = size
+    side = max(1, round(min(size) * share))
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def _stretched(box: Box, size: tuple[int, int]) -> Box:
+    """A box of the squashed image on the image itself, at least a pixel wide and high."""
+    width, height = size
+    left, top = int(box[0] / _SQUASHED * width), int(box[1] / _SQUASHED * height)
+    right, bottom = round(box[2] / _SQUASHED * width), round(box[3] / _SQUASHED * height)
+    return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+_SQUASHED = 2**16  # side of the square that aligned boxes are drawn on

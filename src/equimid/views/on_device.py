@@ -1,0 +1,108 @@
+"""The device's side of the views: uint8 batches to normalised, photometrically changed, posed images."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from equimid.poses import Pose, sample_pose_pair
+from equimid.randomness import counted_generator
+from equimid.views.dataset import Batch
+from equimid.views.photometric import Photometric, apply
+from equimid.views.plan import CentreView, CropView, ViewPlan
+
+__all__ = ["Views", "normalise", "realise", "sample_poses"]
+
+
+class Views:
+    """What a task sees of this rank's images.
+
+    crops:     per standard view, (b1, 3, S, S)
+    posed:     per posed view, (b2, 3, h, w); empty without posed views
+    poses:     per posed view, b2 poses
+    image_ids: (b2,) of the posed images, unique over ranks
+    extra:     {name: per turn (b1, 3, S, S)} of the plan's extra views
+    batch:     as it left the workers, with crop boxes and photometric parameters; None for views made by hand
+
+    No dataclass: engines rebuild the ones that they are handed, tensor by tensor.
+    """
+
+    def __init__(
+        self,
+        crops: list[Tensor],
+        posed: Sequence[Tensor] = (),
+        poses: Sequence[Pose] = (),
+        image_ids: Tensor | None = None,
+        extra: Mapping[str, list[Tensor]] | None = None,
+        batch: Batch | None = None,
+    ) -> None:
+        self.crops, self.posed, self.poses = crops, list(posed), list(poses)
+        self.image_ids = torch.zeros(0, dtype=torch.int64) if image_ids is None else image_ids
+        self.extra, self.batch = dict(extra or {}), batch
+
+
+def sample_poses(plan: ViewPlan, seed: int, step: int, rank: int, ranks: int) -> list[Pose]:
+    """This rank's poses of every posed view in a step; over all ranks the same draw, whatever their number."""
+    posed = plan.posed
+    if posed is None:
+        return []
+    rng = counted_generator(seed, "pose", step)
+    poses: list[Pose] = []
+    for size in posed.sizes[::2]:
+        grid = (size // posed.patch_size, size // posed.patch_size)
+        poses += sample_pose_pair(
+            posed.count, grid, rng, area=posed.area, aspect=posed.aspect, complement=posed.complement, grids=posed.grids
+        )
+    mine = plan.positions(posed.count, rank, ranks)
+    return [pose[mine] for pose in poses[: len(posed.sizes)]]
+
+
+def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(n, 3, H, W) in [0, 1] to zero mean and unit deviation per channel."""
+    m, s = (
+        torch.tensor(v, dtype=images.dtype).to(images.device, non_blocking=True)[:, None, None] for v in (mean, std)
+    )
+    return (images - m) / s
+
+
+@torch.no_grad()
+def realise(batch: Batch, plan: ViewPlan, poses: Sequence[Pose], device: torch.device) -> Views:
+    """Finish the views of a batch on the device.
+
+    Args:
+        poses: per posed view, one pose per posed image of this rank (`sample_poses`).
+
+    Raises:
+        ValueError: files of the batch are not decoded yet.
+    """
+    if batch.files is not None:
+        raise ValueError(f"{len(batch.encoded)} files of the batch are encoded; call decode_encoded on it first")
+
+    def finish(pixels: Tensor, rows: Tensor, photometric: Photometric | None) -> Tensor:
+        images = pixels.to(device, non_blocking=True).contiguous().float().div_(255)
+        return normalise(apply(images, rows, photometric) if photometric else images, plan.mean, plan.std)
+
+    kinds: list[CropView | CentreView] = [*plan.crops, *(extra.view for extra in plan.extra.values())]
+    cropped = [
+        finish(pixels, rows, view.photometric if isinstance(view, CropView) else None)
+        for view, pixels, rows in zip(kinds, batch.crops, batch.crop_rows, strict=True)
+    ] if batch.crops else [torch.zeros(0, 3, view.size, view.size, device=device) for view in kinds]  # fmt: skip
+    crops, others = cropped[: len(plan.crops)], cropped[len(plan.crops) :]
+    extra = {
+        name: [torch.rot90(images, turn, (2, 3)) for turn in range(asked.turns)]
+        for (name, asked), images in zip(plan.extra.items(), others, strict=True)
+    }
+    if plan.posed is None:
+        return Views(crops, image_ids=torch.zeros(0, dtype=torch.int64, device=device), extra=extra, batch=batch)
+    on_device = [pose.to(device) for pose in poses]
+    if batch.squares:
+        upright = [
+            finish(batch.squares[v // 2], rows, view.photometric)
+            for v, (rows, view) in enumerate(zip(batch.square_rows, plan.crops, strict=True))
+        ]
+        ids = batch.indices[-len(batch.squares[0]) :]
+    else:
+        upright = [torch.zeros(0, 3, size, size, device=device) for size in plan.posed.sizes]
+        ids = batch.indices[:0]
+    posed = [pose.act(x, plan.posed.patch_size) for pose, x in zip(on_device, upright, strict=True)]
+    return Views(crops, posed, on_device, ids.to(device, non_blocking=True), extra, batch)
