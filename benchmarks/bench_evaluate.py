@@ -95,4 +95,4 @@ def _forward(study: Study) -> None:
     """The bare pass over training and test images."""
     for part in ("train", "test"):
         source = open_source(study.scope.data, part)
-        torch.cat([study.encoder.look(images).cls.float().cpu() for images in study.batches(source)])
+        torch.cat([study.encoder.forward_features(images).cls.float().cpu() for images in study.batches(source)])

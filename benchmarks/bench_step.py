@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from lib.options import StepOptions
 from lib.reference_step import PlainStep
-from lib.subprocess_side import Apart
+from lib.subprocess_side import SubprocessSide
 from lib.timing import Result, Row, Timing, choose_device, describe_machine, growth, paired, ratio
 from torch import Tensor
 
@@ -29,15 +29,15 @@ from equimid.poses import Pose
 from equimid.randomness import counted_generator, counted_torch_seed
 from equimid.recipes import recipe
 from equimid.runs.flops import step_flops
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 from equimid.task import Task
-from equimid.views import FIELDS, Batch, CentreView, CropView, ViewPlan, Views, draw, realise, sample_poses
+from equimid.views import FIELDS, Batch, CentreView, CropView, ViewPlan, Views, draw, sample_poses, to_device_views
 
 __all__ = ["DrawnStep", "bench_step", "drawn_batch"]
 
 _SIDE = 4096  # of the square matrices whose product is the measure
 DRAWS = 3
-_WHEN = When(1000, 100_000, 1000)
+_WHEN = StepInfo(1000, 100_000, 1000)
 
 
 def bench_step(options: StepOptions) -> Result:
@@ -60,7 +60,7 @@ def bench_step(options: StepOptions) -> Result:
     if options.compile:
         for step in steps:
             compile_blocks(step.task)
-    apart = Apart(_plain_side, ser, device) if device.type == "cpu" else None
+    apart = SubprocessSide(_plain_side, ser, device) if device.type == "cpu" else None
     plain_precision, plain = _plain_precision(device), apart or _plain_side(ser, device)
 
     sides: dict[str, Callable[[], object]] = {}
@@ -120,8 +120,8 @@ def _configs(options: StepOptions, batch: int) -> tuple[Config, Config]:
             train=replace(config.train, batch_size=batch, accumulate=1),
         )
         if options.posed and config.addons:
-            share = options.posed / batch
-            config = replace(config, addons={"ser": replace(config.addons["ser"], share=share)})  # type: ignore[call-arg]
+            fraction = options.posed / batch
+            config = replace(config, addons={"ser": replace(config.addons["ser"], fraction=fraction)})  # type: ignore[call-arg]
         made.append(config)
     return made[0], made[1]
 
@@ -171,7 +171,7 @@ class DrawnStep:
 
     def views(self, number: int) -> Views:
         """Always of the same images."""
-        return realise(self.batch, self.plan, self.poses(number), self.device)
+        return to_device_views(self.batch, self.plan, self.poses(number), self.device)
 
     def patches(self) -> float:
         """Of a posed view, the mean over the draws."""
@@ -185,7 +185,7 @@ class DrawnStep:
     def __call__(self, precision: str, number: int = 1) -> None:
         set_rates(self.optimizer, self.config.optim, _WHEN, self.config.train.batch_size)
         views = self.views(number)
-        self.task.follow(_WHEN)
+        self.task.update_teacher(_WHEN)
         with _autocast(self.device, precision), counted_torch_seed(0, "dropout", number):
             total = self.task(views, _WHEN).total
         total.backward()

@@ -36,7 +36,7 @@ def step(device: torch.device, batch: int = 16, posed: int = 2, layers: tuple[in
         config,
         backbone=replace(config.backbone, name=name),
         train=replace(config.train, batch_size=batch, accumulate=1),
-        addons={"ser": replace(config.addons["ser"], share=posed / batch, layers=layers, grids=1)},
+        addons={"ser": replace(config.addons["ser"], fraction=posed / batch, layers=layers, grids=1)},
     )
     made = DrawnStep(config, device)
     return lambda: made(PRECISION[device.type])
@@ -68,7 +68,7 @@ def rank_seconds(rank: int, ranks: int, port: int, found, rounds: int) -> None:
         config,
         backbone=replace(config.backbone, name="vit_tiny_patch16_224"),
         train=replace(config.train, batch_size=8, accumulate=1),
-        addons={"ser": replace(config.addons["ser"], share=2 / 8, grids=1)},
+        addons={"ser": replace(config.addons["ser"], fraction=2 / 8, grids=1)},
     )
     made = DrawnStep(config, torch.device("cpu"))
     made.task = torch.nn.parallel.DistributedDataParallel(made.task)

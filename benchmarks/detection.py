@@ -61,7 +61,7 @@ def main() -> None:
             folder = given.out / f"{Path(name).name.replace(':', '_')}_{number}_{seed}"
             scope = Scope("backbone", given.data, seed, encoder.identity)
             study = Study(encoder, scope, config, folder, torch.device(given.device))
-            study = study.random_twin() if random else study
+            study = study.random_baseline() if random else study
             started = time.perf_counter()
             records = measure_detection(study, given.data)
             seconds = time.perf_counter() - started

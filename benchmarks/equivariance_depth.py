@@ -14,7 +14,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from equimid.backbones import open_foreign
+from equimid.backbones import open_pretrained
 from equimid.evaluation import EvaluationConfig, Scope
 from equimid.evaluation.config import EquivarianceConfig
 from equimid.evaluation.equivariance import measure_equivariance
@@ -41,7 +41,7 @@ class Table:
 
 
 def measure(network: str, data: str, images: int, interpolation: str = "bicubic") -> Table:
-    encoder, _ = open_foreign(f"timm:{network}", "random", seed=0)
+    encoder, _ = open_pretrained(f"timm:{network}", "random", seed=0)
     config = EvaluationConfig(
         equivariance_images=images,
         equivariance=EquivarianceConfig(interpolation=interpolation, angles=(5.0, 10.0, 15.0, 30.0)),  # type: ignore[arg-type]

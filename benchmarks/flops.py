@@ -32,12 +32,12 @@ def main() -> None:
         )
     print("MoCo-v3 + SER, r    posed   GFLOPs     ratio   (specification, canonical form, sharded)")
     ser = recipe("ser-imagenet")
-    for share, specified in ((0.01, 1.0002), (0.02, 1.0044), (0.05, 1.0327), (0.1, 1.1327)):
-        config = replace(ser, addons={"ser": replace(ser.addons["ser"], share=share)})
+    for fraction, specified in ((0.01, 1.0002), (0.02, 1.0044), (0.05, 1.0327), (0.1, 1.1327)):
+        config = replace(ser, addons={"ser": replace(ser.addons["ser"], fraction=fraction)})
         found, posed = step_flops(config), config.plan().posed
         count = posed.count if posed else 0
         print(
-            f"                {share:4.2f} {count:8d} {found / 1e9:8.3f} {found / base:9.4f}   ({specified})",
+            f"                {fraction:4.2f} {count:8d} {found / 1e9:8.3f} {found / base:9.4f}   ({specified})",
             flush=True,
         )
 

@@ -69,8 +69,8 @@ def main() -> None:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={told.ranks}"]
         with tempfile.TemporaryDirectory() as folder:
             sys.exit(subprocess.run([*launcher, *sys.argv], env=os.environ | {"GRID_FOLDER": folder}).returncode)
-    speaks = int(os.environ.get("LOCAL_RANK", 0)) == 0
-    if speaks:
+    is_main = int(os.environ.get("LOCAL_RANK", 0)) == 0
+    if is_main:
         print(f"torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores; {told.ranks} process(es)")
         print(f"{'cell':24} {'views':18} {'s/step':>7} {'GFLOPs':>8} {'ratio':>7}  losses of step {STEPS}")
     base = step_flops(recipe("mocov3-imagenet")) if told.flops else 0.0
@@ -78,7 +78,7 @@ def main() -> None:
         folder = Path(os.environ.get("GRID_FOLDER", own))
         for number, (name, settings) in enumerate(cells()):
             row = run(name, [*settings, *told.settings], folder / str(number))
-            if speaks:
+            if is_main:
                 show(name, settings, row, base)
 
 

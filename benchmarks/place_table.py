@@ -68,8 +68,8 @@ def main() -> None:
                     row.append(f"{r.value:.1f} % (chance {r.details['chance']:.1f})")
                 else:
                     row.append(f"{r.value:.3f}")
-            shares = [r.value for m in SHARES for r in records if r.metric == m and r.details["layer"] == layer]
-            row.append(" / ".join("–" if share is None else f"{share:.0f}" for share in shares))
+            fractions = [r.value for m in SHARES for r in records if r.metric == m and r.details["layer"] == layer]
+            row.append(" / ".join("–" if fraction is None else f"{fraction:.0f}" for fraction in fractions))
             print(f"| {name} | {layer} | " + " | ".join(row) + " |", flush=True)
 
 

@@ -27,19 +27,19 @@ class MeanColourConfig(EmbeddingAddonConfig):  # gives weight, layer and pool
     name: ClassVar[str] = "meancolour"
     hidden: int = 64
 
-    def build(self, width, plan):
-        return MeanColour(self, width)
+    def build(self, embed_dim, plan):
+        return MeanColour(self, embed_dim)
 
 
 class MeanColour(Addon):
-    def __init__(self, config, width):
+    def __init__(self, config, embed_dim):
         super().__init__()
         self.config = config
-        self.head = nn.Sequential(nn.Linear(width, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 3))
+        self.head = nn.Sequential(nn.Linear(embed_dim, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 3))
 
-    def forward(self, seen):
-        found = torch.cat([self.head(self.config.read(features)) for features in seen.crops])
-        colour = torch.cat([images.mean((2, 3)) for images in seen.views.crops])
+    def forward(self, outputs):
+        found = torch.cat([self.head(self.config.read(features)) for features in outputs.crops])
+        colour = torch.cat([images.mean((2, 3)) for images in outputs.views.crops])
         return mean_over_ranks((found - colour).pow(2).mean(1))
 
 

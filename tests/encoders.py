@@ -19,7 +19,7 @@ class PatchMeans(Encoder):
 
     def __init__(self, spoil=None, depth=2, grid=4, patch=4, width=8):
         super().__init__()
-        self.depth, self.width, self.patch, side = depth, width, patch, grid * patch
+        self.depth, self.embed_dim, self.patch_size, side = depth, width, patch, grid * patch
         self.pretrained_cfg = {"input_size": (3, side, side), "crop_pct": 1.0, "mean": (0.5,) * 3, "std": (0.25,) * 3}
         rng = torch.Generator().manual_seed(0)
         self.weight = nn.Parameter(torch.randn(depth, width, 3, generator=rng), requires_grad=False)
@@ -27,11 +27,11 @@ class PatchMeans(Encoder):
         self.spoil, self.counts = spoil or (lambda maps: maps), {"passes": 0}
         self.eval()
 
-    def look(self, images, layers=()):
+    def forward_features(self, images, layers=()):
         assert not self.training
         self.grid(images)
         self.counts["passes"] += 1
-        patches = F.avg_pool2d(images, self.patch)
+        patches = F.avg_pool2d(images, self.patch_size)
         maps = {n: self.spoil(self.of(n, patches)) for n in {*layers, self.depth}}
         return Features(maps[self.depth].mean((2, 3)), {n: maps[n] for n in layers})
 

@@ -39,7 +39,7 @@ def fake_run(
         },
         "views": {"posed_share": 0.02},
         "method": {"name": "mocov3", "temperature": 0.2},
-        "ser": {"weight": 1.0, "temperature": 0.2, "layers": [3], "share": 0.5} if ser else None,
+        "ser": {"weight": 1.0, "temperature": 0.2, "layers": [3], "fraction": 0.5} if ser else None,
         "optim": {"name": "adamw", "lr": 1.5e-4},
         "train": {"batch_size": 256, "epochs": 30},
         "evaluation": {"knn_k": 20},
@@ -133,8 +133,8 @@ def _fake_equivariance(depth: int, draw: random.Random, ser: bool, common: dict[
                     add("retrieval_near", 90 * value, subject, "%", chance=11.5, **where)
     for subject in ("backbone", "random"):
         for layer in range(1, depth + 1):
-            for share, value in (("between_images", 20.0), ("between_positions", 10.0), ("inside_images", 70.0)):
-                add(share, value, subject, "%", layer=layer)
+            for fraction, value in (("between_images", 20.0), ("between_positions", 10.0), ("inside_images", 70.0)):
+                add(fraction, value, subject, "%", layer=layer)
     return found
 
 
@@ -177,8 +177,8 @@ def everything(path: Path, lift: float = 0.0, depth: int = 6) -> list[Record]:
         found += _robust(subject, base, draw)
         found += _poses(subject, base, depth, draw)
         found += [record(name, "top1", base + draw.uniform(0, 9), subject) for name in ("logistic", "mlp", "attentive")]
-        for count, share in ((1, 0.4), (5, 0.7), (10, 0.85)):
-            found.append(record("fewshot", "top1", share * base, subject, details={"per_class": count, "draws": 5}))
+        for count, fraction in ((1, 0.4), (5, 0.7), (10, 0.85)):
+            found.append(record("fewshot", "top1", fraction * base, subject, details={"per_class": count, "draws": 5}))
         for name, value in (("map", 0.3), ("map_50", 0.6), ("map_75", 0.25), ("mar_100", 0.4)):
             found.append(record("detection", name, value * base, subject, data="cells", details={"steps": 500}))
             for number, of in enumerate(("red cell", "white cell", "platelet")):
@@ -245,10 +245,10 @@ def _robust(subject: str, base: float, draw: random.Random) -> list[Record]:
             value *= draw.uniform(0.8, 1.2)
             more: dict[str, Any] = {"data": "in-p", "unit": unit, "details": {"perturbation": kind}}
             found.append(record("imagenet_p", metric, value, subject, low=0.9 * value, high=1.1 * value, **more))
-    for name, share in (("v2", 0.8), ("r", 0.3), ("sketch", 0.28), ("a", 0.1)):
-        found.append(record(f"imagenet_{name}", "top1", share * base, subject, data=f"sets/{name}"))
+    for name, fraction in (("v2", 0.8), ("r", 0.3), ("sketch", 0.28), ("a", 0.1)):
+        found.append(record(f"imagenet_{name}", "top1", fraction * base, subject, data=f"sets/{name}"))
         if name in ("r", "a"):
-            found.append(record(f"imagenet_{name}", "top1_all", 0.6 * share * base, subject, data=f"sets/{name}"))
+            found.append(record(f"imagenet_{name}", "top1_all", 0.6 * fraction * base, subject, data=f"sets/{name}"))
     return found
 
 
@@ -288,9 +288,9 @@ def _found_again(lift: float, depth: int) -> list[Record]:
     ):  # fmt: skip
         for layer in of:
             for turn in turns:
-                for among, share, chance in (("image", 1.0, 1.5625), ("images", 0.4, 0.025)):
+                for among, fraction, chance in (("image", 1.0, 1.5625), ("images", 0.4, 0.025)):
                     details = {"layer": layer, "among": among, "chance": chance, **turn}
-                    value = share * (base - 0.2 * turn.get("angle", 0.0) - layer)
+                    value = fraction * (base - 0.2 * turn.get("angle", 0.0) - layer)
                     found.append(record("correspondence", "top1", value, subject, details=details))
                     near = details | {"chance": 8 * chance}
                     found.append(record("correspondence", "near_top1", 1.5 * value, subject, details=near))

@@ -15,15 +15,15 @@ from equimid.evaluation import EvaluationConfig, Scope, Study
 class Colours(Encoder):
     """Every token is a linear function of its patch's mean colour: quarter turns and flips act exactly on its maps."""
 
-    depth, width, patch = 8, 6, 8
+    depth, embed_dim, patch_size = 8, 6, 8
     pretrained_cfg: ClassVar = {"input_size": (3, 32, 32), "crop_pct": 1.0, "mean": (0.5,) * 3, "std": (0.25,) * 3}
 
     def __init__(self):
         super().__init__()
         self.register_buffer("weight", torch.randn(8, 6, 3, generator=torch.Generator().manual_seed(0)))
 
-    def look(self, images, layers=()):
-        patches = F.avg_pool2d(images, self.patch)
+    def forward_features(self, images, layers=()):
+        patches = F.avg_pool2d(images, self.patch_size)
         maps = {layer: torch.einsum("dc,bchw->bdhw", self.weight[layer - 1], patches) for layer in layers}
         return Features(images.mean((2, 3)).repeat(1, 2), maps)
 
@@ -31,8 +31,8 @@ class Colours(Encoder):
 class Places(Colours):
     """Every token says where it is and nothing else: `place(h, w)` is the map of every image."""
 
-    def look(self, images, layers=()):
-        h, w = images.shape[-2] // self.patch, images.shape[-1] // self.patch
+    def forward_features(self, images, layers=()):
+        h, w = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
         maps = torch.from_numpy(place(h, w)).expand(len(images), -1, -1, -1)
         return Features(images.mean((2, 3)).repeat(1, 2), dict.fromkeys(layers, maps))
 

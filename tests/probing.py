@@ -17,22 +17,22 @@ from equimid.evaluation import EvaluationConfig, FeatureTable, Study
 class PatchColours(Encoder):
     """Tokens that are one fixed linear function of each 4 px patch's mean colour; CLS is made of their mean."""
 
-    depth, width, patch = 2, 8, 4
+    depth, embed_dim, patch_size = 2, 8, 4
     pretrained_cfg: ClassVar = {"input_size": (3, 16, 16), "crop_pct": 1.0, "mean": (0.5,) * 3, "std": (0.25,) * 3}
 
     def __init__(self):
         super().__init__()
         self.register_buffer("weight", torch.randn(8, 3, generator=torch.Generator().manual_seed(0)))
 
-    def look(self, images, layers=()):
+    def forward_features(self, images, layers=()):
         assert not self.training
-        tokens = torch.einsum("dc,bchw->bdhw", self.weight, F.avg_pool2d(images, self.patch)).tanh()
+        tokens = torch.einsum("dc,bchw->bdhw", self.weight, F.avg_pool2d(images, self.patch_size)).tanh()
         maps = {layer: tokens / 10**layer for layer in layers}
         cls = tokens.mean((2, 3))
         return Features(cls, maps, {layer: cls * layer for layer in layers})
 
     def final_norm(self, tokens):
-        return F.layer_norm(tokens, (self.width,))
+        return F.layer_norm(tokens, (self.embed_dim,))
 
 
 def study(config=None, encoder=None, seed=0, workers=0):

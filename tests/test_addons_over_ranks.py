@@ -8,7 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 from equimid.addons import ESSLConfig, SERConfig, STLConfig
 from equimid.backbones import BackboneConfig
 from equimid.methods import MoCoV3Config
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 from equimid.task import Task, plan_views
 from equimid.testing import assert_same_on_ranks
 from equimid.views import (
@@ -19,8 +19,8 @@ from equimid.views import (
     Views,
     ViewsConfig,
     collate,
-    realise,
     sample_poses,
+    to_device_views,
 )
 
 BACKBONE = BackboneConfig(
@@ -31,7 +31,7 @@ METHOD = MoCoV3Config(hidden=12, dim=6)
 # three posed images become four, so that a pair is whole: of three ranks one has none
 ADDONS = {
     "essl": ESSLConfig(size=8, widths=(10,), weight=0.6, layer=3),
-    "ser": SERConfig(layers=(1, 2), layer_weights=(0.4, 1.2), hidden=8, share=0.25, weight=0.8),
+    "ser": SERConfig(layers=(1, 2), layer_weights=(0.4, 1.2), hidden=8, fraction=0.25, weight=0.8),
     "stl": STLConfig(trans_dim=6, hidden=8, dim=6, weight=0.7),
 }
 VIEWS = ViewsConfig(
@@ -64,7 +64,7 @@ def whole_step(rank, ranks):
     with torch.no_grad():  # the networks differ
         for p in task.student.parameters():
             p.add_(0.02 * torch.randn(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(1)))
-    task.follow(When(1, 10))
+    task.update_teacher(StepInfo(1, 10))
     wrapped = task
     if ranks > 1:
         wrapped = DistributedDataParallel(task, find_unused_parameters=False, broadcast_buffers=False)
@@ -72,7 +72,7 @@ def whole_step(rank, ranks):
     posed = plan.posed.count
     mine = plan.positions(COUNT, rank, ranks)
     batch = collate([dataset[Key(0, p, p < posed, p // 2 * 2)] for p in mine])
-    views = double(realise(batch, plan, sample_poses(plan, 0, 0, rank, ranks), torch.device("cpu")))
+    views = double(to_device_views(batch, plan, sample_poses(plan, 0, 0, rank, ranks), torch.device("cpu")))
     result = wrapped(views)
     result.total.backward()
     trained = [(n, p) for n, p in task.named_parameters() if p.requires_grad]

@@ -9,17 +9,28 @@ import pytest
 import torch
 from PIL import Image
 
-from equimid.addons import AugSelf, AugSelfConfig, Seen, Setting
+from equimid.addons import AddonContext, AugSelf, AugSelfConfig, StudentOutputs
 from equimid.addons.augself import colour_widths, differences
 from equimid.errors import UserError
 from equimid.features import Features
 from equimid.testing import assert_same_on_ranks, assert_trains
-from equimid.views import FIELDS, Batch, Key, Photometric, ViewDataset, Views, ViewsConfig, collate, draw, realise
+from equimid.views import (
+    FIELDS,
+    Batch,
+    Key,
+    Photometric,
+    ViewDataset,
+    Views,
+    ViewsConfig,
+    collate,
+    draw,
+    to_device_views,
+)
 
 D = 5
 ALL = AugSelfConfig(crop=0.5, colour=0.7, flip=0.3, blur=0.2, hidden=6)
 PLAN = ViewsConfig().plan(32, 8)
-SETTING = Setting(batch=8, image_size=32, patch_size=8, cls_layer=3)
+SETTING = AddonContext(batch=8, image_size=32, patch_size=8, cls_layer=3)
 
 
 def drawn(count, seed=0):
@@ -37,7 +48,7 @@ def values(count, seed, grad=False):
 
 def make_seen(z1, z2, boxes, rows):
     batch = Batch([], boxes, rows, [], [], torch.arange(len(z1)), ())
-    return Seen([Features(z1), Features(z2)], views=Views([], batch=batch))
+    return StudentOutputs([Features(z1), Features(z2)], views=Views([], batch=batch))
 
 
 def make_addon(config=ALL):
@@ -204,7 +215,7 @@ def test_augself_targets_of_a_real_batch_are_what_was_drawn():
     bright = Photometric(contrast=0, saturation=0, hue=0, grey=0, blur=0)
     plan = replace(ViewsConfig(first=bright, second=bright).plan(32, 8), mean=(0, 0, 0), std=(1, 1, 1))
     batch = collate([ViewDataset(Ramp(), plan, seed=1)[Key(0, index, False)] for index in range(6)])
-    views = realise(batch, plan, [], torch.device("cpu"))
+    views = to_device_views(batch, plan, [], torch.device("cpu"))
     measured = []
     for crops, realised in zip(batch.crops, views.crops, strict=True):
         x, y = (crops[:, c].double() / 255 for c in (0, 1))
@@ -296,4 +307,4 @@ def test_a_target_that_never_varies_is_refused(views, message):
 
 def test_views_without_what_was_drawn_are_refused():
     with pytest.raises(ValueError, match="batch="):
-        AugSelf(ALL, D, PLAN)(Seen([Features(values(2, 1)), Features(values(2, 2))]))
+        AugSelf(ALL, D, PLAN)(StudentOutputs([Features(values(2, 1)), Features(values(2, 2))]))

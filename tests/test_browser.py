@@ -35,8 +35,8 @@ CELLS = """(canvas, n) => {
 class Shifted(Colours):
     """Maps that do not follow: moved by one patch to the right."""
 
-    def look(self, images, layers=()):
-        found = super().look(images, layers)
+    def forward_features(self, images, layers=()):
+        found = super().forward_features(images, layers)
         return type(found)(found.cls, {layer: m.roll(1, -1) for layer, m in found.maps.items()})
 
 

@@ -12,7 +12,7 @@ from encoders import Noise, PatchMeans, constant, folder_of, placed, positions, 
 from equimid.errors import UserError
 from equimid.evaluation import MEASUREMENTS
 from equimid.evaluation.config import EquivarianceConfig
-from equimid.evaluation.equivariance import PatchColours, changes, measure_correspondence
+from equimid.evaluation.equivariance import PatchColours, measure_correspondence, transforms_of
 from equimid.evaluation.equivariance import correspondence as module
 from equimid.evaluation.equivariance.correspondence import correspondence
 from equimid.evaluation.equivariance.map_statistics import normalised_maps
@@ -22,7 +22,7 @@ LATTICE = ("quarter turns", "flip")
 
 def measured(encoder, folder, count=6, data=None, scope=SCOPE, **settings):
     """{(metric, among, kind, layer): record}, of rotations {(..., layer, angle): record} beside"""
-    side, patch = encoder.pretrained_cfg["input_size"][-1], encoder.patch
+    side, patch = encoder.pretrained_cfg["input_size"][-1], encoder.patch_size
     data = data or folder_of(folder / f"{count} images", count, side=side, cell=patch)
     study = study_of(encoder, folder, scope, equivariance=EquivarianceConfig(**settings))
     records = measure_correspondence(study, data)
@@ -95,7 +95,7 @@ def test_chance_is_a_guess_among_what_is_searched(tmp_path):
     scale = found["top1", "image", "isotropic scale", 1].details["chance"]
     assert scale == pytest.approx((100 / 9 + 100 / 25) / 2), "the mean of both sizes"
     config = EquivarianceConfig(angles=(5.0, 30.0))
-    inside = {c.angle: int(c.inside.sum()) for c in changes((4, 4), 4, config) if c.kind == "rotation"}
+    inside = {c.angle: int(c.inside.sum()) for c in transforms_of((4, 4), 4, config) if c.kind == "rotation"}
     for angle, patches in inside.items():
         assert found["top1", "image", "rotation", 1, angle].details["chance"] == pytest.approx(100 / patches)
     mean = found["top1", "image", "rotation", 1].details["chance"]
@@ -256,7 +256,7 @@ def test_colours_of_patches_are_their_mean_colours():
     images = torch.from_numpy(drawn(2, (12, 8), cell=4).images.copy()).movedim(-1, 1) / 127.5 - 1
     encoder = PatchColours(PatchMeans())
     tokens = encoder.token_maps(images, [1])[1]
-    assert tokens.shape == (2, encoder.width, 2, 3)
+    assert tokens.shape == (2, encoder.embed_dim, 2, 3)
     torch.testing.assert_close(tokens[:, :4].square().sum(1), torch.ones(2, 2, 3))
     colours = tokens[:, :3] / (1 - tokens[:, 3:4])
     torch.testing.assert_close(colours[:, :, 1, 2], images[:, :, 4:, 8:].mean((2, 3)), atol=1e-5, rtol=0)
@@ -278,7 +278,7 @@ def test_brightness_is_a_part_of_the_colour(grey):
 def test_colours_of_patches_find_what_colour_alone_finds(tmp_path):
     """Every patch of the drawn images has a colour of its own, which turns and flips move exactly."""
     encoder = PatchColours(PatchMeans(grid=6))
-    assert (encoder.depth, encoder.patch) == (1, 4)
+    assert (encoder.depth, encoder.patch_size) == (1, 4)
     found = measured(encoder, tmp_path, scope=replace(SCOPE, subject="patch_colours"))
     assert {key[3] for key in found} == {1}
     assert {record.subject for record in found.values()} == {"patch_colours"}

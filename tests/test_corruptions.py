@@ -142,11 +142,11 @@ def test_noise_has_its_deviation(kind, severity, deviation):
     assert abs(channels[0, 1]) < 0.02
 
 
-@pytest.mark.parametrize(("severity", "share"), [(1, 0.03), (5, 0.27)])
-def test_impulse_noise_is_a_share_of_black_and_white(severity, share):
+@pytest.mark.parametrize(("severity", "fraction"), [(1, 0.03), (5, 0.27)])
+def test_impulse_noise_is_a_share_of_black_and_white(severity, fraction):
     noisy = run(grey(100), "impulse_noise", severity)
-    assert (noisy == 0).mean() == pytest.approx(share / 2, rel=0.05)
-    assert (noisy == 255).mean() == pytest.approx(share / 2, rel=0.05)
+    assert (noisy == 0).mean() == pytest.approx(fraction / 2, rel=0.05)
+    assert (noisy == 255).mean() == pytest.approx(fraction / 2, rel=0.05)
     assert ((noisy == 0) | (noisy == 100) | (noisy == 255)).all()
 
 
@@ -315,11 +315,11 @@ def test_elastic_transform_moves_small_images_by_less():
     for side in (224, 32):
         x = np.tile(np.arange(side, dtype=np.float32)[None, :, None], (side, 1, 3))
         inner = np.s_[side // 4 : -side // 4, side // 4 : -side // 4, 0]
-        squares = [
+        upright = [
             ((digital.elastic_transform(x, 4, np.random.default_rng(seed), side / 224) - x)[inner] ** 2).mean()
             for seed in range(20)
         ]
-        shifts.append(math.sqrt(np.mean(squares)))
+        shifts.append(math.sqrt(np.mean(upright)))
     assert 2 < shifts[0] < 8
     assert shifts[0] / shifts[1] == pytest.approx(7, rel=0.3)
 

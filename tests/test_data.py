@@ -119,8 +119,8 @@ def test_list_of_paths_with_labels(tmp_path: Path) -> None:
     assert source.classes == ("9", "10")
     assert source.labels is not None
     assert source.labels.tolist() == [1, 0, 1]
-    ledger = check_images(source, smallest_side=1, tolerated=0.5)
-    assert ledger.unreadable == ((2, str(tmp_path / "gone.png"), "no such file"),)
+    image_check = check_images(source, smallest_side=1, tolerated=0.5)
+    assert image_check.unreadable == ((2, str(tmp_path / "gone.png"), "no such file"),)
 
 
 def test_list_without_labels_and_its_mistakes(tmp_path: Path) -> None:
@@ -147,8 +147,8 @@ def test_digits() -> None:
     assert sorted([*train.numbers, *test.numbers]) == list(range(1797))
     assert train.labels is not None
     assert test.labels is not None
-    share = np.bincount(test.labels) / np.bincount(np.concatenate([train.labels, test.labels]))
-    assert np.abs(share - 360 / 1797).max() < 0.005
+    fraction = np.bincount(test.labels) / np.bincount(np.concatenate([train.labels, test.labels]))
+    assert np.abs(fraction - 360 / 1797).max() < 0.005
     assert train.images.dtype == np.uint8
     assert (train.images.min(), train.images.max()) == (0, 255)
     # the split is fixed: results of different days compare
@@ -269,11 +269,11 @@ def test_unknown_names_and_paths(tmp_path: Path) -> None:
 
 
 def test_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> None:
+    def reject_settings(path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
     draw(tmp_path / "a.png")
-    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "scandir", reject_settings)
     assert "Permission denied" in message(tmp_path)
 
 

@@ -28,7 +28,7 @@ def drawn(tmp_path_factory):
 
 def trained(place, drawn, long=32):
     fit, test = detection_splits(drawn)
-    canvas = Canvas.around((fit, test), long, place.encoder.patch)
+    canvas = Canvas.around((fit, test), long, place.encoder.patch_size)
     detector = build_detector(place, fit, canvas)
     return detector, train_detector(place, detector, fit, canvas), (fit, test, canvas)
 

@@ -28,7 +28,7 @@ ELEMENTS = [(turns, flip) for turns in range(4) for flip in (False, True)]
 class PatchColours(Encoder):
     """Tokens that are the mean colour of their patch, 0 to 1."""
 
-    depth, width, patch = 1, 3, 8
+    depth, embed_dim, patch_size = 1, 3, 8
 
     def __init__(self, any_size=True):
         super().__init__()
@@ -36,9 +36,9 @@ class PatchColours(Encoder):
         self.pretrained_cfg = {"input_size": (3, 64, 64), "crop_pct": 1.0, "mean": (0.0,) * 3, "std": (1.0,) * 3}
         self.eval()
 
-    def look(self, images, layers=()):
+    def forward_features(self, images, layers=()):
         self.grid(images)
-        patches = F.avg_pool2d(images, self.patch)
+        patches = F.avg_pool2d(images, self.patch_size)
         return Features(patches.mean((2, 3)), dict.fromkeys(layers, patches))
 
 

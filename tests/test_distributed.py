@@ -19,7 +19,7 @@ from equimid.losses import mocov3_loss, patch_ntxent, patch_ntxent_cross_view
 from equimid.methods import MoCoV3Config
 from equimid.poses import sample_pose_pair
 from equimid.randomness import counted_generator
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 from equimid.testing import assert_same_on_ranks, on_ranks
 from equimid.views import Views
 from tasks import make_task
@@ -141,7 +141,7 @@ def whole_step(rank, ranks):
     )
     ser = SERConfig(layers=(1, 2), hidden=8)
     task = make_task(ser, backbone, MoCoV3Config(hidden=12, dim=6)).double()
-    task.follow(When(1, 10))
+    task.update_teacher(StepInfo(1, 10))
     wrapped = (
         DistributedDataParallel(task, find_unused_parameters=False, broadcast_buffers=False) if ranks > 1 else task
     )

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from equimid.backbones import TimmEncoder, create_backbone, open_foreign
+from equimid.backbones import TimmEncoder, create_backbone, open_pretrained
 from equimid.backbones import pretrained as module
 from equimid.errors import UserError
 
@@ -49,9 +49,9 @@ def test_what_is_shown_is_what_the_network_computes(kind, images):
     output = model(images)
     for hook in hooks:
         hook.remove()
-    found = encoder.look(images, [3, 1])
+    found = encoder.forward_features(images, [3, 1])
     torch.testing.assert_close(found.cls, output)
-    torch.testing.assert_close(encoder.look(images).cls, output)
+    torch.testing.assert_close(encoder.forward_features(images).cls, output)
     grid = (images.shape[2] // 8, images.shape[3] // 8)
     assert encoder.grid(images) == grid
     for layer in (1, 3):
@@ -78,7 +78,7 @@ def test_our_own_network_has_cls_where_it_enters():
     backbone = create_backbone("vit_tiny_patch16_224", 2, (1,), **SMALL, depth=3, embed_dim=24, num_heads=3).eval()
     backbone.pretrained_cfg = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     encoder = TimmEncoder(backbone, "ours")
-    found = encoder.look(IMAGES, [1, 2, 3])
+    found = encoder.forward_features(IMAGES, [1, 2, 3])
     torch.testing.assert_close(found.cls, backbone(IMAGES).cls)
     assert set(found.cls_at) == {3}
     torch.testing.assert_close(encoder.final_norm(found.cls_at[3]), found.cls)
@@ -89,12 +89,12 @@ def test_our_own_network_has_cls_where_it_enters():
 @torch.inference_mode()
 def test_attention_of_cls_adds_up_to_what_the_other_tokens_leave(kind):
     encoder = TimmEncoder(small(kind), kind)
-    before = encoder.look(IMAGES).cls
+    before = encoder.forward_features(IMAGES).cls
     weights = encoder.cls_attention(TALL)
     assert weights.shape == (2, 3, 6, 4)
     assert weights.min() >= 0
     assert 0 < weights.sum((2, 3)).min() <= weights.sum((2, 3)).max() < 1
-    torch.testing.assert_close(encoder.look(IMAGES).cls, before)
+    torch.testing.assert_close(encoder.forward_features(IMAGES).cls, before)
 
 
 @torch.inference_mode()
@@ -121,16 +121,16 @@ def test_without_cls_there_is_no_attention_of_it():
 def test_sides_that_patches_do_not_divide_are_an_error_of_one_line():
     for kind in ("vit", "siglip"):
         with pytest.raises(UserError, match=r"33 x 32 px do not divide into patches of 8 px"):
-            TimmEncoder(small(kind), kind).look(torch.zeros(1, 3, 33, 32), [1])
+            TimmEncoder(small(kind), kind).forward_features(torch.zeros(1, 3, 33, 32), [1])
 
 
 def test_a_network_of_one_size_says_so():
     model = timm.create_model("beit_base_patch16_224", num_classes=0, depth=1, embed_dim=24, num_heads=3)
     encoder = TimmEncoder(model, "beit")
     assert not encoder.any_size
-    assert encoder.look(torch.zeros(1, 3, 224, 224), [1]).maps[1].shape == (1, 24, 14, 14)
+    assert encoder.forward_features(torch.zeros(1, 3, 224, 224), [1]).maps[1].shape == (1, 24, 14, 14)
     with pytest.raises(UserError, match="224 x 224 px alone, found 240 x 224"):
-        encoder.look(torch.zeros(1, 3, 240, 224), [1])
+        encoder.forward_features(torch.zeros(1, 3, 240, 224), [1])
 
 
 def test_pixels_that_patches_leave_out_are_not_asked_for():
@@ -181,16 +181,16 @@ def test_identity_is_not_the_process(kind):
     assert not re.search(r"0x[0-9a-f]{4}", encoder._architecture())
     assert TimmEncoder(small(kind), kind).identity == encoder.identity
     with torch.inference_mode():
-        encoder.look(TALL, [1])
+        encoder.forward_features(TALL, [1])
         encoder.cls_attention(IMAGES)
     assert encoder.identity == TimmEncoder(small(kind), kind).identity, "nor what it looked at"
 
 
 def test_identity_of_random_weights_is_that_of_the_seed():
-    encoder, pretrained = open_foreign("timm:test_vit", "random", 3)
-    other, _ = open_foreign("timm:test_vit", "random", 4)
+    encoder, pretrained = open_pretrained("timm:test_vit", "random", 3)
+    other, _ = open_pretrained("timm:test_vit", "random", 4)
     assert not pretrained
-    assert encoder.identity == open_foreign("timm:test_vit", "random", 3)[0].identity != other.identity
+    assert encoder.identity == open_pretrained("timm:test_vit", "random", 3)[0].identity != other.identity
     assert encoder.random(4).identity == other.identity
 
 
@@ -212,7 +212,7 @@ def test_another_kind_of_network_is_refused_before_weights_are_fetched(name, say
     monkeypatch.setattr(module, "_answers", lambda endpoint: False)
     monkeypatch.setattr(timm.models._builder, "load_pretrained", lambda *_, **__: pytest.fail("weights were fetched"))
     with pytest.raises(UserError, match=says) as error:
-        open_foreign(f"timm:{name}", "pretrained")
+        open_pretrained(f"timm:{name}", "pretrained")
     assert "\n" not in str(error.value)
     assert "vit_small_patch16_224" in str(error.value)
 
@@ -245,20 +245,20 @@ def test_patches_under_convolutions_are_counted_in_pixels():
     """A hybrid's patch of 1 lies on a map that has a 32nd of the sides."""
     with torch.device("meta"):
         model = timm.create_model("vit_tiny_r_s16_p8_224", num_classes=0, dynamic_img_size=True)
-    assert TimmEncoder(model, "hybrid").patch == 32
+    assert TimmEncoder(model, "hybrid").patch_size == 32
 
 
 @pytest.mark.parametrize("name", ["vit_tinny", "hf-hub:someone/vit", ""])
 @pytest.mark.parametrize("kind", ["timm:", "tim:", ""])
 def test_a_name_that_is_none_is_refused(name, kind):
     with pytest.raises(UserError) as error:
-        open_foreign(kind + name, "random")
+        open_pretrained(kind + name, "random")
     assert "\n" not in str(error.value)
 
 
 def test_an_unknown_tag_is_refused():
     with pytest.raises(UserError, match="no_such_tag"):
-        open_foreign("timm:test_vit.no_such_tag", "random")
+        open_pretrained("timm:test_vit.no_such_tag", "random")
 
 
 @pytest.mark.parametrize("model", ["timm:test_vit.r160_in1k", "timm:vit_tiny_patch16_384"])
@@ -269,12 +269,12 @@ def test_weights_that_cannot_be_had_are_said_and_labelled(model, monkeypatch, ca
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(timm.models._builder, "load_pretrained", unreachable)
-    encoder, pretrained = open_foreign(model, "auto", 1)
+    encoder, pretrained = open_pretrained(model, "auto", 1)
     assert not pretrained
-    assert encoder.identity == open_foreign(model, "random", 1)[0].identity
+    assert encoder.identity == open_pretrained(model, "random", 1)[0].identity
     assert "measured with random weights (seed 1)" in caplog.text
     with pytest.raises(UserError, match="no pretrained weights for") as error:
-        open_foreign(model, "pretrained")
+        open_pretrained(model, "pretrained")
     assert "\n" not in str(error.value)
     assert constants.HF_HUB_OFFLINE is False or os.environ.get("HF_HUB_OFFLINE")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from equimid.backbones import HuggingFaceEncoder, open_foreign
+from equimid.backbones import HuggingFaceEncoder, open_pretrained
 from equimid.backbones import pretrained as module
 from equimid.errors import UserError
 
@@ -68,9 +68,9 @@ def test_what_is_shown_is_what_the_network_computes(kind):
         hook.remove()
         own = {"CLIP": "pooler_output", "BEiT": "pooler_output", "SigLIP": "pooler_output"}.get(kind)
         expected = output[own] if own else output.last_hidden_state[:, 0]
-        found = encoder.look(images, [2, 3])
+        found = encoder.forward_features(images, [2, 3])
         torch.testing.assert_close(found.cls, expected)
-        torch.testing.assert_close(encoder.look(images).cls, expected)
+        torch.testing.assert_close(encoder.forward_features(images).cls, expected)
         tokens = seen[0] if isinstance(seen[0], torch.Tensor) else seen[0][0]
         prefix = tokens.shape[1] - grid[0] * 4
         patches = tokens[:, prefix:].reshape(2, *grid, 24).permute(0, 3, 1, 2)
@@ -107,23 +107,25 @@ def test_the_kernel_of_attention_is_put_back():
 @pytest.mark.parametrize("kind", ["ViT", "Dinov2"])
 @torch.inference_mode()
 def test_a_saved_folder_is_opened(kind, tmp_path, capfd):
-    encoder, pretrained = open_foreign(saved(tmp_path, kind), "pretrained")
+    encoder, pretrained = open_pretrained(saved(tmp_path, kind), "pretrained")
     assert pretrained
-    torch.testing.assert_close(encoder.look(IMAGES).cls, HuggingFaceEncoder(small(kind), kind).look(IMAGES).cls)
-    assert encoder.identity == open_foreign(f"hf:{tmp_path}")[0].identity
-    random, pretrained = open_foreign(f"hf:{tmp_path}", "random", 1)
+    torch.testing.assert_close(
+        encoder.forward_features(IMAGES).cls, HuggingFaceEncoder(small(kind), kind).forward_features(IMAGES).cls
+    )
+    assert encoder.identity == open_pretrained(f"hf:{tmp_path}")[0].identity
+    random, pretrained = open_pretrained(f"hf:{tmp_path}", "random", 1)
     assert not pretrained
     assert random.identity == encoder.random(1).identity != encoder.random(2).identity
     assert random.identity != encoder.identity
     capfd.readouterr()
-    open_foreign(f"hf:{tmp_path}")
+    open_pretrained(f"hf:{tmp_path}")
     assert capfd.readouterr() == ("", ""), "neither bars nor reports"
 
 
 def test_weights_of_half_precision_are_read_as_float(tmp_path):
     small("ViT").half().save_pretrained(tmp_path)
-    encoder, _ = open_foreign(f"hf:{tmp_path}")
-    assert encoder.look(IMAGES).cls.dtype == torch.float32
+    encoder, _ = open_pretrained(f"hf:{tmp_path}")
+    assert encoder.forward_features(IMAGES).cls.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,7 @@ def test_weights_of_half_precision_are_read_as_float(tmp_path):
 )
 def test_images_look_as_the_processor_makes_them(given, size, crop, tmp_path):
     statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]} if given else {}
-    encoder, _ = open_foreign(saved(tmp_path, **given, **statistics), "random")
+    encoder, _ = open_pretrained(saved(tmp_path, **given, **statistics), "random")
     assert encoder.pretrained_cfg["input_size"] == (3, size, size)
     assert encoder.pretrained_cfg["crop_pct"] == crop
     assert encoder.pretrained_cfg["mean"] == ((0.5, 0.4, 0.3) if given else (0.485, 0.456, 0.406))
@@ -160,44 +162,44 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path, capfd):
     capfd.readouterr()
     for weights in ("auto", "pretrained"):
         with pytest.raises(UserError, match=r"lacks 1 of .*, among them embeddings\.cls_token") as error:
-            open_foreign(model, weights)
+            open_pretrained(model, weights)
         assert "\n" not in str(error.value)
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_checkpoint_without_the_pooler_is_enough(tmp_path):
     model = saved(tmp_path)
-    whole = open_foreign(model)[0].look(IMAGES).cls
+    whole = open_pretrained(model)[0].forward_features(IMAGES).cls
     without(tmp_path, "pooler")
-    encoder, pretrained = open_foreign(model)
+    encoder, pretrained = open_pretrained(model)
     assert pretrained
-    torch.testing.assert_close(encoder.look(IMAGES).cls, whole)
+    torch.testing.assert_close(encoder.forward_features(IMAGES).cls, whole)
 
 
 def test_a_checkpoint_without_the_head_that_pools_is_refused(tmp_path):
     model = saved(tmp_path, "SigLIP")
-    open_foreign(model, "pretrained")
+    open_pretrained(model, "pretrained")
     without(tmp_path, "head.layernorm")
     with pytest.raises(UserError, match="lacks 2"):
-        open_foreign(model)
+        open_pretrained(model)
 
 
 def test_a_folder_without_weights_is_random_and_said_so(tmp_path, caplog):
     model = saved(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    encoder, pretrained = open_foreign(model, "auto", 2)
+    encoder, pretrained = open_pretrained(model, "auto", 2)
     assert not pretrained
     assert encoder.identity == encoder.random(2).identity
     assert "measured with random weights (seed 2)" in caplog.text
     with pytest.raises(UserError, match="no pretrained weights"):
-        open_foreign(model, "pretrained")
+        open_pretrained(model, "pretrained")
 
 
 @pytest.mark.parametrize("config", ["SwinConfig", "ResNetConfig"])
 def test_another_kind_of_network_is_refused_before_weights_are_read(config, tmp_path):
     getattr(transformers, config)().save_pretrained(tmp_path)
     with pytest.raises(UserError, match="expected a plain vision transformer") as error:
-        open_foreign(f"hf:{tmp_path}", "pretrained")
+        open_pretrained(f"hf:{tmp_path}", "pretrained")
     assert "\n" not in str(error.value)
 
 
@@ -207,7 +209,7 @@ def test_a_name_that_cannot_be_opened_is_an_error_of_one_line(tmp_path, monkeypa
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     for name in ("someone/no-such-network", str(tmp_path / "nothing")):
         with pytest.raises(UserError, match="cannot be opened") as error:
-            open_foreign(f"hf:{name}")
+            open_pretrained(f"hf:{name}")
         assert "\n" not in str(error.value)
 
 
@@ -217,7 +219,7 @@ def test_without_transformers_the_extra_is_named(monkeypatch):
     given = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else given(name))
     with pytest.raises(UserError, match=r"pip install 'equimid\[hf\]'"):
-        open_foreign("hf:facebook/dinov2-small")
+        open_pretrained("hf:facebook/dinov2-small")
 
 
 def test_identity_changes_with_a_weight_and_a_setting():

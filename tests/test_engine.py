@@ -26,9 +26,9 @@ from equimid.engine.sampler import MicroBatches
 from equimid.errors import UnreadableImage, UserError
 from equimid.methods import MoCoV3Config
 from equimid.randomness import counted_torch_seed
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 from equimid.task import plan_views
-from equimid.views import ViewDataset, ViewsConfig, collate, realise, sample_poses
+from equimid.views import ViewDataset, ViewsConfig, collate, sample_poses, to_device_views
 from processes import wait_for
 from tasks import TINY, make_task
 
@@ -206,7 +206,7 @@ def test_what_goes_bad_in_training_is_replaced_and_listed(tmp_path):
 
 
 def keys(first_step=0, rank=0, ranks=1, seed=0, accumulate=1):
-    plan = plan_views(ViewsConfig(), TINY, {"ser": SERConfig(share=0.1)}, 4)
+    plan = plan_views(ViewsConfig(), TINY, {"ser": SERConfig(fraction=0.1)}, 4)
     order = MicroBatches(
         21, seed, micro_batch=4 // accumulate, accumulate=accumulate, first_step=first_step, last_step=12, plan=plan,
         rank=rank, ranks=ranks,
@@ -289,15 +289,15 @@ def test_health_warns_once_that_place_is_being_lost(caplog):
 def test_health_warns_once_of_a_dead_term_and_of_collapse(caplog):
     health = HealthCheck({"ser": 1.0}, patience=5)
     with caplog.at_level(logging.WARNING, "equimid"):
-        health.look(0, std=0.001, gradients={"base": 0.1, "ser": 0.2}, images=8)
+        health.check(0, std=0.001, gradients={"base": 0.1, "ser": 0.2}, images=8)
         assert not caplog.records, "nearly equal features at the start are not a collapse"
         for _ in range(2):
-            health.look(6, std=0.001, gradients={"base": 0.1, "ser": 0.0}, images=8)
+            health.check(6, std=0.001, gradients={"base": 0.1, "ser": 0.0}, images=8)
     assert [("no gradient of the ser loss" in m, "collapse" in m) for m in caplog.messages] == [
         (True, False),
         (False, True),
     ]
-    HealthCheck({"ser": 0.0}, patience=5).look(0, 1.0, {"ser": 0.0}, 8)
+    HealthCheck({"ser": 0.0}, patience=5).forward_features(0, 1.0, {"ser": 0.0}, 8)
     assert len(caplog.messages) == 2, "a weight of 0 is meant"
 
 
@@ -346,14 +346,14 @@ def test_the_loop_is_its_definition(tmp_path, monkeypatch, clip):
     keys = iter(MicroBatches(8, seed, micro_batch=4, accumulate=2, first_step=0, last_step=steps,
                              plan=plan, rank=0, ranks=1))  # fmt: skip
     for step in range(steps):
-        set_rates(optimizer, optim, When(step, steps, 1), batch_size=8)
-        task.follow(When(step, steps, 1))
+        set_rates(optimizer, optim, StepInfo(step, steps, 1), batch_size=8)
+        task.update_teacher(StepInfo(step, steps, 1))
         optimizer.zero_grad()
         for micro in range(2):
             batch = collate([dataset[key] for key in next(keys)])
-            views = realise(batch, plan, sample_poses(plan, seed, 2 * step + micro, 0, 1), torch.device("cpu"))
+            views = to_device_views(batch, plan, sample_poses(plan, seed, 2 * step + micro, 0, 1), torch.device("cpu"))
             with counted_torch_seed(seed, "dropout", step, micro, 0):
-                (task(views, When(step, steps, 1)).total / 2).backward()
+                (task(views, StepInfo(step, steps, 1)).total / 2).backward()
         if clip:
             nn.utils.clip_grad_norm_(task.parameters(), clip)
         optimizer.step()

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from equimid.addons import EquiModConfig, Seen
+from equimid.addons import EquiModConfig, StudentOutputs
 from equimid.addons import equimod_constants as constants_module
 from equimid.addons.equimod_constants import find_constants, store_constants
 from equimid.features import Features
 from equimid.testing import assert_same_on_ranks, assert_trains
-from equimid.views import CentreView, Key, ViewDataset, Views, ViewsConfig, collate, realise
+from equimid.views import CentreView, Key, ViewDataset, Views, ViewsConfig, collate, to_device_views
 
 D, TAU = 5, 0.3
 PLAN = ViewsConfig().plan(16, 8)
@@ -45,7 +45,7 @@ def make_case(config=SMALL, n=6):
 
 def see(vectors, batch):
     clean, *crops = [Features(x) for x in vectors]
-    return Seen(crops, {"equimod": [clean]}, views=Views([], batch=batch))
+    return StudentOutputs(crops, {"equimod": [clean]}, views=Views([], batch=batch))
 
 
 def trained_by(addon):
@@ -182,7 +182,7 @@ def test_equimod_every_setting_matters(tmp_path):
         return Features(a, {1: torch.randn(6, D, 2, 2, generator=rng, dtype=torch.float64)}, {1: b})
 
     clean, first, second = (features() for _ in range(3))
-    seen = Seen([first, second], {"equimod": [clean]}, views=Views([], batch=batch))
+    seen = StudentOutputs([first, second], {"equimod": [clean]}, views=Views([], batch=batch))
 
     def loss_of(config):
         torch.manual_seed(0)
@@ -212,7 +212,7 @@ def test_equimod_in_a_task_trains_the_blocks_below_it(layer):
     plan = plan_views(ViewsConfig(), backbone, addons, 8)
     assert plan.extra["equimod"].view == CentreView(16, 224 / 256)
     task = Task(backbone, MoCoV3Config(hidden=8, dim=6), addons, plan, seed=0)
-    views = realise(make_batch(8, plan), plan, [], torch.device("cpu"))
+    views = to_device_views(make_batch(8, plan), plan, [], torch.device("cpu"))
     seen, read = task._student(views)
     assert len(read) == 2  # the base objective does not see the clean view
     trained = trained_by(task.addons["equimod"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from equimid.addons import EquiModConfig, Setting
+from equimid.addons import AddonContext, EquiModConfig
 from equimid.addons import equimod_constants as constants_module
 from equimid.addons.equimod_constants import (
     PARAMETERS,
@@ -26,7 +26,7 @@ from equimid.randomness import counted_generator
 from equimid.views import CentreView, ExtraView, Photometric, ViewsConfig
 from test_equimod import PLAN, SMALL, D, Images, make_batch, make_case, see
 
-SETTING = Setting(batch=8, image_size=16, patch_size=8, cls_layer=0)
+SETTING = AddonContext(batch=8, image_size=16, patch_size=8, cls_layer=0)
 
 
 def test_parameters_are_those_that_were_drawn():

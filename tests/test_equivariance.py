@@ -14,7 +14,7 @@ from encoders import Noise, PatchMeans, constant, folder_of, placed, positions, 
 from equimid.backbones import Features, TimmEncoder, create_backbone
 from equimid.errors import UserError
 from equimid.evaluation.config import EquivarianceConfig
-from equimid.evaluation.equivariance import changes, measure_equivariance
+from equimid.evaluation.equivariance import measure_equivariance, transforms_of
 from equimid.evaluation.equivariance.agreement import Tokens, agreement, retrieval
 from equimid.evaluation.equivariance.map_statistics import map_statistics
 from equimid.evaluation.equivariance.maps import compare
@@ -31,7 +31,7 @@ SHARES = ("between_images", "between_positions", "inside_images")
 def measured(encoder, folder, count=8, scope=SCOPE, images=256, data=None, **settings):
     """{(metric, subject, kind, layer): record}, of rotations {(..., layer, angle): record} beside; the kind of the
     shares of variance is None"""
-    grid, patch = encoder.pretrained_cfg["input_size"][-1] // encoder.patch, encoder.patch
+    grid, patch = encoder.pretrained_cfg["input_size"][-1] // encoder.patch_size, encoder.patch_size
     data = data or folder_of(folder / f"{count} images", count, side=grid * patch, cell=patch)
     equivariance = EquivarianceConfig(**settings)
     study = study_of(encoder, folder, scope, equivariance_images=images, equivariance=equivariance)
@@ -55,7 +55,7 @@ def compared(encoder, grid, n=6, kinds=LATTICE, **settings):
     """{(metric, subject, kind): (n,)} of layer 1, for images of any grid."""
     images = drawn_images(n, grid)
     statistics = map_statistics(encoder, [images], [1])
-    todo = [change for change in changes(grid, 4, EquivarianceConfig(**settings)) if change.kind in kinds]
+    todo = [change for change in transforms_of(grid, 4, EquivarianceConfig(**settings)) if change.kind in kinds]
     assert {change.kind for change in todo} == set(kinds)
     found = compare(encoder, images, [1], statistics, todo)
     return {key[:3]: values for key, values in found.items() if key[3] is None}
@@ -286,8 +286,8 @@ def test_every_layer_kind_and_angle_is_recorded(tmp_path):
         for layer in (1, 2, 3)
         for kind, *rest in kinds | {("rotation", 10.0), ("rotation", -20.0)}
     }
-    shares = {(share, "backbone", None, layer) for share in SHARES for layer in (1, 2, 3)}
-    assert set(found) == of_kinds | shares
+    fractions = {(fraction, "backbone", None, layer) for fraction in SHARES for layer in (1, 2, 3)}
+    assert set(found) == of_kinds | fractions
     for record in found.values():
         assert record.evaluation == "equivariance"
         assert record.n == 5
@@ -295,7 +295,7 @@ def test_every_layer_kind_and_angle_is_recorded(tmp_path):
             assert record.low <= record.value <= record.high
         assert record.unit == ("" if record.metric in METRICS else "%")
     random = measured(encoder, tmp_path, 5, replace(SCOPE, subject="random"), angles=(10.0, -20.0))
-    assert set(random) == {(m, "random", *rest) for m, s, *rest in of_kinds | shares if s == "backbone"}
+    assert set(random) == {(m, "random", *rest) for m, s, *rest in of_kinds | fractions if s == "backbone"}
 
 
 def test_a_kinds_mean_is_that_of_its_angles_and_follows_them(tmp_path):
@@ -327,8 +327,8 @@ def test_layers_are_told_apart(tmp_path):
     """Only layer 2 is spoilt."""
 
     class Half(PatchMeans):
-        def look(self, images, layers=()):
-            found = super().look(images, layers)
+        def forward_features(self, images, layers=()):
+            found = super().forward_features(images, layers)
             return Features(found.cls, {n: shifted(m) if n == 2 else m for n, m in found.maps.items()})
 
     found = measured(Half(), tmp_path)
@@ -513,9 +513,9 @@ def test_shares_of_the_variance_are_the_two_way_sums():
     of_images = 15 * ((f.mean(1) - f.mean((0, 1))) ** 2).sum()
     of_positions = 7 * ((f.mean(0) - f.mean((0, 1))) ** 2).sum()
     rest = ((f - f.mean(1, keepdims=True) - f.mean(0, keepdims=True) + f.mean((0, 1))) ** 2).sum()
-    for share, expected in zip(SHARES, (of_images, of_positions, rest), strict=True):
+    for fraction, expected in zip(SHARES, (of_images, of_positions, rest), strict=True):
         assert expected / total > 0.03, "each of the three is tested"
-        assert found.shares[share] == pytest.approx(expected / total, abs=1e-5)
+        assert found.fractions[fraction] == pytest.approx(expected / total, abs=1e-5)
     assert (found.images, found.patches) == (7, 15)
     torch.testing.assert_close(found.mean[:, 0].double(), torch.from_numpy(f.mean((0, 1))), atol=1e-5, rtol=0)
 
@@ -525,11 +525,11 @@ def test_shares_of_the_variance_are_the_two_way_sums():
 )
 def test_shares_add_up_to_one_hundred(spoil, expected, tmp_path):
     found = measured(PatchMeans(spoil, depth=1), tmp_path, 12, angles=())
-    shares = [found[share, "backbone", None, 1] for share in SHARES]
-    assert sum(record.value for record in shares) == pytest.approx(100, abs=1e-3)
-    assert all(record.value >= 0 and record.unit == "%" and record.n == 12 for record in shares)
+    fractions = [found[fraction, "backbone", None, 1] for fraction in SHARES]
+    assert sum(record.value for record in fractions) == pytest.approx(100, abs=1e-3)
+    assert all(record.value >= 0 and record.unit == "%" and record.n == 12 for record in fractions)
     if expected:
-        assert [record.value for record in shares] == pytest.approx(expected, abs=1e-2)
+        assert [record.value for record in fractions] == pytest.approx(expected, abs=1e-2)
 
 
 def test_a_network_of_one_size_is_measured_without_scales_and_crops(tmp_path, caplog):
@@ -560,7 +560,7 @@ def test_scaled_grids_are_others_than_the_upright_one(grid):
 
 
 def of_kind(kind, grid=(10, 10), patch=4, **settings):
-    found = [change for change in changes(grid, patch, EquivarianceConfig(**settings)) if change.kind == kind]
+    found = [change for change in transforms_of(grid, patch, EquivarianceConfig(**settings)) if change.kind == kind]
     assert found
     return found
 
@@ -580,7 +580,7 @@ def test_a_plane_is_carried_as_it_is_changed(kind, interpolation, grid):
     x = slope(grid)
     for change in of_kind(kind, grid, interpolation=interpolation):
         there = change.select(F.avg_pool2d(change.after(x), 4))
-        carried = change.carry(F.avg_pool2d(change.before(x), 4))
+        carried = change.transport(F.avg_pool2d(change.before(x), 4))
         assert there.shape == carried.shape
         assert there.shape[2] == len(change.cells(grid)) >= 9
         # bicubic reaches two patches far, so that it sees the map's border
@@ -592,7 +592,7 @@ def test_a_plane_is_carried_as_it_is_changed(kind, interpolation, grid):
 @pytest.mark.parametrize("grid", [(6, 6), (6, 9)])
 def test_a_map_that_is_left_stays_where_it_was(grid):
     """Of what keeps the grid, at the same patches."""
-    for change in changes(grid, 4, EquivarianceConfig()):
+    for change in transforms_of(grid, 4, EquivarianceConfig()):
         m = F.avg_pool2d(change.before(slope(grid)), 4)
         left = change.leave(m)
         assert left.shape[-1] == len(change.cells(grid)), change
@@ -602,14 +602,14 @@ def test_a_map_that_is_left_stays_where_it_was(grid):
 
 def test_a_map_that_is_left_on_a_lying_grid_is_read_at_the_same_distance_from_the_centre():
     m = torch.arange(15.0).reshape(1, 1, 3, 5)
-    turn = next(change for change in changes((3, 5), 4, EquivarianceConfig()) if change.kind == "quarter turns")
+    turn = next(change for change in transforms_of((3, 5), 4, EquivarianceConfig()) if change.kind == "quarter turns")
     # 5 x 3 patches over the 3 x 5 ones, centre on centre; beyond the border the nearest
     expected = m[0, 0, :, 1:4][[0, 0, 1, 2, 2]]
     torch.testing.assert_close(turn.leave(m).reshape(5, 3), expected)
 
 
 def test_compared_patches_are_named_row_by_row():
-    for change in changes((6, 9), 4, EquivarianceConfig()):
+    for change in transforms_of((6, 9), 4, EquivarianceConfig()):
         h, w = change.grid_after((6, 9))
         cells = change.cells((6, 9))
         rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
@@ -623,7 +623,7 @@ def test_a_rotation_by_a_right_angle_is_the_quarter_turn():
     assert turn.inside.all()
     torch.testing.assert_close(turn.after(x), x.rot90(1, (2, 3)), atol=1e-4, rtol=0)
     m = F.avg_pool2d(x, 4)
-    torch.testing.assert_close(turn.carry(m).unflatten(2, (10, 10)), m.rot90(1, (2, 3)), atol=1e-4, rtol=0)
+    torch.testing.assert_close(turn.transport(m).unflatten(2, (10, 10)), m.rot90(1, (2, 3)), atol=1e-4, rtol=0)
 
 
 def test_a_rectangle_is_rotated_as_the_square_around_it():
@@ -666,7 +666,7 @@ def test_aligned_crops_are_of_the_same_pixels():
     x = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     for change in of_kind("aligned crops"):
         m0, m1 = (F.avg_pool2d(y, 4) for y in (change.before(x), change.after(x)))
-        torch.testing.assert_close(change.select(m1), change.carry(m0), atol=1e-5, rtol=0)
+        torch.testing.assert_close(change.select(m1), change.transport(m0), atol=1e-5, rtol=0)
         assert change.offset[0] % 4 == 0
         assert change.offset[0] != 0
     assert all(change.offset[0] % 4 == 2 for change in of_kind("unaligned crops"))
@@ -674,7 +674,7 @@ def test_aligned_crops_are_of_the_same_pixels():
 
 @pytest.mark.parametrize("grid", [*((side, side) for side in range(5, 30)), (5, 9), (12, 7)])
 def test_crops_fit_into_the_image_and_overlap(grid):
-    for change in changes(grid, 4, EquivarianceConfig(angles=())):
+    for change in transforms_of(grid, 4, EquivarianceConfig(angles=())):
         if change.kind not in CROPS:
             continue
         x = torch.zeros(1, 1, grid[0] * 4, grid[1] * 4)
@@ -686,7 +686,7 @@ def test_crops_fit_into_the_image_and_overlap(grid):
 @pytest.mark.parametrize("grid", [(2, 2), (3, 3), (3, 4), (5, 5)])
 def test_what_compares_one_patch_is_not_measured(grid):
     """Its place is not measurable, and would take the other angles' of the kind away."""
-    found = changes(grid, 4, EquivarianceConfig(angles=(5.0, 45.0)))
+    found = transforms_of(grid, 4, EquivarianceConfig(angles=(5.0, 45.0)))
     assert all(len(change.cells(grid)) > 1 for change in found)
     assert {"quarter turns", "flip"} <= {change.kind for change in found}
 
@@ -699,13 +699,13 @@ def test_the_interpolation_that_is_set_resamples_image_and_map(interpolation):
         size = change.size[0]
         torch.testing.assert_close(change.after(x), F.interpolate(x, (size * 4, size * 4), mode=mode))
         m = F.avg_pool2d(x, 4)
-        torch.testing.assert_close(change.carry(m), F.interpolate(m, (size, size), mode=mode).flatten(2))
+        torch.testing.assert_close(change.transport(m), F.interpolate(m, (size, size), mode=mode).flatten(2))
     (turn,) = of_kind("rotation", interpolation=interpolation, angles=(20.0,))
     others = {"bilinear", "bicubic", "nearest"} - {interpolation}
     for other in others:
         (another,) = of_kind("rotation", interpolation=other, angles=(20.0,))
         assert (turn.after(x) - another.after(x)).abs().max() > 0.05
-        assert (turn.carry(F.avg_pool2d(x, 4)) - another.carry(F.avg_pool2d(x, 4))).abs().max() > 0.01
+        assert (turn.transport(F.avg_pool2d(x, 4)) - another.transport(F.avg_pool2d(x, 4))).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("angles", [(0.0,), (200.0,), (5.0, 5.0), (float("nan"),)])

@@ -10,7 +10,7 @@ from encoders import PatchMeans, folder_of, study_of
 from equimid.backbones import Features, TimmEncoder, create_backbone
 from equimid.errors import UserError
 from equimid.evaluation.config import EquivarianceConfig
-from equimid.evaluation.equivariance import measure_readback
+from equimid.evaluation.equivariance import measure_pose_probe
 from equimid.evaluation.equivariance import pose_probe as readback
 from equimid.evaluation.equivariance.pose_probe import some_layers
 
@@ -30,7 +30,7 @@ def read(encoder, data, tmp_path, images=256, layers=4, train=None):
     study = study_of(
         encoder, tmp_path, equivariance_images=images, equivariance=EquivarianceConfig(readback_layers=layers)
     )
-    records = measure_readback(study, data, train)
+    records = measure_pose_probe(study, data, train)
     found = {(r.details["layer"], r.details["target"], r.details["from"]): r for r in records}
     assert len(found) == len(records)
     return found
@@ -135,8 +135,8 @@ def test_layers_are_evenly_spaced_to_the_last(depth, count, layers):
 
 def test_reading_is_a_function_of_the_seed(tmp_path):
     class Noisy(PatchMeans):
-        def look(self, images, layers=()):
-            found = super().look(images, layers)
+        def forward_features(self, images, layers=()):
+            found = super().forward_features(images, layers)
             return Features(found.cls, {n: m + torch.sin(1e3 * m) for n, m in found.maps.items()})
 
     data = folder_of(tmp_path / "images", 20)

@@ -8,17 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from equimid.addons import ESSLConfig, Seen, Setting
+from equimid.addons import AddonContext, ESSLConfig, StudentOutputs
 from equimid.addons.essl import turn_loss
 from equimid.errors import UserError
 from equimid.features import Features
 from equimid.testing import assert_same_on_ranks, assert_trains
-from equimid.views import ExtraView, Key, Photometric, ViewDataset, ViewsConfig, collate, realise
+from equimid.views import ExtraView, Key, Photometric, ViewDataset, ViewsConfig, collate, to_device_views
 
 D = 5
 SMALL = ESSLConfig(widths=(7, 6, 4))
 PLAN = ViewsConfig().plan(224, 16)
-SETTING = Setting(batch=8, image_size=224, patch_size=16, cls_layer=3)
+SETTING = AddonContext(batch=8, image_size=224, patch_size=16, cls_layer=3)
 
 
 def values(count, seed, grad=False):
@@ -27,7 +27,7 @@ def values(count, seed, grad=False):
 
 
 def make_seen(turned):
-    return Seen([], {"essl": [Features(x) for x in turned]})
+    return StudentOutputs([], {"essl": [Features(x) for x in turned]})
 
 
 def make_addon(config=SMALL):
@@ -96,7 +96,7 @@ def test_essl_reads_its_layer_and_no_other(pool):
     ]
     config = replace(SMALL, layer=2, pool=pool)
     assert config.taps == (2,)
-    loss = make_addon(config)(Seen([], {"essl": turned}))
+    loss = make_addon(config)(StudentOutputs([], {"essl": turned}))
     loss.backward()
     read = [f.maps[2].mean((2, 3)) if pool == "mean" else f.cls_at[2] for f in turned]
     assert torch.allclose(loss, make_addon()(make_seen(read)))
@@ -150,7 +150,7 @@ def test_essl_labels_are_the_turns_of_a_real_batch():
     """A sky once turned counter-clockwise is bright on the left: label k is what turn k shows, in every crop."""
     plan = SMALL.extend(PLAN, SETTING)
     batch = collate([ViewDataset(Skies(), plan, seed=1)[Key(0, index, False)] for index in range(6)])
-    views = realise(batch, plan, [], torch.device("cpu"))
+    views = to_device_views(batch, plan, [], torch.device("cpu"))
     assert [tuple(x.shape) for x in views.extra["essl"]] == [(6, 3, 96, 96)] * 4
     told = torch.cat([brighter_side(images) for images in views.extra["essl"]])
     assert float(turn_loss(told * 1e3)) < 1e-6
@@ -173,7 +173,7 @@ def test_every_setting_of_essl_has_an_effect():
     for name, value in {"": None, **CHANGES}.items():
         base = replace(SMALL, layer=2) if name == "pool" else SMALL
         config = replace(base, **{name: value}) if name else base
-        loss = make_addon(config)(Seen([], {"essl": turned})).item()
+        loss = make_addon(config)(StudentOutputs([], {"essl": turned})).item()
         found[name] = (config.extend(PLAN, SETTING._replace(cls_layer=0)).extra["essl"], round(loss, 6))
     assert found.pop("weight") == found[""]
     assert len(set(found.values())) == len(found)

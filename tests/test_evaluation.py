@@ -86,7 +86,7 @@ class ColourMean(Encoder):
     depth, width, patch = 0, 3, 1
     pretrained_cfg: ClassVar = {"input_size": (3, 16, 16), "crop_pct": 1.0, "mean": (0.0,) * 3, "std": (1.0,) * 3}
 
-    def look(self, images, layers=()):
+    def forward_features(self, images, layers=()):
         assert not self.training
         return Features(images.mean((2, 3)))
 

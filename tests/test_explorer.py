@@ -98,8 +98,8 @@ def test_numbers_and_errors_of_maps_that_stay_where_they_are(tmp_path):
         assert records[0].details["relative_error"][row][e] == pytest.approx(relative, abs=2e-4)
         assert records[0].details["centred_cosine"][row][e] == pytest.approx(cosine, abs=2e-4)
         errors_seen.add(round(relative, 3))
-        share = np.linalg.norm(P - carried, axis=0) / np.sqrt(((P - mean) ** 2).sum(0).mean())
-        level = np.clip(np.round(share / 1.5 * 31), 0, 31).astype(int)
+        fraction = np.linalg.norm(P - carried, axis=0) / np.sqrt(((P - mean) ** 2).sum(0).mean())
+        level = np.clip(np.round(fraction / 1.5 * 31), 0, 31).astype(int)
         assert np.array_equal(tile(pixels, records[0], row, 9 + e), pixels[-1, :32][level])
     assert len(errors_seen) > 3, "elements are told apart"
 
@@ -151,8 +151,8 @@ def test_a_grid_of_one_patch(tmp_path):
 
 def test_a_map_that_is_constant_has_no_place(tmp_path):
     class Repeated(Colours):
-        def look(self, images, layers=()):
-            found = super().look(images, layers)
+        def forward_features(self, images, layers=()):
+            found = super().forward_features(images, layers)
             return type(found)(found.cls, {n: m.mean((2, 3), keepdim=True).expand_as(m) for n, m in found.maps.items()})
 
     records, folder = recorded(tmp_path, Repeated())

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import Block
 
-from equimid.addons import SER, Seen, SERConfig
+from equimid.addons import SER, SERConfig, StudentOutputs
 from equimid.backbones import BackboneConfig, build_backbone, create_backbone
 from equimid.config import differences, override
 from equimid.engine import OptimConfig, RuntimeConfig, TrainConfig, Trainer, latest_checkpoint, make_fabric
@@ -23,10 +23,10 @@ from equimid.poses import sample_pose_pair
 from equimid.randomness import counted_generator
 from equimid.recipes import ADDITIONS, BASES, SIZES, recipe
 from equimid.runs.pretrain import pretrain
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 from equimid.task import Task, plan_views
 from equimid.testing import assert_same_on_ranks, assert_trains
-from equimid.views import ViewDataset, Views, ViewsConfig, collate, realise, sample_poses
+from equimid.views import ViewDataset, Views, ViewsConfig, collate, sample_poses, to_device_views
 from tasks import TINY, make_task, ser_on_other_bases
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def realised(config, batch=8):
         batch, 0, micro_batch=batch, accumulate=1, first_step=0, last_step=1, plan=plan, rank=0, ranks=1
     )
     dataset = ViewDataset(Drawn(batch), plan, seed=0)
-    return realise(collate([dataset[key] for key in keys]), plan, sample_poses(plan, 0, 0, 0, 1), CPU)
+    return to_device_views(collate([dataset[key] for key in keys]), plan, sample_poses(plan, 0, 0, 0, 1), CPU)
 
 
 # ---- T2: a run without steps ---------------------------------------------------------------------------------------
@@ -119,9 +119,9 @@ def test_ser_of_six_views_counts_patches_and_not_images():
     assert len({pose.grid for pose in poses}) > 3
     rows = torch.nn.functional.normalize(torch.randn(n, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     posed = [Features(rows, {3: rows[:, :, None, None].expand(-1, -1, *pose.grid)}) for pose in poses]
-    ser = SER(SERConfig(temperature=0.3), width=8)
+    ser = SER(SERConfig(temperature=0.3), embed_dim=8)
     ser.projectors["3"] = torch.nn.Identity()
-    found = ser(Seen([], posed=posed, momentum_posed=posed, views=Views([], [], poses, torch.arange(n))))
+    found = ser(StudentOutputs([], posed=posed, momentum_posed=posed, views=Views([], [], poses, torch.arange(n))))
     terms = []
     for pose in poses:
         for i in range(n):
@@ -137,10 +137,10 @@ def test_ser_of_six_views_counts_patches_and_not_images():
 def test_the_ema_moves_copies_and_never_what_is_trained(method, monkeypatch):
     """The release's momentum network held the student's own phi, and every EMA shrank it."""
     task, pairs = make_task(SERConfig(hidden=16), method=method), []
-    monkeypatch.setattr("equimid.task.ema_update_", lambda follower, leader, _: pairs.append((follower, leader)))
-    task.follow(When(1, 10))
+    monkeypatch.setattr("equimid.task.ema_update_", lambda teacher, student, _: pairs.append((teacher, student)))
+    task.update_teacher(StepInfo(1, 10))
     trained = {p.data_ptr() for p in task.parameters() if p.requires_grad}
-    moved = [p for follower, _ in pairs for p in follower.parameters()]
+    moved = [p for teacher, _ in pairs for p in teacher.parameters()]
     assert moved
     assert not trained & {p.data_ptr() for p in moved}
     followers = {id(p) for n, p in task.named_parameters() if "momentum" in n}
@@ -176,7 +176,7 @@ def test_ser_at_the_last_layer_trains_all_blocks(name):
     assert layer == len(task.student.blocks)
     views = realised(config)
     posed, before = (network.forward_packed(views.posed) for network in (task.student, task.momentum))
-    loss = task.addons["ser"](Seen([], posed=posed, momentum_posed=before, views=views))
+    loss = task.addons["ser"](StudentOutputs([], posed=posed, momentum_posed=before, views=views))
     assert_trains(loss, [(n, p) for n, p in task.student.blocks.named_parameters() if not n.endswith("qkv.bias")])
 
 
@@ -184,7 +184,7 @@ def test_ser_at_the_last_layer_trains_all_blocks(name):
 
 
 def test_every_image_has_its_own_turn_and_ranks_have_others():
-    plan = plan_views(ViewsConfig(), TINY, {"ser": SERConfig(share=0.5)}, 512)
+    plan = plan_views(ViewsConfig(), TINY, {"ser": SERConfig(fraction=0.5)}, 512)
 
     def elements(rank=0, ranks=1, seed=0, step=3):
         return [

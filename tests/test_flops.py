@@ -10,17 +10,17 @@ from equimid.backbones import packed_forward as packed
 from equimid.recipes import recipe
 from equimid.runs.flops import BF16_SHARE, step_memory
 from equimid.task import Task
-from equimid.views import realise, sample_poses
+from equimid.views import sample_poses, to_device_views
 
 
-def small(batch=8, share=0.25, side=96):
+def small(batch=8, fraction=0.25, side=96):
     """Four blocks of a ViT-S/16, MoCo-v3 with SER; its heads are narrow."""
     config = recipe("ser-imagenet")
     return replace(
         config,
         backbone=replace(config.backbone, depth=4, image_size=side),
         method=replace(config.method, hidden=64, dim=16),
-        addons={"ser": replace(config.addons["ser"], share=share, area=(1.0, 1.0), aspect=(1.0, 1.0))},
+        addons={"ser": replace(config.addons["ser"], fraction=fraction, area=(1.0, 1.0), aspect=(1.0, 1.0))},
         train=replace(config.train, batch_size=batch, accumulate=1),
     )
 
@@ -30,7 +30,7 @@ def kept(config, bf16=False):
     plan, found = config.plan(), dict[int, int]()
     task = Task(config.backbone, config.method, config.addons, plan, 0)
     task.student.set_grad_checkpointing(config.runtime.checkpoint_activations)
-    views = realise(
+    views = to_device_views(
         drawn_batch(plan, config.train.batch_size, 0), plan, sample_poses(plan, 0, 0, 0, 1), torch.device("cpu")
     )
     held = []
@@ -72,9 +72,9 @@ def test_weights_count_gradients_and_the_optimizer_of_what_is_trained():
     assert step_memory(config).weights == sum(size * (4 if trained else 1) for size, trained in sizes)
 
 
-@pytest.mark.parametrize("share", [0.25, 0.75, 1.0])
-def test_a_rank_has_its_part_of_the_cropped_and_of_the_posed_images(share):
-    whole, half = step_memory(small(16, share)), step_memory(small(16, share), ranks=2)
+@pytest.mark.parametrize("fraction", [0.25, 0.75, 1.0])
+def test_a_rank_has_its_part_of_the_cropped_and_of_the_posed_images(fraction):
+    whole, half = step_memory(small(16, fraction)), step_memory(small(16, fraction), ranks=2)
     assert half.activations == pytest.approx(whole.activations / 2, rel=0.02)
-    assert half.activations == pytest.approx(step_memory(small(8, share)).activations, rel=0.02)
+    assert half.activations == pytest.approx(step_memory(small(8, fraction)).activations, rel=0.02)
     assert half.weights == whole.weights

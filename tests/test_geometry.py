@@ -156,7 +156,7 @@ def test_the_interpolation_is_that_of_the_settings(tmp_path, interpolation):
 class MeanColour(Pixels):
     width = 3
 
-    def look(self, images, layers=()):
+    def forward_features(self, images, layers=()):
         return Features(images.mean((2, 3)))
 
 

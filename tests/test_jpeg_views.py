@@ -12,7 +12,7 @@ from drawn_views import POSED, make_plan, resized, unshared
 from equimid.data import open_image
 from equimid.data.jpeg import JpegPicture, open_picture
 from equimid.errors import UnreadableImage, UserError
-from equimid.views import Key, ViewDataset, collate, decode_encoded, realise, sample_poses
+from equimid.views import Key, ViewDataset, collate, decode_encoded, sample_poses, to_device_views
 from equimid.views import device_decode as decoding
 from equimid.views.crops import Cut, choose_scale, cut_out
 from photographs import Files, encoded, near, smooth, tensor_of
@@ -153,7 +153,7 @@ def test_a_large_photograph_is_decoded_smaller_and_looks_the_same():
     used = set()
     for epoch in range(8):
         item = dataset[Key(epoch, 0, False)]
-        drawn = [unshared(shares, image) for shares in item.boxes]
+        drawn = [unshared(fractions, image) for fractions in item.boxes]
         room = min(min(box[2] - box[0], box[3] - box[1]) // 32 for box, _ in drawn)
         scale = max(s for s in (1, 2, 4, 8) if s <= room)
         used.add(scale)
@@ -256,6 +256,8 @@ def test_encoded_files_are_refused_by_realise():
     dataset = dataset_of(PHOTOGRAPHS, "device")
     batch = collate([dataset[key] for key in KEYS])
     with pytest.raises(ValueError, match="4 files of the batch are encoded"):
-        realise(batch, dataset.plan, sample_poses(dataset.plan, 0, 0, 0, 1), CPU)
-    views = realise(decode_encoded(batch, dataset, CPU), dataset.plan, sample_poses(dataset.plan, 0, 0, 0, 1), CPU)
+        to_device_views(batch, dataset.plan, sample_poses(dataset.plan, 0, 0, 0, 1), CPU)
+    views = to_device_views(
+        decode_encoded(batch, dataset, CPU), dataset.plan, sample_poses(dataset.plan, 0, 0, 0, 1), CPU
+    )
     assert [tuple(x.shape) for x in views.crops] == [(4, 3, 16, 16)] * 2

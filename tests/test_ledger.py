@@ -9,9 +9,9 @@ from PIL import Image
 
 from equimid.data import (
     FileSource,
-    Ledger,
+    ImageCheck,
     check_images,
-    ledger_for,
+    image_check_for,
     open_source,
 )
 from equimid.errors import UserError
@@ -32,7 +32,7 @@ def damaged_folder(folder: Path, good: int) -> Path:
 def test_ledger_lists_and_leaves_out(tmp_path: Path) -> None:
     source = open_source(str(damaged_folder(tmp_path / "data", 17)))
     calls: list[tuple[int, int]] = []
-    ledger = ledger_for(
+    image_check = image_check_for(
         source,
         tmp_path / "run",
         smallest_side=16,
@@ -41,31 +41,31 @@ def test_ledger_lists_and_leaves_out(tmp_path: Path) -> None:
     )
     names = [str(tmp_path / "data" / n) for n in ("bad1.jpg", "bad2.png", "bad3.png")]
     reasons = ["truncated", "not an image", "24 x 9 px, smaller than a patch of 16 px"]
-    assert ledger.unreadable == tuple(zip(range(3), names, reasons, strict=True))
-    assert (ledger.listed, ledger.checked) == (20, "decoded")
+    assert image_check.unreadable == tuple(zip(range(3), names, reasons, strict=True))
+    assert (image_check.listed, image_check.checked) == (20, "decoded")
     assert calls == [(k, 20) for k in range(1, 21)]
     with (tmp_path / "run/unreadable.csv").open(newline="") as stream:
         assert list(csv.reader(stream)) == [["file", "reason"], *map(list, zip(names, reasons, strict=True))]
-    assert Ledger.load(tmp_path / "run") == ledger
-    assert relative(ledger.apply(source), tmp_path / "data") == [f"good{k:03}.png" for k in range(17)]
+    assert ImageCheck.load(tmp_path / "run") == image_check
+    assert relative(image_check.apply(source), tmp_path / "data") == [f"good{k:03}.png" for k in range(17)]
     with pytest.raises(ValueError, match="check it anew"):
-        ledger.apply(source.without([0]))
+        image_check.apply(source.without([0]))
     assert not list((tmp_path / "run").glob("*.tmp"))
 
 
 def test_ledger_of_good_images_is_written_too(tmp_path: Path) -> None:
     draw(tmp_path / "data/a.png")
     source = open_source(str(tmp_path / "data"))
-    ledger = ledger_for(source, tmp_path / "run", smallest_side=8)
+    image_check = image_check_for(source, tmp_path / "run", smallest_side=8)
     assert (tmp_path / "run/unreadable.csv").read_text().split() == ["file,reason"]
-    assert ledger.apply(source) is source
+    assert image_check.apply(source) is source
 
 
 def test_processes_of_one_run_save_the_same_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw(tmp_path / "data/a.png")
-    ledger = check_images(open_source(str(tmp_path / "data")), smallest_side=8)
+    image_check = check_images(open_source(str(tmp_path / "data")), smallest_side=8)
     rename = os.replace
-    others = [ledger.save] * 2
+    others = [image_check.save] * 2
 
     def interleaved(beside: Path, final: Path) -> None:
         if others:
@@ -73,15 +73,15 @@ def test_processes_of_one_run_save_the_same_ledger(tmp_path: Path, monkeypatch: 
         rename(beside, final)
 
     monkeypatch.setattr(os, "replace", interleaved)
-    ledger.save(tmp_path / "run")
+    image_check.save(tmp_path / "run")
     assert not others
-    assert Ledger.load(tmp_path / "run") == ledger
+    assert ImageCheck.load(tmp_path / "run") == image_check
 
 
 def test_too_many_unreadable_name_share_limit_examples_and_remedy(tmp_path: Path) -> None:
     source = open_source(str(damaged_folder(tmp_path / "data", 16)))
     with pytest.raises(UserError) as caught:
-        ledger_for(source, tmp_path / "run", smallest_side=16)
+        image_check_for(source, tmp_path / "run", smallest_side=16)
     text = str(caught.value)
     for part in (
         "3 of 19",
@@ -94,7 +94,7 @@ def test_too_many_unreadable_name_share_limit_examples_and_remedy(tmp_path: Path
     assert "\n" not in text
     # the list is there all the same, and the advice works
     assert "bad2.png" in (tmp_path / "run/unreadable.csv").read_text()
-    assert len(ledger_for(source, tmp_path / "run", smallest_side=16, tolerated=0.2).unreadable) == 3
+    assert len(image_check_for(source, tmp_path / "run", smallest_side=16, tolerated=0.2).unreadable) == 3
     with pytest.raises(UserError, match="3 of 19"):
         check_images(source, smallest_side=16)
 
@@ -131,32 +131,32 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_ledger_is_reused_until_something_changes(tmp_path: Path, decoded: list[int]) -> None:
     data, run = damaged_folder(tmp_path / "data", 5), tmp_path / "run"
 
-    def ledger(smallest_side: int) -> tuple[Ledger, int]:
+    def image_check(smallest_side: int) -> tuple[ImageCheck, int]:
         decoded.clear()
-        return ledger_for(open_source(str(data)), run, smallest_side=smallest_side, tolerated=1), len(decoded)
+        return image_check_for(open_source(str(data)), run, smallest_side=smallest_side, tolerated=1), len(decoded)
 
-    first, count = ledger(16)
+    first, count = image_check(16)
     assert (count, len(first.unreadable)) == (8, 3)
-    assert ledger(16) == (first, 0)
+    assert image_check(16) == (first, 0)
     # another patch
-    second, count = ledger(4)
+    second, count = image_check(4)
     assert (count, len(second.unreadable)) == (8, 2)
     # other data
     draw(data / "new.png", size=(16, 16))
-    third, count = ledger(4)
+    third, count = image_check(4)
     assert (count, third.listed) == (9, 9)
     # a torn file
     (run / "data.json").write_text("{ torn")
-    assert Ledger.load(run) is None
-    assert ledger(4) == (third, 9)
-    assert ledger(4) == (third, 0)
+    assert ImageCheck.load(run) is None
+    assert image_check(4) == (third, 9)
+    assert image_check(4) == (third, 0)
 
 
 def test_many_files_are_checked_by_their_headers(tmp_path: Path, decoded: list[int]) -> None:
     source = open_source(str(damaged_folder(tmp_path, 5)))
-    ledger = check_images(source, smallest_side=16, tolerated=1, decode_all_below=7)
-    assert (decoded, ledger.checked) == ([], "headers")
-    assert [Path(d).name for _, d, _ in ledger.unreadable] == ["bad2.png", "bad3.png"]
+    image_check = check_images(source, smallest_side=16, tolerated=1, decode_all_below=7)
+    assert (decoded, image_check.checked) == ([], "headers")
+    assert [Path(d).name for _, d, _ in image_check.unreadable] == ["bad2.png", "bad3.png"]
 
 
 def test_file_names_that_are_not_text(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_file_names_that_are_not_text(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this file system takes only UTF-8 names")
     source = open_source(str(tmp_path / "data"))
-    ledger = ledger_for(source, tmp_path / "run", smallest_side=1, tolerated=0.5)
-    assert ledger.unreadable[0][1] == os.fsdecode(bad)
-    assert Ledger.load(tmp_path / "run") == ledger
+    image_check = image_check_for(source, tmp_path / "run", smallest_side=1, tolerated=0.5)
+    assert image_check.unreadable[0][1] == os.fsdecode(bad)
+    assert ImageCheck.load(tmp_path / "run") == image_check
     assert b"\xff,x.png" in (tmp_path / "run/unreadable.csv").read_bytes()

@@ -21,7 +21,7 @@ from equimid.losses import (
     simsiam_loss,
     vicreg_loss,
 )
-from equimid.precision import unit_rows
+from equimid.precision import l2_normalize
 
 # the function of that name hides its module
 patch_module = importlib.import_module("equimid.losses.patch_ntxent")
@@ -228,14 +228,14 @@ def test_unit_rows_are_those_of_torch_and_so_is_their_gradient():
     x[2], x[3] = 0, 1e-5 * x[3]
     weights = torch.randn_like(x)
     ours, theirs = (x.clone().requires_grad_() for _ in range(2))
-    found, expected = unit_rows(ours), F.normalize(theirs, dim=1)
+    found, expected = l2_normalize(ours), F.normalize(theirs, dim=1)
     assert torch.equal(found, expected)
     for rows in (found, expected):
         (rows * weights).sum().backward()
     assert torch.allclose(ours.grad, theirs.grad, rtol=1e-9)
-    assert unit_rows(x.bfloat16()).dtype == torch.float32
-    wide, narrow = (x.float().requires_grad_() for _ in range(2))
-    (unit_rows(wide) * weights.float()).sum().backward()
+    assert l2_normalize(x.bfloat16()).dtype == torch.float32
+    upcast, narrow = (x.float().requires_grad_() for _ in range(2))
+    (l2_normalize(upcast) * weights.float()).sum().backward()
     with torch.autocast("cpu", torch.bfloat16):
-        (unit_rows(narrow) * weights.float()).sum().backward()
-    assert torch.equal(wide.grad, narrow.grad)
+        (l2_normalize(narrow) * weights.float()).sum().backward()
+    assert torch.equal(upcast.grad, narrow.grad)

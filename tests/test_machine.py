@@ -11,7 +11,7 @@ import torch
 from equimid.backbones import BackboneConfig, build_backbone
 from equimid.engine import RuntimeConfig, settle_precision
 from equimid.engine import machine as machine_module
-from equimid.engine.async_metrics import LoaderClock, Readout
+from equimid.engine.async_metrics import AsyncMetrics, LoaderClock
 from equimid.engine.cpu_bf16 import bf16_units
 from equimid.engine.health import HealthCheck
 from equimid.engine.machine import is_out_of_memory, loader_remedy, set_threads
@@ -177,10 +177,10 @@ def test_a_waiting_device_is_told_once_with_a_remedy(caplog, monkeypatch):
 
 def test_a_readout_gives_every_number_and_the_embeddings():
     numbers = {"loss/a": torch.tensor(2.0, requires_grad=True), "stop": torch.tensor(0, dtype=torch.int64)}
-    values, cls = Readout(7, numbers, torch.ones(3, 2, dtype=torch.bfloat16)).read()
+    values, cls = AsyncMetrics(7, numbers, torch.ones(3, 2, dtype=torch.bfloat16)).read()
     assert values == {"loss/a": 2.0, "stop": 0.0}
     assert torch.equal(cls, torch.ones(3, 2))
-    assert Readout(7, {"x": torch.tensor(float("nan"))}).read()[1] is None
+    assert AsyncMetrics(7, {"x": torch.tensor(float("nan"))}).read()[1] is None
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits of the address space")

@@ -22,7 +22,7 @@ from equimid.methods import (
     unordered_pairs,
     view_pairs,
 )
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 from equimid.testing import assert_same_on_ranks, assert_trains
 
 WIDTH, IMAGES = 6, 9
@@ -34,7 +34,7 @@ CONFIGS = {
     "vicreg": VICRegConfig(hidden=10, dim=5),
     "simsiam": SimSiamConfig(hidden=10, dim=8, bottleneck=5),
 }
-WHEN = When(step=5, total=20, steps_per_epoch=2)  # in epoch 2 DINO's teacher temperature is 0.06
+STEP = StepInfo(step=5, total=20, steps_per_epoch=2)  # in epoch 2 DINO's teacher temperature is 0.06
 every_method = pytest.mark.parametrize("name", CONFIGS)
 
 
@@ -55,7 +55,7 @@ def embeddings(views, images=IMAGES):
     return [base + 0.5 * values(images, WIDTH, seed=10 + v) for v in range(views)]
 
 
-def call(method, student, momentum=None, when=WHEN):
+def call(method, student, momentum=None, when=STEP):
     momentum = [x.detach() + 0.1 for x in student[:2]] if momentum is None else momentum
     return method(student, momentum if method.uses_momentum else [], when)
 
@@ -175,7 +175,7 @@ def test_simsiam_law_minus_one_for_equal_rows_and_no_gradient_to_the_projection(
 def test_method_trains_its_parameters(name, views):
     method = build(name)
     student = [x.requires_grad_() for x in embeddings(views)]
-    followers = {id(p) for follower, _ in method.momentum_heads() for p in follower.parameters()}
+    followers = {id(p) for teacher, _ in method.momentum_heads() for p in teacher.parameters()}
     named = list(method.named_parameters())
     assert method.uses_momentum == bool(followers)
     assert all(p.requires_grad != (id(p) in followers) for _, p in named)
@@ -218,17 +218,17 @@ def test_methods_over_ranks():
 @pytest.mark.parametrize("name", ["mocov3", "dino"])
 def test_momentum_heads_share_nothing_with_their_leaders(name):
     """T5: the EMA moves the follower and leaves the leader as it is."""
-    ((follower, leader),) = build(name).momentum_heads()
-    before = copy.deepcopy(leader.state_dict())
-    assert not {t.data_ptr() for t in follower.state_dict().values()} & {t.data_ptr() for t in before.values()}
-    storage = {p.untyped_storage().data_ptr() for p in leader.parameters()}
-    assert not storage & {p.untyped_storage().data_ptr() for p in follower.parameters()}
+    ((teacher, student),) = build(name).momentum_heads()
+    before = copy.deepcopy(student.state_dict())
+    assert not {t.data_ptr() for t in teacher.state_dict().values()} & {t.data_ptr() for t in before.values()}
+    storage = {p.untyped_storage().data_ptr() for p in student.parameters()}
+    assert not storage & {p.untyped_storage().data_ptr() for p in teacher.parameters()}
     with torch.no_grad():
-        for p in follower.parameters():
+        for p in teacher.parameters():
             p.add_(1)
-    ema_update_(follower, leader, 0.5)
-    assert all(torch.equal(t, before[key]) for key, t in leader.state_dict().items())
-    for p, q in zip(follower.parameters(), leader.parameters(), strict=True):
+    ema_update_(teacher, student, 0.5)
+    assert all(torch.equal(t, before[key]) for key, t in student.state_dict().items())
+    for p, q in zip(teacher.parameters(), student.parameters(), strict=True):
         assert torch.allclose(p, q + 0.5)
 
 
@@ -256,13 +256,13 @@ def test_dino_norm_last_layer_keeps_the_gain():
     method = build("dino", norm_last_layer=True)
     gain, direction = method.head.last_layer.parameters()
     assert_trains(call(method, embeddings(2)), [("direction", direction)], [("gain", gain)])
-    assert [id(p) for p in method.frozen_at(When(0, 10, 5))] == [id(direction)]
+    assert [id(p) for p in method.frozen_at(StepInfo(0, 10, 5))] == [id(direction)]
 
 
 def test_dino_freezes_the_last_layer_in_its_first_epochs_only():
     method = build("dino", freeze_last_layer_epochs=2)
     last = {id(p) for p in method.head.last_layer.parameters()}
-    frozen = [{id(p) for p in method.frozen_at(When(step, 40, 10))} for step in (0, 9, 19, 20, 39)]
+    frozen = [{id(p) for p in method.frozen_at(StepInfo(step, 40, 10))} for step in (0, 9, 19, 20, 39)]
     assert frozen == [last, last, last, set(), set()]
 
 
@@ -272,14 +272,14 @@ def test_dino_teacher_temperature_is_linear_per_epoch():
     assert found == pytest.approx([0.04, 0.05, 0.06, 0.07, 0.07, 0.07])
     assert DINOConfig(teacher_temperature=0.05).teacher_temperature_at(0) == 0.05
     method, student = build("dino").eval(), embeddings(2)
-    same_epoch = [float(call(method, student, when=When(step, 40, 10)).detach()) for step in (10, 19, 20)]
+    same_epoch = [float(call(method, student, when=StepInfo(step, 40, 10)).detach()) for step in (10, 19, 20)]
     assert same_epoch[0] == same_epoch[1] != same_epoch[2]
 
 
 @pytest.mark.parametrize(("name", "start"), [("mocov3", 0.99), ("dino", 0.996)])
 def test_momentum_rises_to_one(name, start):
     method = build(name)
-    found = [method.momentum_at(When(step, 100, 10)) for step in (0, 50, 100)]
+    found = [method.momentum_at(StepInfo(step, 100, 10)) for step in (0, 50, 100)]
     assert found == pytest.approx([start, (start + 1) / 2, 1.0])
     assert method.ema_last == (name == "dino")
 

@@ -11,10 +11,10 @@ from torch import nn
 from equimid.engine.checkpoint import latest_checkpoint, save_checkpoint
 from equimid.engine.optimizer import OptimConfig, build_optimizer, clip_gradients, set_rates
 from equimid.errors import UserError
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 from test_engine import same_bits
 
-WHEN = When(step=3, total=12, steps_per_epoch=4)
+STEP = StepInfo(step=3, total=12, steps_per_epoch=4)
 DINO = {"weight_decay": 0.04, "weight_decay_end": 0.4, "decay_1d": False, "schedule": "dino"}
 BARLOW = {"name": "lars", "lr": 0.2, "lr_1d": 0.0048, "weight_decay": 1e-6, "decay_1d": False, "final_lr": 0.0002}
 
@@ -41,7 +41,7 @@ def updated(config, steps=(1, 2, 3, 9), batch_size=64):
     module = small()
     optimizer = build_optimizer(module, config)
     for step in steps:
-        set_rates(optimizer, config, WHEN._replace(step=step), batch_size)
+        set_rates(optimizer, config, STEP._replace(step=step), batch_size)
         give_gradients(module, step)
         clip_gradients(module.parameters(), config)
         optimizer.step()
@@ -55,48 +55,48 @@ def updated(config, steps=(1, 2, 3, 9), batch_size=64):
 def test_the_rate_is_its_definition(schedule, at_3, at_4):
     """Linear over one epoch of four steps, then a cosine; per 256 images."""
     config = OptimConfig(lr=0.8, final_lr=0.1, warmup_epochs=1, schedule=schedule)
-    rates = [config.lr_at(WHEN._replace(step=step), 128) for step in range(13)]
+    rates = [config.lr_at(STEP._replace(step=step), 128) for step in range(13)]
     assert rates[0] == 0
     assert rates[3] == pytest.approx(0.4 * at_3)
     assert rates[4] == pytest.approx(0.4 * at_4)
     assert rates[8] == pytest.approx(0.5 * (0.8 + 0.1) / 2)
     assert rates[12] == pytest.approx(0.05)
-    assert config.lr_at(WHEN, 512) == pytest.approx(4 * rates[3])
+    assert config.lr_at(STEP, 512) == pytest.approx(4 * rates[3])
 
 
 @pytest.mark.parametrize("epochs", [0, 0.25, 0.3, 1, 3, 100])
 @pytest.mark.parametrize("schedule", ["mocov3", "dino"])
 def test_any_length_of_warm_up_gives_a_rate_between_its_ends(schedule, epochs):
     config = OptimConfig(lr=0.8, final_lr=0.1, warmup_epochs=epochs, schedule=schedule)
-    rates = [config.lr_at(WHEN._replace(step=step), 256) for step in range(12)]
+    rates = [config.lr_at(STEP._replace(step=step), 256) for step in range(12)]
     assert all(0 <= rate < 0.8 + 1e-9 for rate in rates)
     assert epochs >= 3 or max(rates) > 0.75
 
 
 def test_the_weight_decay_follows_its_cosine_and_spares_1d_parameters():
     config = OptimConfig(**DINO)
-    decays = [config.weight_decay_at(WHEN._replace(step=step)) for step in range(13)]
+    decays = [config.weight_decay_at(STEP._replace(step=step)) for step in range(13)]
     expected = [0.4 - 0.36 * (1 + math.cos(math.pi * step / 12)) / 2 for step in range(13)]
     assert decays == pytest.approx(expected)
-    assert config.weight_decay_at(WHEN, one_d=True) == 0
-    assert OptimConfig(weight_decay=0.2).weight_decay_at(WHEN) == 0.2
+    assert config.weight_decay_at(STEP, one_d=True) == 0
+    assert OptimConfig(weight_decay=0.2).weight_decay_at(STEP) == 0.2
 
 
 def test_the_rate_of_1d_parameters_is_the_curve_scaled():
     """Barlow Twins: both rates go to a thousandth of their peak."""
     config = OptimConfig(**BARLOW, warmup_epochs=1)
     for step in range(13):
-        when = WHEN._replace(step=step)
+        when = STEP._replace(step=step)
         assert config.lr_at(when, 256, one_d=True) == pytest.approx(config.lr_at(when, 256) * 0.0048 / 0.2)
-    assert config.lr_at(WHEN._replace(step=12), 256, one_d=True) == pytest.approx(0.0048e-3)
+    assert config.lr_at(STEP._replace(step=12), 256, one_d=True) == pytest.approx(0.0048e-3)
 
 
 def test_the_rates_of_a_step_do_not_depend_on_the_steps_before():
     config, module = OptimConfig(**DINO), small()
     one, other = build_optimizer(module, config), build_optimizer(module, config)
     for step in range(4):
-        set_rates(one, config, WHEN._replace(step=step), 64)
-    set_rates(other, config, WHEN, 64)
+        set_rates(one, config, STEP._replace(step=step), 64)
+    set_rates(other, config, STEP, 64)
     assert one.state_dict() == other.state_dict()
 
 
@@ -122,10 +122,10 @@ def test_1d_parameters_are_apart_where_they_differ(settings):
     start = [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
     one_d_lr = config.lr if config.lr_1d is None else config.lr_1d
     assert start == [(config.lr, config.weight_decay), (one_d_lr, config.weight_decay * config.decay_1d)]
-    set_rates(optimizer, config, WHEN, 64)
+    set_rates(optimizer, config, STEP, 64)
     for group, is_1d in ((weights, False), (one_d, True)):
-        assert group["lr"] == config.lr_at(WHEN, 64, one_d=is_1d)
-        assert group["weight_decay"] == config.weight_decay_at(WHEN, one_d=is_1d)
+        assert group["lr"] == config.lr_at(STEP, 64, one_d=is_1d)
+        assert group["weight_decay"] == config.weight_decay_at(STEP, one_d=is_1d)
 
 
 def test_a_bias_of_more_dimensions_is_1d_and_a_token_is_not():
@@ -166,21 +166,23 @@ def test_lars_is_that_of_barlow_twins(decay):
     trained = [p for p in module.parameters() if p.requires_grad]
     expected = [p.detach().double() for p in trained]
     velocities = [torch.zeros_like(p) for p in expected]
-    share = 0.0
+    fraction = 0.0
     for step in range(1, 6):
-        set_rates(optimizer, config, WHEN._replace(step=step), 64)
+        set_rates(optimizer, config, STEP._replace(step=step), 64)
         give_gradients(module, step)
-        share = max([share, *(float(2 * decay * p.detach().norm() / p.grad.norm()) for p in trained if p.ndim > 1)])
+        fraction = max(
+            [fraction, *(float(2 * decay * p.detach().norm() / p.grad.norm()) for p in trained if p.ndim > 1)]
+        )
         optimizer.step()
         for i, p in enumerate(trained):
-            lr = config.lr_at(WHEN._replace(step=step), 64, one_d=p.ndim == 1)
+            lr = config.lr_at(STEP._replace(step=step), 64, one_d=p.ndim == 1)
             expected[i], velocities[i] = barlow_step(expected[i], p.grad.double(), velocities[i], lr, decay)
-    assert share < (5e-6 if decay <= 1e-6 else 0.1)
+    assert fraction < (5e-6 if decay <= 1e-6 else 0.1)
     for p, q, velocity in zip(trained, expected, velocities, strict=True):
         found = optimizer.state[p]["momentum_buffer"].double()
         rounding = 1e-5
-        assert (found - velocity).norm() <= (rounding + (share if p.ndim > 1 else 0)) * velocity.norm()
-        assert (p - q).norm() <= (rounding + (share if p.ndim > 1 else 0)) * q.norm()
+        assert (found - velocity).norm() <= (rounding + (fraction if p.ndim > 1 else 0)) * velocity.norm()
+        assert (p - q).norm() <= (rounding + (fraction if p.ndim > 1 else 0)) * q.norm()
 
 
 # clipping
@@ -287,7 +289,7 @@ def test_a_restored_run_goes_on_with_the_same_bits(tmp_path, settings):
 
     def advance(module, optimizer, steps):
         for step in steps:
-            set_rates(optimizer, config, WHEN._replace(step=step), 64)
+            set_rates(optimizer, config, STEP._replace(step=step), 64)
             give_gradients(module, step, without=("2.weight",) if step < 4 else ())
             clip_gradients(module.parameters(), config)
             optimizer.step()

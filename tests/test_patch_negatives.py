@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from equimid.addons import SERConfig, ser_loss
-from equimid.addons.base import Setting
+from equimid.addons.base import AddonContext
 from equimid.errors import UserError
 from equimid.losses import patch_ntxent, patch_ntxent_cross_view
 from equimid.poses import Pose
@@ -183,7 +183,7 @@ def test_the_add_on_gives_the_positions_of_the_grid():
 @pytest.mark.parametrize(("distance", "refused"), [(1, False), (2, False), (3, True), (9, True)])
 def test_a_distance_that_leaves_no_negatives_is_refused(distance, refused):
     config, plan = SERConfig(negatives="all", negative_distance=distance), ViewsConfig().plan(32, 8)
-    setting = Setting(8, 32, 8, 3)
+    setting = AddonContext(8, 32, 8, 3)
     if not refused:
         assert config.extend(plan, setting).posed is not None
         return

@@ -80,11 +80,11 @@ def test_feature_maps_are_of_a_larger_grid_whatever_the_image(tmp_path, patch):
     seen = []
 
     class Watched(Colours):
-        def look(self, images, layers=()):
-            seen.append(images.shape[-1] // self.patch)
-            return super().look(images, layers)
+        def forward_features(self, images, layers=()):
+            seen.append(images.shape[-1] // self.patch_size)
+            return super().forward_features(images, layers)
 
-    Watched.patch = patch
+    Watched.patch_size = patch
     data = photograph_folder(tmp_path / "data")
     draw_feature_maps(study_in(tmp_path / "run", Watched(), data), data, images=1)
     assert seen[0] == 32 // patch
@@ -127,13 +127,13 @@ def test_attention_is_drawn_head_by_head(tmp_path, monkeypatch):
     check_pictures(tmp_path / "run", records, "attention")
     assert [r.details["image"] for r in records] == [1, 2, 3]
     assert "2 heads" in records[0].details["caption"]
-    for photo, shares in drawn:
+    for photo, fractions in drawn:
         assert photo.shape == (32, 32, 3)
         # shares of what goes to patches: a single one, all alike, and their mean
-        assert shares[1][0, 0] == pytest.approx(1)
-        assert shares[2] == pytest.approx(np.full((4, 4), 1 / 16))
-        assert shares[0] == pytest.approx((shares[1] + shares[2]) / 2)
-        titles = [axes.get_title() for axes in figure(photo, shares).axes]
+        assert fractions[1][0, 0] == pytest.approx(1)
+        assert fractions[2] == pytest.approx(np.full((4, 4), 1 / 16))
+        assert fractions[0] == pytest.approx((fractions[1] + fractions[2]) / 2)
+        titles = [axes.get_title() for axes in figure(photo, fractions).axes]
         assert titles == ["photograph", "mean, ×8.5", "head 1, ×16.0", "head 2, ×1.0"]
 
 

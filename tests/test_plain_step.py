@@ -11,7 +11,7 @@ from equimid.config import Config
 from equimid.engine import TrainConfig
 from equimid.errors import UserError
 from equimid.methods import SimSiamConfig
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 from tasks import HEADS, TINY, make_task, make_views
 
 
@@ -72,7 +72,7 @@ def test_a_step_of_the_plain_reading_moves_what_ours_moves():
     views = doubled(make_views())
     settings = Config(backbone=TINY, method=HEADS, addons={"ser": config}, train=TrainConfig(batch_size=8))
     losses = plain.step(views, plain.optimizer(settings), torch.amp.GradScaler("cpu", enabled=False))
-    task.follow(When(0, 10))  # coefficient 0.99
+    task.update_teacher(StepInfo(0, 10))  # coefficient 0.99
     optimizer = torch.optim.AdamW(
         [p for p in task.parameters() if p.requires_grad], lr=1.5e-4, betas=(0.9, 0.999), weight_decay=0.1
     )

@@ -120,7 +120,7 @@ def test_a_base_method_of_your_own_trains_with_and_without_add_ons(tmp_path, mon
             return Alignment(self, width)
 
     settings = ["data.source=digits", "method.name=alignment", *QUICK]
-    for number, extra in enumerate(([], ["ser.weight=1", "ser.layers=2", "ser.share=0.25"])):
+    for number, extra in enumerate(([], ["ser.weight=1", "ser.layers=2", "ser.fraction=0.25"])):
         out = tmp_path / str(number)
         pretrain(override(recipe("mocov3-tiny"), [*settings, *extra]), out, finish=False)
         losses = column(out, "loss/alignment")

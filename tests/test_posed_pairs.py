@@ -10,7 +10,7 @@ from PIL import Image
 from equimid.addons import ESSLConfig, SERConfig, STLConfig
 from equimid.poses import sample_pose_pair
 from equimid.randomness import counted_generator
-from equimid.views import Key, Photometric, ViewDataset, ViewsConfig, normalise, realise, sample_poses
+from equimid.views import Key, Photometric, ViewDataset, ViewsConfig, normalise, sample_poses, to_device_views
 from pairs import CROPS, LOCAL, Images, in_pairs, make_batch, plan_of
 from photographs import near
 
@@ -19,20 +19,20 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("views", [CROPS, ViewsConfig(full=3), ViewsConfig(local=replace(LOCAL, count=3))])
 def test_posed_views_come_in_pairs_of_one_size(views):
-    plan = plan_of(views, ser=SERConfig(share=0.5))
+    plan = plan_of(views, ser=SERConfig(fraction=0.5))
     sizes = tuple(view.size for view in plan.crops)
     assert plan.posed.sizes == sizes
     batch = make_batch(plan, in_pairs(8, posed=4))
-    assert [tuple(x.shape) for x in batch.squares] == [(4, 3, size, size) for size in sizes[::2]]
-    assert len(batch.square_rows) == len(sizes)
-    views = realise(batch, plan, sample_poses(plan, 0, 0, 0, 1), CPU)
+    assert [tuple(x.shape) for x in batch.upright] == [(4, 3, size, size) for size in sizes[::2]]
+    assert len(batch.upright_rows) == len(sizes)
+    views = to_device_views(batch, plan, sample_poses(plan, 0, 0, 0, 1), CPU)
     assert [tuple(x.shape[-2:]) for x in views.posed] == [(8 * p.grid[0], 8 * p.grid[1]) for p in views.poses]
     # the whole image: no crop
-    assert near(batch.squares[0][1], _resized(1, 32))
+    assert near(batch.upright[0][1], _resized(1, 32))
     if 16 in sizes:
-        assert near(batch.squares[1][1], _resized(1, 16))
+        assert near(batch.upright[1][1], _resized(1, 16))
     # every view with its own draw
-    rows = torch.stack(batch.square_rows)
+    rows = torch.stack(batch.upright_rows)
     assert len(rows.flatten(0, 1).unique(dim=0)) == len(sizes) * 4
 
 
@@ -40,11 +40,11 @@ def test_a_posed_view_is_the_square_of_its_pair_with_its_own_draw():
     still = Photometric(jitter=0, grey=0, blur=0)
     negative = Photometric(jitter=0, grey=0, blur=0, solarise=1, solarise_threshold=0)
     views = ViewsConfig(first=still, second=negative, local=replace(LOCAL, photometric=still))
-    plan = plan_of(views, ser=SERConfig(share=0.5))
+    plan = plan_of(views, ser=SERConfig(fraction=0.5))
     batch = make_batch(plan, in_pairs(8, posed=4))
     poses = sample_poses(plan, 0, 0, 0, 1)
-    for v, view in enumerate(realise(batch, plan, poses, CPU).posed):
-        square = batch.squares[v // 2].float() / 255
+    for v, view in enumerate(to_device_views(batch, plan, poses, CPU).posed):
+        square = batch.upright[v // 2].float() / 255
         square = normalise(1 - square if v == 1 else square, plan.mean, plan.std)
         assert torch.allclose(view, poses[v].act(square, 8), atol=1e-5)
 
@@ -56,7 +56,7 @@ def _resized(index, size):
 
 @pytest.mark.parametrize("complement", [False, True])
 def test_the_first_pair_of_poses_is_drawn_as_of_two_views(complement):
-    ser = SERConfig(share=0.5, complement=complement)
+    ser = SERConfig(fraction=0.5, complement=complement)
     two, many, three = (plan_of(views, ser=ser) for views in (ViewsConfig(), CROPS, ViewsConfig(full=3)))
     for step in range(20):
         poses = sample_poses(many, 3, step, 0, 1)
@@ -73,24 +73,24 @@ def test_the_first_pair_of_poses_is_drawn_as_of_two_views(complement):
 
 
 def test_a_rank_without_posed_images_in_multi_crop():
-    plan = plan_of(CROPS, 12, ser=SERConfig(share=0.01), stl=STLConfig(), essl=ESSLConfig(size=16))
+    plan = plan_of(CROPS, 12, ser=SERConfig(fraction=0.01), stl=STLConfig(), essl=ESSLConfig(size=16))
     keys = in_pairs(12, posed=2)
     assert plan.positions(2, 1, 3) == []
     mine = [keys[p] for p in plan.positions(12, 1, 3)]
-    views = realise(make_batch(plan, mine), plan, sample_poses(plan, 0, 0, 1, 3), CPU)
+    views = to_device_views(make_batch(plan, mine), plan, sample_poses(plan, 0, 0, 1, 3), CPU)
     grids = [pose.grid for pose in sample_poses(plan, 0, 0, 0, 1)]
     assert [tuple(x.shape) for x in views.posed] == [(0, 3, 8 * h, 8 * w) for h, w in grids]
     assert [len(pose) for pose in views.poses] == [0] * 6
     assert [tuple(x.shape) for x in views.crops] == [(4, 3, 32, 32)] * 2 + [(4, 3, 16, 16)] * 4
     # and one of posed images only
-    views = realise(make_batch(plan, keys[:2]), plan, sample_poses(plan, 0, 0, 0, 1), CPU)
+    views = to_device_views(make_batch(plan, keys[:2]), plan, sample_poses(plan, 0, 0, 0, 1), CPU)
     assert [tuple(x.shape) for x in (*views.crops[::2], *views.extra["essl"])] == [(0, 3, 32, 32)] + [
         (0, 3, 16, 16)
     ] * 6
 
 
 def test_a_shared_crop_of_multi_crop_is_one_box_per_pair():
-    plan = plan_of(ser=SERConfig(share=1.0, source="shared_crop"), batch=40)
+    plan = plan_of(ser=SERConfig(fraction=1.0, source="shared_crop"), batch=40)
     dataset = ViewDataset(Images(), plan, 0)
     areas, flips = [[], [], []], set()
     for index in range(40):

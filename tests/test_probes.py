@@ -261,8 +261,8 @@ def test_diverging_rate_does_no_harm(diverging):
 
 
 class Loud(PatchColours):
-    def look(self, images, layers=()):
-        found = super().look(images, layers)
+    def forward_features(self, images, layers=()):
+        found = super().forward_features(images, layers)
         return replace(found, cls=found.cls * 1e4)
 
 

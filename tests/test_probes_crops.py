@@ -44,8 +44,8 @@ def test_crops_have_the_areas_of_torchvisions_and_half_are_flipped():
     boxes = [RandomResizedCrop.get_params(torch.zeros(3, 64, 64), [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(4000)]
     areas = torch.tensor([box[2] * box[3] / 64**2 for box in boxes])
     ours = heights * widths.abs() / 64**2
-    for share in (0.1, 0.5, 0.9):
-        assert float(ours.quantile(share)) == pytest.approx(float(areas.quantile(share)), abs=0.08)
+    for fraction in (0.1, 0.5, 0.9):
+        assert float(ours.quantile(fraction)) == pytest.approx(float(areas.quantile(fraction)), abs=0.08)
 
 
 def test_crops_are_drawn_anew_each_epoch_and_are_a_function_of_seed_epoch_and_index():
@@ -112,7 +112,7 @@ def test_head_is_that_of_a_loop_written_out():
     for epoch, factor in enumerate((1, 0.5)):
         order = counted_generator(0, "linear crops, order", epoch).permutation(32)
         for rows in (order[:16], order[16:]):
-            x = network.look(torch.stack([crops[epoch, i][0] for i in rows])).cls
+            x = network.forward_features(torch.stack([crops[epoch, i][0] for i in rows])).cls
             expected.step(x, torch.as_tensor(images.labels[rows]), factor * 16 / 256, 16)
             batches += 1
     assert batches == 4
@@ -172,6 +172,6 @@ def crops_on_ranks(rank, ranks):
 
 def test_two_processes_give_what_one_gives():
     one = crops_on_ranks(0, 1)
-    for share in on_ranks(crops_on_ranks, 2):
+    for fraction in on_ranks(crops_on_ranks, 2):
         for name, expected in one.items():
-            assert torch.allclose(share[name], expected, atol=1e-5), name
+            assert torch.allclose(fraction[name], expected, atol=1e-5), name

@@ -200,16 +200,16 @@ def test_heads_follow_adamw_and_the_cosine():
 
     trainer = HeadTrainer(lambda _: torch.nn.Linear(8, 4), batches, table.labels, (0.1,), 2, 0.2, 0, CPU)
     ours = [head.weight.detach().clone() for _, (head,) in trainer._epochs(np.arange(40), (0.1,))]
-    twin = torch.nn.Linear(8, 4)
+    random_baseline = torch.nn.Linear(8, 4)
     with counted_torch_seed(0, "probe, weights"):
-        twin.reset_parameters()
-    optimizer = torch.optim.AdamW(twin.parameters(), lr=0.1)
+        random_baseline.reset_parameters()
+    optimizer = torch.optim.AdamW(random_baseline.parameters(), lr=0.1)
     for expected, rate in zip(ours, (0.1, 0.05), strict=True):
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
-        F.cross_entropy(twin(table.features), table.labels).backward()
+        F.cross_entropy(random_baseline(table.features), table.labels).backward()
         optimizer.step()
-        assert torch.allclose(twin.weight, expected, atol=1e-5)
+        assert torch.allclose(random_baseline.weight, expected, atol=1e-5)
 
 
 def test_mlp_and_logistic_of_a_folder(tmp_path):
@@ -243,8 +243,8 @@ def test_attentive_pooling_is_torchs_attention_with_one_query():
 class OnePatchTells(PatchColours):
     """CLS says nothing."""
 
-    def look(self, images, layers=()):
-        found = super().look(images, layers)
+    def forward_features(self, images, layers=()):
+        found = super().forward_features(images, layers)
         return replace(found, cls=torch.zeros_like(found.cls))
 
 
@@ -270,7 +270,7 @@ def test_tokens_are_those_of_the_last_layer_after_the_norm():
     source, network = coloured(5), PatchColours().eval()
     (found,) = attentive._Tokens(study(), source).batches(np.array([3, 0]), 8)
     images = next(study().batches(source, indices=np.array([3, 0])))
-    tokens = network.look(images, [2]).maps[2].flatten(2).transpose(1, 2)
+    tokens = network.forward_features(images, [2]).maps[2].flatten(2).transpose(1, 2)
     assert found.shape == (2, 16, 8)
     assert torch.allclose(found, F.layer_norm(tokens, (8,)), atol=1e-6)
 

@@ -22,7 +22,7 @@ from test_cluster import Drawn, as_torchrun_sets
 NETWORK = BackboneConfig(
     name="vit_tiny_patch16_224", image_size=16, patch_size=4, embed_dim=16, depth=3, num_heads=2, cls_layer=2
 )
-SER = SERConfig(layers=(2,), hidden=8, share=0.5)
+SER = SERConfig(layers=(2,), hidden=8, fraction=0.5)
 
 
 def trainer(folder, behind, images=None, epochs=2, batch=8, every=3, tolerated=1.0):

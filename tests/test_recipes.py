@@ -202,11 +202,11 @@ def test_the_command_lists_and_shows():
         (line,) = [line for line in listed.splitlines() if line.split()[:1] == [name]]
         assert row.text in line
         assert row.published in line
-    shown = equimid("recipes", "show", "ser-layer9-imagenet", "ser.share=0.05").stdout.splitlines()
-    assert "ser.share=0.05" in shown
+    shown = equimid("recipes", "show", "ser-layer9-imagenet", "ser.fraction=0.05").stdout.splitlines()
+    assert "ser.fraction=0.05" in shown
     assert "augself=null" in shown
     assert shown[shown.index("# against ser-imagenet:") + 1 :] == [
-        "# ser.layers: [3] -> [9]", "# ser.share: 0.02 -> 0.05"
+        "# ser.layers: [3] -> [9]", "# ser.fraction: 0.02 -> 0.05"
     ]  # fmt: skip
     wrong = equimid("recipes", "show")
     assert wrong.returncode == 2

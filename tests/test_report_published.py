@@ -137,7 +137,7 @@ def test_one_setting_of_another_value_and_a_run_stands_beside_no_row(tmp_path: P
 
 
 def test_what_the_paper_does_not_fix_is_not_compared(tmp_path: Path) -> None:
-    free = ("ser.weight=0.3", "ser.share=0.01", "ser.grids=0", "optim.lr=1e-4", "seed=7", "runtime.workers=2")
+    free = ("ser.weight=0.3", "ser.fraction=0.01", "ser.grids=0", "optim.lr=1e-4", "seed=7", "runtime.workers=2")
     assert row_of(trained(tmp_path / "run", "ser", settings=free)) == TABLE["ser"][0]
 
 

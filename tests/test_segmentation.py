@@ -128,8 +128,8 @@ def test_colours_are_found(tmp_path):
 
 def test_network_that_sees_no_colour_is_no_better_than_chance(tmp_path):
     class Blind(PatchColours):
-        def look(self, images, layers=()):
-            return super().look(torch.zeros_like(images), layers)
+        def forward_features(self, images, layers=()):
+            return super().forward_features(torch.zeros_like(images), layers)
 
     data = scenes(tmp_path, 15)
     seeing, blind = (measure_segmentation(study(CONFIG, network()), data)[0] for network in (PatchColours, Blind))

@@ -26,8 +26,8 @@ TURNS = {"90 degrees": 1, "180 degrees": 2, "270 degrees": 3}
 class Placed(PatchColours):
     """Tokens that say where they are, and nothing of the image."""
 
-    def look(self, images, layers=()):
-        found = super().look(torch.zeros_like(images), layers)
+    def forward_features(self, images, layers=()):
+        found = super().forward_features(torch.zeros_like(images), layers)
         return Features(found.cls, {layer: self.place(m) for layer, m in found.maps.items()}, found.cls_at)
 
     def place(self, maps):
@@ -41,8 +41,8 @@ class Placed(PatchColours):
 class ColoursAndPlaces(Placed):
     """Four channels of each, so that each pose has another value."""
 
-    def look(self, images, layers=()):
-        colours, places = PatchColours.look(self, images, layers), super().look(images, layers)
+    def forward_features(self, images, layers=()):
+        colours, places = PatchColours.forward_features(self, images, layers), super().forward_features(images, layers)
         maps = {n: torch.cat([0.4 * 10**n * m[:, 4:], places.maps[n][:, :4]], 1) for n, m in colours.maps.items()}
         return Features(colours.cls, maps, colours.cls_at)
 

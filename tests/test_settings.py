@@ -15,7 +15,7 @@ from equimid.config import Config, differences, load_config, save_config
 from equimid.engine import OptimConfig
 from equimid.methods import METHODS, DINOConfig, MoCoV3Config
 from equimid.recipes import recipe
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 from equimid.task import plan_views
 from equimid.views import LocalViews, Photometric, ViewsConfig
 from tasks import TINY, make_task, make_views
@@ -30,11 +30,11 @@ def signature(config):
     rng = torch.Generator().manual_seed(1)
     x = [torch.randn(7, 6, dtype=torch.float64, generator=rng) for _ in range(6)]
     for _ in range(2):  # a center moves
-        loss = method(x, [y + 0.1 for y in x[:2]] if method.uses_momentum else [], When(4, 20, 2))
+        loss = method(x, [y + 0.1 for y in x[:2]] if method.uses_momentum else [], StepInfo(4, 20, 2))
     shapes = [(tuple(p.shape), p.requires_grad) for p in method.parameters()]
-    frozen = [len(method.frozen_at(When(step, 20, 2))) for step in range(20)]
+    frozen = [len(method.frozen_at(StepInfo(step, 20, 2))) for step in range(20)]
     temperatures = [config.teacher_temperature_at(e) for e in range(10)] if isinstance(config, DINOConfig) else []
-    return (round(float(loss.detach()), 9), shapes, frozen, method.momentum_at(When(3, 20)), temperatures)
+    return (round(float(loss.detach()), 9), shapes, frozen, method.momentum_at(StepInfo(3, 20)), temperatures)
 
 
 METHOD_CHANGES = {
@@ -65,7 +65,7 @@ def test_every_setting_of_every_method_has_an_effect(name):
 
 
 SER_CHANGES = {
-    "weight": 0.5, "temperature": 0.5, "layers": (3,), "layer_weights": (1.0, 0.2), "share": 0.75, "hidden": 8,
+    "weight": 0.5, "temperature": 0.5, "layers": (3,), "layer_weights": (1.0, 0.2), "fraction": 0.75, "hidden": 8,
     "area": (0.2, 0.4), "aspect": (2.0, 3.0), "complement": True, "source": "shared_crop", "form": "cross_view",
     "detached": True, "grids": 0, "negatives": "all", "negative_distance": 0,
 }  # fmt: skip
@@ -81,7 +81,7 @@ def test_every_setting_of_ser_has_an_effect():
         watched = [p.requires_grad for p in task.addons.parameters()]
         return plan.posed, round(float(losses.named["ser"]), 5), round(float(losses.total.detach()), 5), watched
 
-    config = SERConfig(layers=(1, 3), hidden=16, share=0.5)
+    config = SERConfig(layers=(1, 3), hidden=16, fraction=0.5)
     before = seen(config)
     assert seen(config) == before
     for key, value in SER_CHANGES.items():

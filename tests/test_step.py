@@ -12,12 +12,12 @@ from equimid.addons import AugSelfConfig, EquiModConfig, ESSLConfig, SERConfig, 
 from equimid.backbones import create_backbone
 from equimid.engine.optimizer import OptimConfig, build_optimizer, clip_gradients, set_rates
 from equimid.methods import BarlowTwinsConfig, DINOConfig, SimCLRConfig, SimSiamConfig, VICRegConfig
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 from equimid.task import Task, plan_views
-from equimid.views import ViewsConfig, realise, sample_poses
+from equimid.views import ViewsConfig, sample_poses, to_device_views
 from tasks import HEADS, TINY, make_task
 
-WHEN = When(3, 10, 5)
+STEP = StepInfo(3, 10, 5)
 SMALL = {"embed_dim": 24, "depth": 4, "num_heads": 3, "img_size": 32, "patch_size": 8}
 
 
@@ -56,10 +56,10 @@ class NoBlockingCopy(TorchDispatchMode):
 def whole_step(task, plan, optimizer, batch, device):
     """What the loop does in a step, on the device alone."""
     config = OptimConfig(clip=1.0)
-    set_rates(optimizer, config, WHEN, 8)
-    views = realise(batch, plan, sample_poses(plan, 0, 3, 0, 1), device)
-    task.follow(WHEN)
-    task(views, WHEN).total.backward()
+    set_rates(optimizer, config, STEP, 8)
+    views = to_device_views(batch, plan, sample_poses(plan, 0, 3, 0, 1), device)
+    task.update_teacher(STEP)
+    task(views, STEP).total.backward()
     clip_gradients(task.parameters(), config)
     optimizer.step()
     optimizer.zero_grad()

@@ -7,15 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
-from equimid.addons import Seen, Setting, STLConfig
+from equimid.addons import AddonContext, STLConfig, StudentOutputs
 from equimid.errors import UserError
 from equimid.features import Features
 from equimid.testing import assert_same_on_ranks, assert_trains
-from equimid.views import FIELDS, Key, Photometric, ViewDataset, ViewsConfig, collate, realise
+from equimid.views import FIELDS, Key, Photometric, ViewDataset, ViewsConfig, collate, to_device_views
 
 D, TAU, WEIGHT = 5, 0.3, 0.25
 PLAN = ViewsConfig().plan(16, 8)
-SETTING = Setting(batch=8, image_size=16, patch_size=8, cls_layer=0)
+SETTING = AddonContext(batch=8, image_size=16, patch_size=8, cls_layer=0)
 SMALL = STLConfig(temperature=TAU, trans_weight=WEIGHT, trans_dim=4, hidden=7, dim=6)
 
 
@@ -28,7 +28,7 @@ def make_case(config=SMALL, n=6):
 
 
 def see(vectors):
-    return Seen([Features(x) for x in vectors])
+    return StudentOutputs([Features(x) for x in vectors])
 
 
 def two_layers(net, x):
@@ -154,7 +154,7 @@ def test_stl_every_setting_matters():
     rng = torch.Generator().manual_seed(1)
     a, b, c, d = (torch.randn(6, D, generator=rng, dtype=torch.float64) for _ in range(4))
     maps = [torch.randn(6, D, 2, 2, generator=rng, dtype=torch.float64) for _ in range(2)]
-    seen = Seen([Features(a, {1: maps[0]}, {1: b}), Features(c, {1: maps[1]}, {1: d})])
+    seen = StudentOutputs([Features(a, {1: maps[0]}, {1: b}), Features(c, {1: maps[1]}, {1: d})])
 
     def loss_of(config):
         torch.manual_seed(0)
@@ -238,7 +238,7 @@ def test_stl_in_a_task_trains_the_blocks_below_it(layer):
         name="vit_tiny_patch16_224", image_size=16, patch_size=8, embed_dim=12, depth=3, num_heads=2, cls_layer=0,
     )  # fmt: skip
     # three posed images become four, so that whole pairs are cropped, also on each rank
-    posed = plan_views(ViewsConfig(), backbone, {"stl": SMALL, "ser": SERConfig(layers=(1,), share=3 / 12)}, 12)
+    posed = plan_views(ViewsConfig(), backbone, {"stl": SMALL, "ser": SERConfig(layers=(1,), fraction=3 / 12)}, 12)
     assert posed.posed.count == 4
     for ranks in (1, 2, 3):
         for rank in range(ranks):
@@ -247,7 +247,7 @@ def test_stl_in_a_task_trains_the_blocks_below_it(layer):
     addons = {"stl": replace(SMALL, layer=layer)}
     plan = plan_views(ViewsConfig(), backbone, addons, 8)
     task = Task(backbone, MoCoV3Config(hidden=8, dim=6), addons, plan, seed=0)
-    seen, _ = task._student(realise(make_batch(plan, 8), plan, [], torch.device("cpu")))
+    seen, _ = task._student(to_device_views(make_batch(plan, 8), plan, [], torch.device("cpu")))
     last = [("block 2", task.student.blocks[2].mlp.fc2.weight)]
     trained = [*task.addons.named_parameters(), ("block 1", task.student.blocks[1].mlp.fc2.weight)]
     assert_trains(task.addons["stl"](seen), [*trained, *([] if layer else last)], last if layer else [])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from equimid.addons import SER, Seen, SERConfig, ser_loss
+from equimid.addons import SER, SERConfig, StudentOutputs, ser_loss
 from equimid.backbones import BackboneConfig
 from equimid.distributed import CrossRankBatchNorm1d
 from equimid.errors import UserError
@@ -19,7 +19,7 @@ from equimid.losses import patch_ntxent, patch_ntxent_cross_view
 from equimid.methods import MoCoV3Config
 from equimid.poses import Pose, sample_pose_pair, transport
 from equimid.randomness import counted_generator
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 from equimid.task import plan_views
 from equimid.testing import assert_trains, on_ranks
 from equimid.views import Views, ViewsConfig
@@ -44,7 +44,7 @@ def ser_alone(task, views):
     student = task.student.forward_packed([*views.crops, *views.posed])
     with torch.no_grad():
         momentum = task.momentum.forward_packed(views.posed)
-    return task.addons["ser"](Seen(student[:2], posed=student[2:], momentum_posed=momentum, views=views))
+    return task.addons["ser"](StudentOutputs(student[:2], posed=student[2:], momentum_posed=momentum, views=views))
 
 
 @pytest.mark.parametrize("form", ["canonical", "cross_view"])
@@ -116,22 +116,22 @@ def test_ema_moves_only_the_follower():
     """Law 6 and T5: the student stays bit-identical, nothing is shared, phi is not part of the momentum network."""
     task = make_task(SERConfig(hidden=16))
     student = {n: p for n, p in task.named_parameters() if p.requires_grad}
-    follower = {n: p for n, p in task.named_parameters() if n.startswith("momentum") or "momentum_projector" in n}
-    assert not {p.data_ptr() for p in student.values()} & {p.data_ptr() for p in follower.values()}
-    assert not any("addons" in n for n in follower)
+    teacher = {n: p for n, p in task.named_parameters() if n.startswith("momentum") or "momentum_projector" in n}
+    assert not {p.data_ptr() for p in student.values()} & {p.data_ptr() for p in teacher.values()}
+    assert not any("addons" in n for n in teacher)
     with torch.no_grad():
         for p in student.values():
             p.add_(1.0)
     before = {n: p.clone() for n, p in student.items()}
-    start = {n: p.clone() for n, p in follower.items()}
-    task.follow(When(0, 10))  # coefficient 0.99
+    start = {n: p.clone() for n, p in teacher.items()}
+    task.update_teacher(StepInfo(0, 10))  # coefficient 0.99
     assert all(torch.equal(p, before[n]) for n, p in student.items())
-    moved = [n for n, p in follower.items() if not torch.equal(p, start[n])]
-    leaders = {n: n.replace("momentum.", "student.").replace("momentum_projector", "projector") for n in follower}
+    moved = [n for n, p in teacher.items() if not torch.equal(p, start[n])]
+    leaders = {n: n.replace("momentum.", "student.").replace("momentum_projector", "projector") for n in teacher}
     for n in moved:
         expected = 0.99 * start[n] + 0.01 * before[leaders[n]]
-        assert torch.allclose(follower[n], expected, atol=1e-6), n
-    assert len(moved) == len(follower)
+        assert torch.allclose(teacher[n], expected, atol=1e-6), n
+    assert len(moved) == len(teacher)
 
 
 def test_keys_come_from_the_momentum_network_after_its_ema():
@@ -141,7 +141,7 @@ def test_keys_come_from_the_momentum_network_after_its_ema():
         for p in task.student.parameters():
             p.mul_(1.5)
     one = float(task(views).named["mocov3"])
-    task.follow(When(9, 10))
+    task.update_teacher(StepInfo(9, 10))
     assert float(task(views).named["mocov3"]) != one
 
 
@@ -174,11 +174,11 @@ def _ids(pose):
 
 
 def test_without_momentum_maps_both_sides_are_the_student():
-    ser = SER(SERConfig(hidden=16, layers=(1,)), width=24)
+    ser = SER(SERConfig(hidden=16, layers=(1,)), embed_dim=24)
     poses = sample_pose_pair(3, (4, 4), counted_generator(0, "pose"))
     maps = [torch.randn(3, 24, *pose.grid, requires_grad=True) for pose in poses]
     posed = [Features(m[:, :, 0, 0], {1: m}) for m in maps]
-    ser(Seen([], posed=posed, views=Views([], [], poses, torch.arange(3)))).backward()
+    ser(StudentOutputs([], posed=posed, views=Views([], [], poses, torch.arange(3)))).backward()
     assert all(float(m.grad.abs().min(1).values.max()) > 0 for m in maps)
 
 
@@ -219,8 +219,8 @@ def test_late_cls_alone_and_layer_12_can_be_built():
 
 def test_at_least_two_images_are_posed_and_a_batch_that_cannot_hold_them_is_refused():
     """T11."""
-    for batch, share, count in ((8, 0.01, 2), (50, 0.01, 2), (256, 0.01, 3), (2048, 0.01, 20), (4, 1.0, 4)):
-        plan = plan_views(ViewsConfig(), TINY, {"ser": SERConfig(share=share)}, batch)
+    for batch, fraction, count in ((8, 0.01, 2), (50, 0.01, 2), (256, 0.01, 3), (2048, 0.01, 20), (4, 1.0, 4)):
+        plan = plan_views(ViewsConfig(), TINY, {"ser": SERConfig(fraction=fraction)}, batch)
         assert plan.posed.count == count
     with pytest.raises(UserError, match="at least two posed images"):
         plan_views(ViewsConfig(), TINY, {"ser": SERConfig()}, 1)
@@ -231,7 +231,7 @@ def test_at_least_two_images_are_posed_and_a_batch_that_cannot_hold_them_is_refu
     [
         ({"weight": -1}, "weight is -1"),
         ({"temperature": 0}, "temperature is 0"),
-        ({"share": 0}, "ser=null"),
+        ({"fraction": 0}, "ser=null"),
         ({"layers": ()}, "at least one layer"),
         ({"layers": (3, 3)}, "each once"),
         ({"area": (1.3, 0.7)}, r"ser\.area"),
@@ -260,7 +260,7 @@ def test_flops_of_a_step_are_those_of_the_specification():
 def test_ser_costs_at_most_1_008_times_the_base_at_the_papers_share():
     """Shows 8, at r = 0.02; a global batch of 2,048 on the meta device."""
     found = {}
-    for name, config in (("base", None), ("ser", SERConfig(share=0.02))):
+    for name, config in (("base", None), ("ser", SERConfig(fraction=0.02))):
         task = make_task(config, BackboneConfig(cls_layer=3 if config else 0), MoCoV3Config()).to("meta")
         found[name] = count_macs(task, make_views(2048, 41 if config else 0, 224, 16, "meta"))
     assert 0.99 < found["ser"] / found["base"] < 1.008
@@ -309,7 +309,7 @@ def test_settings_of_ser_reach_the_plan():
 
 def test_momentum_rises_to_one():
     method = make_task().method
-    assert [method.momentum_at(When(step, 10)) for step in (0, 5, 10)] == pytest.approx([0.99, 0.995, 1.0])
+    assert [method.momentum_at(StepInfo(step, 10)) for step in (0, 5, 10)] == pytest.approx([0.99, 0.995, 1.0])
 
 
 def test_heads_are_moco_v3s():

@@ -11,15 +11,15 @@ from drawing import drawn
 from equimid.addons import AugSelfConfig, EquiModConfig, ESSLConfig, SERConfig, STLConfig, ser_loss
 from equimid.engine.health import HealthCheck
 from equimid.methods import DINOConfig, SimSiamConfig, view_pairs
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 from equimid.task import Task, plan_views
 from equimid.testing import assert_trains
-from equimid.views import Key, LocalViews, Photometric, ViewDataset, ViewsConfig, collate, realise, sample_poses
+from equimid.views import Key, LocalViews, Photometric, ViewDataset, ViewsConfig, collate, sample_poses, to_device_views
 from tasks import HEADS, TINY
 
 CPU = torch.device("cpu")
 SOURCE = drawn(12, (40, 36))
-SER = SERConfig(layers=(1, 3), layer_weights=(0.3, 1.1), hidden=16, share=0.3, weight=0.7)
+SER = SERConfig(layers=(1, 3), layer_weights=(0.3, 1.1), hidden=16, fraction=0.3, weight=0.7)
 ADDONS = {
     "augself": AugSelfConfig(layer=2, hidden=12, weight=0.4),
     "equimod": EquiModConfig(hidden=12, dim=8, weight=1.3),
@@ -42,7 +42,7 @@ def _views(plan, batch):
     posed = plan.posed.count if plan.posed else 0
     dataset = ViewDataset(SOURCE, plan, seed=1)
     items = collate([dataset[Key(0, p, p < posed, p // plan.unit * plan.unit)] for p in range(batch)])
-    return realise(items, plan, sample_poses(plan, 1, 0, 0, 1), CPU)
+    return to_device_views(items, plan, sample_poses(plan, 1, 0, 0, 1), CPU)
 
 
 def gradients(task, views, loss=None):
@@ -104,7 +104,7 @@ def test_an_add_on_of_weight_0_trains_nothing_and_leaves_the_rest_as_without_it(
     seen = replace(seen, momentum_posed=posed, momentum_crops=crops)
     keys = [torch.cat([f.cls, p.cls]) for f, p in zip(crops, posed, strict=True)]
     rest = sum(ADDONS[name].weight * named[name](seen) for name in ADDONS if name != silent)
-    (whole.method(cls, keys, When()) + rest).backward()
+    (whole.method(cls, keys, StepInfo()) + rest).backward()
     for name, p in whole.named_parameters():
         if p.requires_grad and name not in own:
             assert torch.allclose(found[name], p.grad, rtol=1e-3, atol=1e-6), name
@@ -261,7 +261,7 @@ def test_what_is_read_below_the_watched_layer_does_not_show_there():
 
 def test_health_knows_terms_that_share_a_layer(caplog):
     health = HealthCheck({"augself": 0.0, "ser": 0.0, "stl": 1.0}, patience=5)
-    health.look(0, 1.0, {"base": 1.0, "augself+ser": 0.0}, 8)
+    health.check(0, 1.0, {"base": 1.0, "augself+ser": 0.0}, 8)
     assert not caplog.messages
-    health.look(0, 1.0, {"base": 1.0, "ser+stl": 0.0}, 8)
+    health.check(0, 1.0, {"base": 1.0, "ser+stl": 0.0}, 8)
     assert ["no gradient of the ser+stl loss" in message for message in caplog.messages] == [True]

@@ -27,7 +27,7 @@ def test_another_readable_image_takes_the_place_of_an_unreadable_one(posed):
     for place, index in enumerate(replaced, start=1):
         source = Drawn(8).load(index)
         if posed:
-            assert near(batch.squares[0][place], resized(source, 16))
+            assert near(batch.upright[0][place], resized(source, 16))
         else:  # the draw is that of the place, not of the image that fills it
             box, flipped = unshared(batch.crop_boxes[0][place], source)
             assert near(batch.crops[0][place], resized(source, 16, flipped, box))

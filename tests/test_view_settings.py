@@ -21,8 +21,8 @@ from equimid.views import (
     ViewsConfig,
     collate,
     normalise,
-    realise,
     sample_poses,
+    to_device_views,
 )
 from pairs import CROPS, LOCAL, Images, in_pairs, make_batch, plan_of
 from photographs import near
@@ -59,7 +59,7 @@ def test_small_views_have_their_own_size_scale_and_photometric():
         ViewsConfig().first, ViewsConfig().second, ViewsConfig().first
     ]  # fmt: skip
     batch = make_batch(plan, in_pairs(40))
-    views = realise(batch, plan, [], CPU)
+    views = to_device_views(batch, plan, [], CPU)
     assert [x.shape[-1] for x in views.crops] == [32] * 3 + [16] * 3
     for v, boxes in enumerate(batch.crop_boxes):
         area = boxes[:, 2] * boxes[:, 3]
@@ -104,11 +104,11 @@ def test_standard_views_do_not_notice_add_ons_or_posed_neighbours(aligned):
     assert full.posed.count == 2
     assert bare.aligned is full.aligned is aligned
     alone, beside = make_batch(bare, in_pairs(8)), make_batch(full, in_pairs(8, posed=2))
-    assert (len(beside.crops), len(beside.crops[0]), len(beside.squares)) == (8, 6, 3)
+    assert (len(beside.crops), len(beside.crops[0]), len(beside.upright)) == (8, 6, 3)
     for name in ("crops", "crop_boxes", "crop_rows"):
         for a, b in zip(getattr(alone, name), getattr(beside, name)[:6], strict=True):
             assert torch.equal(a[2:], b), name
-    views = [realise(x, p, sample_poses(p, 0, 0, 0, 1), CPU) for x, p in ((alone, bare), (beside, full))]
+    views = [to_device_views(x, p, sample_poses(p, 0, 0, 0, 1), CPU) for x, p in ((alone, bare), (beside, full))]
     assert all(torch.equal(a[2:], b) for a, b in zip(views[0].crops, views[1].crops, strict=True))
 
 
@@ -116,24 +116,24 @@ def test_standard_views_do_not_notice_add_ons_or_posed_neighbours(aligned):
 
 
 @pytest.mark.parametrize("size", [(60, 40), (40, 60), (40, 40), (2, 3), (1, 1)])
-@pytest.mark.parametrize("share", [1.0, 0.875])
-def test_the_centre_view_is_the_exact_centre_and_draws_nothing(size, share):
+@pytest.mark.parametrize("fraction", [1.0, 0.875])
+def test_the_centre_view_is_the_exact_centre_and_draws_nothing(size, fraction):
     width, height = size
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     source = Images(1)
     source.load = lambda index: Image.fromarray(pixels)
-    plan = replace(ViewsConfig().plan(32, 8), extra={"clean": ExtraView(CentreView(32, share))})
+    plan = replace(ViewsConfig().plan(32, 8), extra={"clean": ExtraView(CentreView(32, fraction))})
     first, later = (ViewDataset(source, plan, seed)[Key(epoch, 0, False)] for seed, epoch in ((0, 0), (5, 3)))
     assert torch.equal(first.pixels[2], later.pixels[2])
     assert not torch.equal(first.rows[0], later.rows[0])
-    side = max(1, round(min(size) * share))
+    side = max(1, round(min(size) * fraction))
     top, left = (height - side) // 2, (width - side) // 2
     expected = Image.fromarray(pixels[top : top + side, left : left + side]).resize((32, 32), Image.Resampling.BILINEAR)
     assert near(first.pixels[2], torch.from_numpy(np.array(expected)).permute(2, 0, 1))
     box = torch.tensor([top / height, left / width, side / height, side / width, 0.0])
     assert torch.allclose(first.boxes[2], box)
     # nothing is changed on the device either
-    (clean,) = realise(collate([first]), plan, [], CPU).extra["clean"]
+    (clean,) = to_device_views(collate([first]), plan, [], CPU).extra["clean"]
     assert torch.allclose(clean[0], normalise(first.pixels[2].float() / 255, plan.mean, plan.std), atol=1e-5)
 
 
@@ -141,7 +141,7 @@ def test_the_turns_of_an_extra_view_are_one_crop_turned():
     plan = plan_of(ViewsConfig(), essl=ESSLConfig(size=16), equimod=EquiModConfig())
     batch = make_batch(plan, in_pairs(5))
     assert [x.shape[-1] for x in batch.crops] == [32, 32, 16, 32]
-    views = realise(batch, plan, [], CPU)
+    views = to_device_views(batch, plan, [], CPU)
     assert list(views.extra) == ["essl", "equimod"]
     assert [len(turns) for turns in views.extra.values()] == [4, 1]
     upright = views.extra["essl"][0]
@@ -179,10 +179,10 @@ def test_a_lone_image_of_an_aligned_plan_is_an_error():
         ViewDataset(Images(), plan_of(stl=STLConfig()), 0)[Key(0, 3, False)]
 
 
-@pytest.mark.parametrize("share", [0.01, 0.25, 5 / 12])
-def test_pairs_stay_on_one_rank_and_are_the_same_for_any_number_of_ranks(share):
-    plan = plan_of(ViewsConfig(), 12, stl=STLConfig(), ser=SERConfig(share=share))
-    assert plan.posed.count == {0.01: 2, 0.25: 4, 5 / 12: 6}[share]
+@pytest.mark.parametrize("fraction", [0.01, 0.25, 5 / 12])
+def test_pairs_stay_on_one_rank_and_are_the_same_for_any_number_of_ranks(fraction):
+    plan = plan_of(ViewsConfig(), 12, stl=STLConfig(), ser=SERConfig(fraction=fraction))
+    assert plan.posed.count == {0.01: 2, 0.25: 4, 5 / 12: 6}[fraction]
 
     def batches(rank, ranks):
         settings = {"micro_batch": 12, "accumulate": 2, "first_step": 1, "last_step": 5, "plan": plan}
@@ -193,9 +193,9 @@ def test_pairs_stay_on_one_rank_and_are_the_same_for_any_number_of_ranks(share):
         assert [key.pair for key in keys] == [keys[p // 2 * 2].index for p in range(12)]
         assert [key.posed for key in keys] == [p < plan.posed.count for p in range(12)]
     for ranks in (2, 3):
-        shares = [batches(rank, ranks) for rank in range(ranks)]
+        fractions = [batches(rank, ranks) for rank in range(ranks)]
         for number, keys in enumerate(whole):
-            mine = [share[number] for share in shares]
+            mine = [fraction[number] for fraction in fractions]
             assert [len(part) for part in mine] == [12 // ranks] * ranks
             assert sorted((k.index, k.posed, k.pair) for part in mine for k in part) == sorted(
                 (k.index, k.posed, k.pair) for k in keys
@@ -216,13 +216,13 @@ def test_pairs_stay_on_one_rank_and_are_the_same_for_any_number_of_ranks(share):
 
 def test_a_rank_makes_the_views_that_one_process_makes():
     """Pixels too: images are dealt out, and what is drawn for them does not change."""
-    plan = plan_of(CROPS, 12, stl=STLConfig(), ser=SERConfig(share=0.3), essl=ESSLConfig(size=16))
+    plan = plan_of(CROPS, 12, stl=STLConfig(), ser=SERConfig(fraction=0.3), essl=ESSLConfig(size=16))
     keys = in_pairs(12, posed=plan.posed.count)
-    whole = realise(make_batch(plan, keys), plan, sample_poses(plan, 0, 7, 0, 1), CPU)
+    whole = to_device_views(make_batch(plan, keys), plan, sample_poses(plan, 0, 7, 0, 1), CPU)
     rest = [p for p in range(12) if not keys[p].posed]
     for rank in range(3):
         mine = plan.positions(12, rank, 3)
-        views = realise(make_batch(plan, [keys[p] for p in mine]), plan, sample_poses(plan, 0, 7, rank, 3), CPU)
+        views = to_device_views(make_batch(plan, [keys[p] for p in mine]), plan, sample_poses(plan, 0, 7, rank, 3), CPU)
         cropped = [rest.index(p) for p in mine if p in rest]
         posed = [p for p in mine if p not in rest]
         assert views.image_ids.tolist() == posed

@@ -19,8 +19,8 @@ from equimid.views import (
     ViewsConfig,
     collate,
     normalise,
-    realise,
     sample_poses,
+    to_device_views,
 )
 from equimid.views.dataset import sample_crop
 from photographs import near
@@ -106,8 +106,8 @@ def test_crop_shows_the_box_that_is_recorded():
     for index in range(40):
         item, image = dataset[Key(0, index, False)], source.load(index)
         assert len(item.pixels) == len(item.boxes) == len(item.rows) == 2
-        for pixels, shares in zip(item.pixels, item.boxes, strict=True):
-            box, flipped = unshared(shares, image)
+        for pixels, fractions in zip(item.pixels, item.boxes, strict=True):
+            box, flipped = unshared(fractions, image)
             flips.append(flipped)
             assert pixels.dtype == torch.uint8
             assert near(pixels, resized(image, 8, flipped, box))
@@ -183,23 +183,23 @@ def test_batch_holds_cropped_images_first():
     assert batch.indices.tolist() == [5, 4, 2, 1]
     assert [x.shape for x in batch.crops] == [(2, 3, 16, 16)] * 2
     assert [x.shape for x in batch.crop_boxes] == [(2, 5)] * 2
-    assert batch.squares[0].shape == (2, 3, 16, 16)
-    assert near(batch.squares[0][1], resized(Drawn().load(1), 16))
+    assert batch.upright[0].shape == (2, 3, 16, 16)
+    assert near(batch.upright[0][1], resized(Drawn().load(1), 16))
     for view in range(2):
         assert torch.equal(batch.crops[view][1], dataset[Key(0, 4, False)].pixels[view])
         assert torch.equal(batch.crop_rows[view][0], dataset[Key(0, 5, False)].rows[view])
         assert torch.equal(batch.crop_boxes[view][0], dataset[Key(0, 5, False)].boxes[view])
-        assert torch.equal(batch.square_rows[view][0], dataset[Key(0, 2, True)].rows[view])
+        assert torch.equal(batch.upright_rows[view][0], dataset[Key(0, 2, True)].rows[view])
 
 
 def test_batch_of_one_sort():
     plan = make_plan()
     posed, cropped = make_batch(plan, 0, 3), make_batch(plan, 3, 0)
     assert posed.crops == posed.crop_boxes == posed.crop_rows == []
-    assert posed.squares[0].shape == (3, 3, 16, 16)
-    assert len(posed.square_rows) == 2
-    assert cropped.squares == []
-    assert cropped.square_rows == []
+    assert posed.upright[0].shape == (3, 3, 16, 16)
+    assert len(posed.upright_rows) == 2
+    assert cropped.upright == []
+    assert cropped.upright_rows == []
     assert posed.indices.tolist() == cropped.indices.tolist() == [0, 1, 2]
 
 
@@ -207,7 +207,7 @@ def test_batch_of_one_sort():
 def test_views_have_the_shapes_of_the_plan(cropped, posed):
     plan = make_plan(replace(POSED, count=posed), plain=False)
     poses = sample_poses(plan, 0, 0, 0, 1)
-    views = realise(make_batch(plan, cropped, posed), plan, poses, CPU)
+    views = to_device_views(make_batch(plan, cropped, posed), plan, poses, CPU)
     assert [x.shape for x in views.crops] == [(cropped, 3, 16, 16)] * 2
     assert [x.shape for x in views.posed] == [(posed, 3, 4 * pose.grid[0], 4 * pose.grid[1]) for pose in poses]
     assert [len(pose) for pose in views.poses] == [posed, posed]
@@ -217,7 +217,7 @@ def test_views_have_the_shapes_of_the_plan(cropped, posed):
 
 def test_views_without_posing():
     plan = make_plan(posed=None)
-    views = realise(make_batch(plan, 3, 2), plan, [], CPU)  # without posed views, posed keys are cropped ones
+    views = to_device_views(make_batch(plan, 3, 2), plan, [], CPU)  # without posed views, posed keys are cropped ones
     assert [x.shape for x in views.crops] == [(5, 3, 16, 16)] * 2
     assert (views.posed, views.poses, views.image_ids.tolist()) == ([], [], [])
 
@@ -225,7 +225,7 @@ def test_views_without_posing():
 def test_crops_are_normalised():
     plan = make_plan()
     batch = make_batch(plan, 3, 4)
-    views = realise(batch, plan, sample_poses(plan, 0, 0, 0, 1), CPU)
+    views = to_device_views(batch, plan, sample_poses(plan, 0, 0, 0, 1), CPU)
     for crops, pixels in zip(views.crops, batch.crops, strict=True):
         for channel, (mean, std) in enumerate(zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)):
             expected = (pixels[:, channel].double() / 255 - mean) / std
@@ -236,10 +236,10 @@ def test_posed_views_are_the_posed_squares():
     plan = make_plan()
     batch = make_batch(plan, 3, 4)
     poses = sample_poses(plan, 0, 5, 0, 1)
-    views = realise(batch, plan, poses, CPU)
-    squares = normalise(batch.squares[0].float() / 255, plan.mean, plan.std)
+    views = to_device_views(batch, plan, poses, CPU)
+    upright = normalise(batch.upright[0].float() / 255, plan.mean, plan.std)
     for view, pose in zip(views.posed, poses, strict=True):
-        assert torch.allclose(view, pose.act(squares, 4), atol=1e-5)
+        assert torch.allclose(view, pose.act(upright, 4), atol=1e-5)
     assert views.poses == poses
 
 
@@ -248,7 +248,7 @@ def test_both_posed_views_show_the_whole_upright_image(cropped):
     """T8 of the release: its posed views were both cut from one random crop. Undo the pose: the whole image is back."""
     plan = make_plan(STILL, flip=1.0)
     batch = make_batch(plan, cropped, 4)
-    views = realise(batch, plan, sample_poses(plan, 0, 0, 0, 1), CPU)
+    views = to_device_views(batch, plan, sample_poses(plan, 0, 0, 0, 1), CPU)
     whole = torch.stack([resized(Drawn().load(index), 16) for index in views.image_ids.tolist()])
     expected = normalise(whole.float() / 255, plan.mean, plan.std)
     for view, pose in zip(views.posed, views.poses, strict=True):
@@ -262,8 +262,8 @@ def test_each_posed_view_has_its_own_photometric_draw():
     )
     batch = make_batch(plan, 2, 4)
     upright = [Pose.identity(4, (4, 4))] * 2
-    views = realise(batch, plan, upright, CPU)
-    image = batch.squares[0].float() / 255
+    views = to_device_views(batch, plan, upright, CPU)
+    image = batch.upright[0].float() / 255
     assert torch.allclose(views.posed[0], normalise(image, plan.mean, plan.std), atol=1e-5)
     assert torch.allclose(views.posed[1], normalise(1 - image, plan.mean, plan.std), atol=1e-5)
 
@@ -272,7 +272,7 @@ def test_image_ids_are_those_of_the_posed_images():
     plan = make_plan(replace(POSED, count=2))
     dataset = ViewDataset(Drawn(12, bad={9}), plan, 0)
     keys = [Key(0, 9, True), Key(0, 2, True), Key(0, 11, False), Key(0, 4, False)]
-    views = realise(collate(items(dataset, keys)), plan, sample_poses(plan, 0, 0, 0, 1), CPU)
+    views = to_device_views(collate(items(dataset, keys)), plan, sample_poses(plan, 0, 0, 0, 1), CPU)
     replacement = dataset[keys[0]].index
     assert replacement != 9
     assert views.image_ids.tolist() == [replacement, 2]
@@ -282,8 +282,8 @@ def test_batch_is_left_as_it_was():
     plan = make_plan(plain=False)
     batch, fresh = make_batch(plan, 3, 4), make_batch(plan, 3, 4)
     poses = sample_poses(plan, 0, 0, 0, 1)
-    first, again = (realise(batch, plan, poses, CPU) for _ in range(2))
-    assert torch.equal(batch.squares[0], fresh.squares[0])
+    first, again = (to_device_views(batch, plan, poses, CPU) for _ in range(2))
+    assert torch.equal(batch.upright[0], fresh.upright[0])
     assert all(torch.equal(a, b) for a, b in zip(batch.crops, fresh.crops, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(first.posed, again.posed, strict=True))
 
@@ -298,12 +298,12 @@ def test_ranks_share_one_draw_of_poses(count, complement):
     whole = sample_poses(plan, 3, 11, 0, 1)
     assert [len(pose) for pose in whole] == [count, count]
     for ranks in (1, 2, 3):
-        shares = [sample_poses(plan, 3, 11, rank, ranks) for rank in range(ranks)]
+        fractions = [sample_poses(plan, 3, 11, rank, ranks) for rank in range(ranks)]
         for view, pose in enumerate(whole):
             turns, flip = torch.full((count,), -1), torch.zeros(count, dtype=torch.bool)
             for rank in range(ranks):
-                turns[rank::ranks], flip[rank::ranks] = shares[rank][view].turns, shares[rank][view].flip
-                assert shares[rank][view].grid == pose.grid
+                turns[rank::ranks], flip[rank::ranks] = fractions[rank][view].turns, fractions[rank][view].flip
+                assert fractions[rank][view].grid == pose.grid
             assert torch.equal(turns, pose.turns)
             assert torch.equal(flip, pose.flip)
 
@@ -322,7 +322,7 @@ def test_each_crop_has_its_own_photometric_draw():
         ViewsConfig(first=PLAIN, second=replace(PLAIN, solarise=1, solarise_threshold=0)).plan(16, 4), posed=STILL
     )
     batch = make_batch(plan, 4, 4)
-    views = realise(batch, plan, sample_poses(plan, 0, 0, 0, 1), CPU)
+    views = to_device_views(batch, plan, sample_poses(plan, 0, 0, 0, 1), CPU)
     images = [x.float() / 255 for x in batch.crops]
     assert torch.allclose(views.crops[0], normalise(images[0], plan.mean, plan.std), atol=1e-5)
     assert torch.allclose(views.crops[1], normalise(1 - images[1], plan.mean, plan.std), atol=1e-5)

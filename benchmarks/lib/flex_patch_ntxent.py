@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
-from equimid.precision import no_autocast, unit_rows
+from equimid.precision import l2_normalize, no_autocast
 
 __all__ = ["flex_patch_ntxent"]
 
@@ -44,7 +44,7 @@ def flex_patch_ntxent(
         Scalar in float32 or wider.
     """
     with no_autocast(z0):
-        z0, z1 = unit_rows(z0), unit_rows(z1)
+        z0, z1 = l2_normalize(z0), l2_normalize(z1)
         positives = (z0 * z1).sum(1).repeat(2) / temperature
         z = torch.cat([z0, z1]).to(dtype or z0.dtype)
         negatives = _lse(z, image_ids.repeat(2), temperature, compiled).to(positives.dtype)

@@ -56,7 +56,7 @@ class PlainStep(nn.Module):
             raise UserError("the plain reading is of mocov3 with two views, alone or with ser; leave the rest out")
         if ser is not None and (not isinstance(ser, SERConfig) or len(ser.layers) != 1 or ser.form != "canonical"):
             raise UserError("the plain reading is of ser at one layer in its canonical form; set ser.layers=3")
-        self.tau, self.cls_after, self.ser = method.temperature, config.backbone.cls_layer, ser
+        self.tau, self.cls_layer, self.ser = method.temperature, config.backbone.cls_layer, ser
         self.student = timm.create_model(
             config.backbone.name, num_classes=0, no_embed_class=True, dynamic_img_size=True,
             drop_path_rate=config.backbone.drop_path, **timm_arguments(config.backbone),
@@ -95,11 +95,11 @@ class PlainStep(nn.Module):
         positions = resample_abs_pos_embed(vit.pos_embed, new_size=[h, w], old_size=old, num_prefix_tokens=0)
         x, tapped = x.flatten(1, 2) + positions, None
         for number, block in enumerate(vit.blocks):
-            if number == self.cls_after:
+            if number == self.cls_layer:
                 x = torch.cat([vit.cls_token.expand(b, -1, -1), x], dim=1)
             x = block(x)
             if self.ser is not None and number + 1 == self.ser.layers[0]:
-                patches = x[:, 1:] if number >= self.cls_after else x
+                patches = x[:, 1:] if number >= self.cls_layer else x
                 tapped = norm(patches).transpose(1, 2).reshape(b, -1, h, w)
         return vit.norm(x)[:, 0], tapped
 
@@ -149,19 +149,19 @@ class PlainStep(nn.Module):
         return torch.optim.AdamW(trained, lr=optim.lr, betas=optim.betas, weight_decay=optim.weight_decay)
 
     @torch.no_grad()
-    def follow(self, momentum: float) -> None:
+    def update_teacher(self, momentum: float) -> None:
         """The EMA, parameter by parameter."""
         pairs = [(self.momentum_student, self.student), (self.momentum_projector, self.projector)]
         if self.ser is not None:
             pairs.append((self.momentum_norm, self.norm))
-        for follower, leader in pairs:
-            for slow, fast in zip(follower.parameters(), leader.parameters(), strict=True):
+        for teacher, student in pairs:
+            for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
                 slow.mul_(momentum).add_(fast, alpha=1 - momentum)
 
     def step(self, views: Views, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> dict[str, float]:
         """One step of training; the scaler is enabled where float16 is computed. Returns the losses."""
         kind = views.crops[0].device.type
-        self.follow(0.99)
+        self.update_teacher(0.99)
         with torch.autocast(kind, torch.float16, enabled=scaler.is_enabled()):
             losses = self(views)
             total = losses["mocov3"]

@@ -10,12 +10,12 @@ import torch
 
 from lib.timing import growth
 
-__all__ = ["Apart"]
+__all__ = ["SubprocessSide"]
 
 Side = Callable[[], object]
 
 
-class Apart:
+class SubprocessSide:
     """Called, it runs once over there and waits; so does `growth`, for its memory; `close` ends the process.
 
     Args:

@@ -1,7 +1,7 @@
 """The only file with collectives. A name says whether the gradient crosses ranks.
 
 Letters: W ranks, b rows of this rank, D columns. All of it works on one process without a process group, and
-with gloo on the CPU. A loss whose rank r returns W times its share of the global mean has, after DDP's mean over
+with gloo on the CPU. A loss whose rank r returns W times its fraction of the global mean has, after DDP's mean over
 ranks, exactly the global gradient, whatever W.
 """
 

@@ -13,11 +13,11 @@ def momentum_copy(module: nn.Module) -> nn.Module:
 
     Its buffers (batch-norm statistics) follow its own forward passes.
     """
-    follower = copy.deepcopy(module)
-    return follower.requires_grad_(False)
+    teacher = copy.deepcopy(module)
+    return teacher.requires_grad_(False)
 
 
 @torch.no_grad()
-def ema_update_(follower: nn.Module, leader: nn.Module, momentum: float) -> None:
+def ema_update_(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """follower <- momentum * follower + (1 - momentum) * leader, parameters only. The leader is not touched."""
-    torch._foreach_lerp_(list(follower.parameters()), list(leader.parameters()), 1 - momentum)
+    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from equimid.distributed import CrossRankBatchNorm1d
-from equimid.precision import no_autocast, unit_rows
+from equimid.precision import l2_normalize, no_autocast
 
 __all__ = ["DINOHead", "mlp_head", "patch_projector"]
 
@@ -40,10 +40,10 @@ class DINOHead(nn.Module):
     norm_last_layer: whether the gain stays 1
     """
 
-    def __init__(self, width: int, hidden: int, bottleneck: int, out_dim: int, norm_last_layer: bool) -> None:
+    def __init__(self, embed_dim: int, hidden: int, bottleneck: int, out_dim: int, norm_last_layer: bool) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+            nn.Linear(embed_dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
         )
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
@@ -58,16 +58,16 @@ class DINOHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         rows = self.layers(x)
         with no_autocast(rows):
-            rows = unit_rows(rows)
+            rows = l2_normalize(rows)
         logits: Tensor = self.last_layer(rows)
         return logits
 
 
 class _PatchProjector(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, embed_dim: int, hidden: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(width, hidden, bias=False), nn.GELU(), nn.Linear(hidden, hidden, bias=False)
+            nn.Linear(embed_dim, hidden, bias=False), nn.GELU(), nn.Linear(hidden, hidden, bias=False)
         )
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -75,9 +75,9 @@ class _PatchProjector(nn.Module):
         return projected.movedim(-1, 1)
 
 
-def patch_projector(width: int, hidden: int) -> nn.Module:
+def patch_projector(embed_dim: int, hidden: int) -> nn.Module:
     """SER's phi (arXiv 2603.06693): two bias-free 1x1 convolutions with GELU between, no norm, no positions.
 
     (n, width, h, w) to (n, hidden, h, w). Written as linears over the last dimension, which is one matrix product.
     """
-    return _PatchProjector(width, hidden)
+    return _PatchProjector(embed_dim, hidden)

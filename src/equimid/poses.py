@@ -197,14 +197,14 @@ def sample_grid(
 ) -> Grid:
     """A grid of area U(area) times that of `grid` and log-uniform aspect h/w in `aspect`, sides rounded, at least 2.
 
-    Source: the SER release's ranges (its `builder/utils.py`), area share [0.7, 1.3], aspect [3/4, 4/3].
+    Source: the SER release's ranges (its `builder/utils.py`), area fraction [0.7, 1.3], aspect [3/4, 4/3].
     """
-    share, log_aspect = rng.uniform(*area), rng.uniform(math.log(aspect[0]), math.log(aspect[1]))
-    return _rounded(grid, share, log_aspect)
+    fraction, log_aspect = rng.uniform(*area), rng.uniform(math.log(aspect[0]), math.log(aspect[1]))
+    return _rounded(grid, fraction, log_aspect)
 
 
-def _rounded(grid: Grid, share: float, log_aspect: float) -> Grid:
-    patches, ratio = grid[0] * grid[1] * share, math.exp(log_aspect) * grid[0] / grid[1]
+def _rounded(grid: Grid, fraction: float, log_aspect: float) -> Grid:
+    patches, ratio = grid[0] * grid[1] * fraction, math.exp(log_aspect) * grid[0] / grid[1]
     return max(2, round(math.sqrt(patches * ratio))), max(2, round(math.sqrt(patches / ratio)))
 
 

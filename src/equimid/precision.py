@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["no_autocast", "unit_rows", "wide"]
+__all__ = ["l2_normalize", "no_autocast", "upcast"]
 
 _SHORTEST = 1e-12  # shorter rows are not made longer than that allows, as in `F.normalize`
 
@@ -18,18 +18,18 @@ def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
-def wide(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """x in float32, or float64 for float64 input."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-def unit_rows(x: Tensor) -> Tensor:
+def l2_normalize(x: Tensor) -> Tensor:
     """Rows of unit length, in float32 or wider; a row of zeros stays one."""
-    rows: Tensor = _UnitRows.apply(wide(x))
+    rows: Tensor = _L2Normalize.apply(upcast(x))
     return rows
 
 
-class _UnitRows(torch.autograd.Function):
+class _L2Normalize(torch.autograd.Function):
     """`F.normalize` over columns; its gradient is one new matrix here and several there, for many patches a quarter of
     the patch loss's memory."""
 

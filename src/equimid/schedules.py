@@ -3,10 +3,10 @@
 import math
 from typing import NamedTuple
 
-__all__ = ["When", "cosine", "dino_warmup_cosine", "warmup_cosine"]
+__all__ = ["StepInfo", "cosine", "dino_warmup_cosine", "warmup_cosine"]
 
 
-class When(NamedTuple):
+class StepInfo(NamedTuple):
     """A step of a run: `step` counts from 0 to `total` - 1."""
 
     step: int = 0

@@ -7,20 +7,20 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from equimid.addons import Addon, AddonConfig, Seen, Setting
+from equimid.addons import Addon, AddonConfig, AddonContext, StudentOutputs
 from equimid.backbones import Backbone, BackboneConfig, build_backbone, without_drop_path
 from equimid.ema import ema_update_, momentum_copy
 from equimid.errors import UserError
 from equimid.features import Features
 from equimid.methods import Method, MethodConfig
 from equimid.randomness import counted_torch_seed
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 from equimid.views import ViewPlan, Views, ViewsConfig
 
 __all__ = ["GradientWatch", "Losses", "Task", "plan_views"]
 
 Addons = Mapping[str, AddonConfig]
-_START = When()
+_START = StepInfo()
 
 
 class Losses(NamedTuple):
@@ -61,14 +61,14 @@ def plan_views(views: ViewsConfig, backbone: BackboneConfig, addons: Addons, bat
     Raises:
         UserError: they do not go together, or the batch cannot hold them.
     """
-    setting = Setting(batch_size, backbone.image_size, backbone.patch, backbone.cls_layer)
-    plan = views.plan(backbone.image_size, backbone.patch)
+    context = AddonContext(batch_size, backbone.image_size, backbone.resolved_patch_size, backbone.cls_layer)
+    plan = views.plan(backbone.image_size, backbone.resolved_patch_size)
     posing = [name for name, addon in addons.items() if addon.reads_posed]
     if len(posing) > 1:
         raise UserError(f"{' and '.join(posing)} both pose images; leave one out, such as {posing[-1]}=null")
     # those that pose images first: what they leave is cropped
     for addon in sorted(addons.values(), key=lambda addon: not addon.reads_posed):
-        plan = addon.extend(plan, setting)
+        plan = addon.extend(plan, context)
     if plan.posed and plan.posed.count % plan.unit:
         plan = replace(plan, posed=replace(plan.posed, count=plan.posed.count + 1))
     return plan
@@ -119,38 +119,38 @@ class Task(nn.Module):
         here = [name for name, addon in self.configs.items() if last in addon.taps]
         return {"+".join(["base", *above]): "stream", "+".join(here): "taps"}
 
-    def follow(self, when: When) -> None:
+    def update_teacher(self, when: StepInfo) -> None:
         """Move the momentum network towards the student: the one EMA of a step."""
         if self.momentum is None:
             return
         coefficient = self.method.momentum_at(when)
         pairs: list[tuple[nn.Module, nn.Module]] = [(self.momentum, self.student), *self.method.momentum_heads()]
-        for follower, leader in pairs:
-            ema_update_(follower, leader, coefficient)
+        for teacher, student in pairs:
+            ema_update_(teacher, student, coefficient)
 
-    def forward(self, views: Views, when: When = _START) -> Losses:
+    def forward(self, views: Views, when: StepInfo = _START) -> Losses:
         """Losses of this rank's views; over ranks their mean is the loss of the global batch."""
         self.watch.norms.clear()
-        seen, cls = self._student(views)
+        outputs, cls = self._student(views)
         with torch.no_grad():
             crops, posed = self._momentum(views)
-        seen = replace(seen, momentum_posed=posed, momentum_crops=crops)
+        outputs = replace(outputs, momentum_posed=posed, momentum_crops=crops)
         momentum_cls = _joined(crops, posed[: len(crops)])
         named = {self.method_name: _scalar(self.method_name, self.method(cls, momentum_cls, when))}
-        named |= {name: _scalar(name, addon(seen), self.configs[name].trains) for name, addon in self.addons.items()}
+        named |= {name: _scalar(name, addon(outputs), self.configs[name].trains) for name, addon in self.addons.items()}
         total = named[self.method_name] + sum(self.configs[name].weight * named[name] for name in self.addons)
         maps: dict[str, Tensor] = {}
         for addon in self.addons.values():
-            maps |= {name: m.detach() for name, m in cast(Addon, addon).regularised_maps(seen).items()}
+            maps |= {name: m.detach() for name, m in cast(Addon, addon).regularised_maps(outputs).items()}
         return Losses(total, {name: loss.detach() for name, loss in named.items()}, cls[0].detach(), maps)
 
-    def _student(self, views: Views) -> tuple[Seen, list[Tensor]]:
+    def _student(self, views: Views) -> tuple[StudentOutputs, list[Tensor]]:
         """What the add-ons see, and the method's batch of every view: its crops, then its posed images."""
         extra = [images for turns in views.extra.values() for images in turns]
         features = iter(self._features(self.student, views.crops, views.posed, extra))
         crops, posed = _take(features, len(views.crops)), _take(features, len(views.posed))
         others = {name: _take(features, len(turns)) for name, turns in views.extra.items()}
-        return Seen(crops, others, posed, views=views), _joined(crops, posed)
+        return StudentOutputs(crops, others, posed, views=views), _joined(crops, posed)
 
     def _momentum(self, views: Views) -> tuple[list[Features], list[Features]]:
         """Of the two full views, and of the posed ones."""

@@ -69,8 +69,8 @@ def assert_same_on_ranks(
     """
     means: dict[int, dict[str, Tensor]] = {}
     for count in ranks:
-        shares = on_ranks(compute, count, args)
-        means[count] = {name: torch.stack([share[name] for share in shares]).mean(0) for name in shares[0]}
+        fractions = on_ranks(compute, count, args)
+        means[count] = {name: torch.stack([fraction[name] for fraction in fractions]).mean(0) for name in fractions[0]}
     first = means[ranks[0]]
     for count in ranks[1:]:
         for name, expected in first.items():

@@ -1,7 +1,7 @@
 """Add-ons: losses beside the base objective. Each declares the views and the taps that it needs."""
 
 from equimid.addons.augself import AugSelf, AugSelfConfig
-from equimid.addons.base import ADDONS, Addon, AddonConfig, EmbeddingAddonConfig, Seen, Setting
+from equimid.addons.base import ADDONS, Addon, AddonConfig, AddonContext, EmbeddingAddonConfig, StudentOutputs
 from equimid.addons.equimod import EquiMod, EquiModConfig
 from equimid.addons.equimod_constants import (
     Constants,
@@ -21,6 +21,7 @@ __all__ = [
     "STL",
     "Addon",
     "AddonConfig",
+    "AddonContext",
     "AugSelf",
     "AugSelfConfig",
     "Constants",
@@ -30,8 +31,7 @@ __all__ = [
     "EquiModConfig",
     "SERConfig",
     "STLConfig",
-    "Seen",
-    "Setting",
+    "StudentOutputs",
     "check_constants_file",
     "find_constants",
     "measure_constants",

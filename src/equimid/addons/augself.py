@@ -7,7 +7,7 @@ weight w_t > 0 a predictor phi_t of its own, and the difference of the two views
     L = sum_t w_t ( l_t(phi_t[z_1, z_2], d_t(1, 2)) + l_t(phi_t[z_2, z_1], d_t(2, 1)) ) / 2        mean over images
     l_t(p, d) = mean_i (tanh(p_i) - d_i)^2;  for flip the binary cross-entropy of the logit p
 
-    crop   (4)  centre (y, x), with x mirrored in a flipped view, and size (height, width), as shares of the image
+    crop   (4)  centre (y, x), with x mirrored in a flipped view, and size (height, width), as fractions of the image
     colour (4)  factors of brightness, contrast, saturation, each over the width of its range, and hue over its own;
                 a jitter that was not applied is its identity; where the views' ranges differ, the larger width
     flip   (1)  whether both views are flipped or neither
@@ -26,11 +26,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equimid.addons.base import ADDONS, Addon, EmbeddingAddonConfig, Seen, Setting
+from equimid.addons.base import ADDONS, Addon, AddonContext, EmbeddingAddonConfig, StudentOutputs
 from equimid.distributed import mean_over_ranks
 from equimid.errors import UserError
 from equimid.heads import mlp_head
-from equimid.precision import no_autocast, wide
+from equimid.precision import no_autocast, upcast
 from equimid.views import FIELDS, Batch, CropView, ViewPlan
 
 __all__ = ["AugSelf", "AugSelfConfig", "colour_widths", "differences"]
@@ -78,13 +78,13 @@ class AugSelfConfig(EmbeddingAddonConfig):
         """Of the targets that are predicted."""
         return {name: getattr(self, name) for name in _TARGETS if getattr(self, name)}
 
-    def extend(self, plan: ViewPlan, setting: Setting) -> ViewPlan:
+    def extend(self, plan: ViewPlan, context: AddonContext) -> ViewPlan:
         """The plan as it is.
 
         Raises:
             UserError: a target is the same for all images, so that there is nothing to predict.
         """
-        plan = super().extend(plan, setting)
+        plan = super().extend(plan, context)
         for name in self.weights:
             constant, why, remedy = _CONSTANT[name]
             if all(constant(view) for view in plan.crops[:2]):
@@ -94,8 +94,8 @@ class AugSelfConfig(EmbeddingAddonConfig):
                 )
         return plan
 
-    def build(self, width: int, plan: ViewPlan) -> "AugSelf":
-        return AugSelf(self, width, plan)
+    def build(self, embed_dim: int, plan: ViewPlan) -> "AugSelf":
+        return AugSelf(self, embed_dim, plan)
 
 
 def _colourless(view: CropView) -> bool:
@@ -120,29 +120,29 @@ _CONSTANT: dict[str, tuple[Callable[[CropView], bool], str, str]] = {
 class AugSelf(Addon):
     """A predictor for every target, and L."""
 
-    def __init__(self, config: AugSelfConfig, width: int, plan: ViewPlan) -> None:
+    def __init__(self, config: AugSelfConfig, embed_dim: int, plan: ViewPlan) -> None:
         super().__init__()
         self.config, self.widths = config, colour_widths(plan.crops[:2])
         self.one_sided = config.form == "original"
-        layers = {t: (2 * width, config.hidden, config.hidden, _TARGETS[t]) for t in config.weights}
+        layers = {t: (2 * embed_dim, config.hidden, config.hidden, _TARGETS[t]) for t in config.weights}
         # torch's default initialisation is the original's U(+-1/sqrt(fan_in))
         predictors = {t: mlp_head(widths, last_norm=False, last_bias=True) for t, widths in layers.items()}
         self.predictors = nn.ModuleDict(predictors)
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, outputs: StudentOutputs) -> Tensor:
         """L, of this rank's share; a rank may have no images."""
-        if seen.views.batch is None:
+        if outputs.views.batch is None:
             raise ValueError("AugSelf reads what was drawn, and these views have none; give Views(..., batch=...)")
-        z1, z2 = (self.config.read(features) for features in seen.crops[:2])
+        z1, z2 = (self.config.read(features) for features in outputs.crops[:2])
         if self.one_sided:
-            z2 = self.config.read(seen.momentum_crops[1]) if seen.momentum_crops else z2.detach()
+            z2 = self.config.read(outputs.momentum_crops[1]) if outputs.momentum_crops else z2.detach()
         z = torch.cat([torch.cat([z1, z2], 1), torch.cat([z2, z1], 1)])
-        wanted = self._targets(seen.views.batch)
+        wanted = self._targets(outputs.views.batch)
         losses = []
         for name, weight in self.config.weights.items():
             found = self.predictors[name](z)
             with no_autocast(found):
-                error = _ERRORS[name](wide(found), wanted[name].to(wide(found), non_blocking=True))
+                error = _ERRORS[name](upcast(found), wanted[name].to(upcast(found), non_blocking=True))
                 losses.append(weight * mean_over_ranks(error.mean(1)))
         return torch.stack(losses).sum()
 
@@ -162,7 +162,7 @@ def differences(
     """{target: (b, columns)} of view 1 against view 2.
 
     Args:
-        boxes1, boxes2: (b, 5): top, left, height, width as shares of the image, and whether flipped.
+        boxes1, boxes2: (b, 5): top, left, height, width as fractions of the image, and whether flipped.
         rows1, rows2: (b, P) photometric parameters.
         widths: of the ranges of brightness, contrast, saturation, hue; a width of 0 gives 0.
     """

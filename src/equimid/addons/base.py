@@ -25,10 +25,10 @@ from equimid.features import Features
 from equimid.plugins import Registry
 from equimid.views import ViewPlan, Views
 
-__all__ = ["ADDONS", "Addon", "AddonConfig", "EmbeddingAddonConfig", "Seen", "Setting"]
+__all__ = ["ADDONS", "Addon", "AddonConfig", "AddonContext", "EmbeddingAddonConfig", "StudentOutputs"]
 
 
-class Setting(NamedTuple):
+class AddonContext(NamedTuple):
     """What a run gives an add-on to plan with.
 
     batch: images of a micro-batch over all ranks;  image_size, patch_size: px;  cls_layer: CLS enters after it
@@ -41,7 +41,7 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Seen:
+class StudentOutputs:
     """What an add-on sees of this rank's b1 cropped and b2 posed images. Features are the student's own but where said.
 
     crops:          per standard view, of b1 images
@@ -64,11 +64,11 @@ class Addon(nn.Module):
     """A loss beside the base objective."""
 
     @abstractmethod
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, outputs: StudentOutputs) -> Tensor:
         """Scalar, unweighted: over ranks its mean is the loss of the global batch, the mean of the gradients its
         gradient. Every parameter of the module takes part in it."""
 
-    def regularised_maps(self, seen: Seen) -> dict[str, Tensor]:
+    def regularised_maps(self, outputs: StudentOutputs) -> dict[str, Tensor]:
         """{"layer_3": (n, D, h, w)}: maps that should keep place, whose variance the run watches. {} = none."""
         return {}
 
@@ -99,7 +99,7 @@ class AddonConfig:
         """Whether its loss has a gradient at all."""
         return True
 
-    def extend(self, plan: ViewPlan, setting: Setting) -> ViewPlan:
+    def extend(self, plan: ViewPlan, context: AddonContext) -> ViewPlan:
         """The plan of the views with what this add-on needs.
 
         Raises:
@@ -107,8 +107,8 @@ class AddonConfig:
         """
         return plan
 
-    def build(self, width: int, plan: ViewPlan) -> Addon:
-        """The add-on for features of `width` columns and the views of `plan`."""
+    def build(self, embed_dim: int, plan: ViewPlan) -> Addon:
+        """The add-on for features of `embed_dim` columns and the views of `plan`."""
         raise UserError(f"the add-on {self.name!r} has no build(width, plan): write one that gives its Addon")
 
 
@@ -138,17 +138,17 @@ class EmbeddingAddonConfig(AddonConfig):
             return features.cls
         return features.maps[self.layer].mean((2, 3)) if self.pool == "mean" else features.cls_at[self.layer]
 
-    def extend(self, plan: ViewPlan, setting: Setting) -> ViewPlan:
-        if self.layer and self.pool == "cls" and self.layer <= setting.cls_layer:
+    def extend(self, plan: ViewPlan, context: AddonContext) -> ViewPlan:
+        if self.layer and self.pool == "cls" and self.layer <= context.cls_layer:
             raise UserError(
                 f"{self.name}.pool=cls reads CLS after block {self.layer}, but CLS enters after block "
-                f"{setting.cls_layer}; use {self.name}.pool=mean, or backbone.cls_layer={self.layer - 1} or less"
+                f"{context.cls_layer}; use {self.name}.pool=mean, or backbone.cls_layer={self.layer - 1} or less"
             )
-        cropped = setting.batch - (plan.posed.count if plan.posed else 0)
+        cropped = context.batch - (plan.posed.count if plan.posed else 0)
         if cropped < 2:
             raise UserError(
-                f"{self.name} reads cropped images, and {cropped} of {setting.batch} are left beside the posed ones; "
-                "lower ser.share or raise train.batch_size"
+                f"{self.name} reads cropped images, and {cropped} of {context.batch} are left beside the posed ones; "
+                "lower ser.fraction or raise train.batch_size"
             )
         return plan
 

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from equimid.addons.base import ADDONS, Addon, EmbeddingAddonConfig, Seen, Setting
+from equimid.addons.base import ADDONS, Addon, AddonContext, EmbeddingAddonConfig, StudentOutputs
 from equimid.addons.equimod_constants import PARAMETERS, Constants, find_constants, parameters
 from equimid.addons.forms import FORMS, Form, check_form
 from equimid.distributed import CrossRankBatchNorm1d
@@ -49,17 +49,17 @@ class EquiModConfig(EmbeddingAddonConfig):
         super().__post_init__()
         check_form(self.name, self.form, self.temperature, hidden=self.hidden, dim=self.dim)
 
-    def extend(self, plan: ViewPlan, setting: Setting) -> ViewPlan:
+    def extend(self, plan: ViewPlan, context: AddonContext) -> ViewPlan:
         """Adds the clean view, which the base objective does not see."""
-        plan = super().extend(plan, setting)
+        plan = super().extend(plan, context)
         # a run's folder can be read where its file of constants is not: they are in its checkpoint
         if not self.constants or Path(self.constants).exists():
             find_constants(plan, self.constants)
-        clean = ExtraView(CentreView(setting.image_size, _SHARE))
+        clean = ExtraView(CentreView(context.image_size, _SHARE))
         return replace(plan, extra={**plan.extra, self.name: clean})
 
-    def build(self, width: int, plan: ViewPlan) -> "EquiMod":
-        return EquiMod(self, width, find_constants(plan, self.constants))
+    def build(self, embed_dim: int, plan: ViewPlan) -> "EquiMod":
+        return EquiMod(self, embed_dim, find_constants(plan, self.constants))
 
 
 class EquiMod(Addon):
@@ -68,11 +68,11 @@ class EquiMod(Addon):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: EquiModConfig, width: int, constants: Constants) -> None:
+    def __init__(self, config: EquiModConfig, embed_dim: int, constants: Constants) -> None:
         super().__init__()
         self.config = config
         P = len(PARAMETERS) - (config.form == "original")  # solarised is the last
-        self.projector = mlp_head((width, config.hidden, config.hidden, config.dim))
+        self.projector = mlp_head((embed_dim, config.hidden, config.hidden, config.dim))
         norm = CrossRankBatchNorm1d(config.dim)
         norm.bias.requires_grad_(False)  # the predictor's norm takes it out again
         self.parameter_net = nn.Sequential(nn.Linear(P, config.dim, bias=False), norm)
@@ -80,13 +80,13 @@ class EquiMod(Addon):
         self.register_buffer("mean", torch.tensor(constants.mean[:P]))
         self.register_buffer("std", torch.tensor(constants.std[:P]))
 
-    def forward(self, seen: Seen) -> Tensor:
-        if seen.views.batch is None:
+    def forward(self, outputs: StudentOutputs) -> Tensor:
+        if outputs.views.batch is None:
             raise ValueError("EquiMod needs what was drawn for the views, and found views without their batch")
         # one batch of all three views for the projector's norms, as in the original
-        features = (*seen.extra[self.config.name], *seen.crops[:2])
+        features = (*outputs.extra[self.config.name], *outputs.crops[:2])
         clean, first, second = self.projector(torch.cat([self.config.read(f) for f in features])).chunk(3)
-        predicted = self.predict(clean, self.parameters_of(seen.views.batch))
+        predicted = self.predict(clean, self.parameters_of(outputs.views.batch))
         return FORMS[self.config.form](torch.cat([first, second]), predicted, self.config.temperature)
 
     def predict(self, clean: Tensor, drawn: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Mean and deviation of what the views draw, by which EquiMod standardises the parameters of a view.
 
 They are measured from our own draws and stored with their settings and date, never copied: the SER release's were
-those of other augmentations. The crop is told in shares of the image, so they do not depend on a data set, but for the
+those of other augmentations. The crop is in fractions of the image, so they depend on a data set only by the
 shape of its images: half of the draws are on 500 x 375 px, half on 375 x 500. View size, kernel and threshold draw
 nothing and play no part.
 """
@@ -185,7 +185,7 @@ def _settings(plan: ViewPlan) -> list[dict[str, Any]]:
 def _differing(stored: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> dict[str, tuple[str, str]]:
     """{setting: (stored, wanted)}, as one writes them."""
 
-    def spelled(views: list[dict[str, Any]]) -> dict[str, str]:
+    def strip_slash(views: list[dict[str, Any]]) -> dict[str, str]:
         named = {}
         for place, view in zip(("first", "second"), views, strict=True):
             for key, value in view.items():
@@ -193,5 +193,5 @@ def _differing(stored: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> di
                 named[setting] = ",".join(str(float(x)) for x in _listed(value))
         return named
 
-    old, new = spelled(stored), spelled(wanted)
+    old, new = strip_slash(stored), strip_slash(wanted)
     return {key: (old.get(key, "nothing"), new.get(key, "")) for key in {**new, **old} if old.get(key) != new.get(key)}

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equimid.addons.base import ADDONS, Addon, EmbeddingAddonConfig, Seen, Setting
+from equimid.addons.base import ADDONS, Addon, AddonContext, EmbeddingAddonConfig, StudentOutputs
 from equimid.distributed import mean_over_ranks
 from equimid.errors import UserError
-from equimid.precision import no_autocast, wide
+from equimid.precision import no_autocast, upcast
 from equimid.views import CropView, ExtraView, Photometric, ViewPlan, check_size
 
 __all__ = ["ESSL", "ESSLConfig", "turn_loss"]
@@ -34,7 +34,7 @@ _TURNS = 4
 class ESSLConfig(EmbeddingAddonConfig):
     """
     size:        of the small crop, px, a multiple of the patch
-    scale:       range of its share of the image area
+    scale:       range of its fraction of the image area
     flip:        probability of its horizontal flip
     photometric: its draw
     widths:      of the head's hidden layers; none given = (D, D, 256), the comparison's. The original has
@@ -59,37 +59,37 @@ class ESSLConfig(EmbeddingAddonConfig):
         if any(width < 1 for width in self.widths):
             raise UserError(f"essl.widths is {list(self.widths)}; give widths of 1 or more, or none")
 
-    def extend(self, plan: ViewPlan, setting: Setting) -> ViewPlan:
+    def extend(self, plan: ViewPlan, context: AddonContext) -> ViewPlan:
         """A small crop beside the standard views, shown at its four turns.
 
         Raises:
             UserError: its size does not fit the patch or the image.
         """
-        plan = super().extend(plan, setting)
-        if self.size > setting.image_size:
+        plan = super().extend(plan, context)
+        if self.size > context.image_size:
             raise UserError(
-                f"essl.size is {self.size}, larger than the image of {setting.image_size} px; "
-                f"use essl.size={setting.image_size} or less"
+                f"essl.size is {self.size}, larger than the image of {context.image_size} px; "
+                f"use essl.size={context.image_size} or less"
             )
-        check_size("essl.size", self.size, setting.patch_size)
+        check_size("essl.size", self.size, context.patch_size)
         view = CropView(self.size, self.scale, self.flip, self.photometric)
         return replace(plan, extra={**plan.extra, self.name: ExtraView(view, turns=4)})
 
-    def build(self, width: int, plan: ViewPlan) -> "ESSL":
-        return ESSL(self, width)
+    def build(self, embed_dim: int, plan: ViewPlan) -> "ESSL":
+        return ESSL(self, embed_dim)
 
 
 class ESSL(Addon):
     """The head, and L."""
 
-    def __init__(self, config: ESSLConfig, width: int) -> None:
+    def __init__(self, config: ESSLConfig, embed_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.head = _head((width, *(config.widths or (width, width, 256))))
+        self.head = _head((embed_dim, *(config.widths or (embed_dim, embed_dim, 256))))
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, outputs: StudentOutputs) -> Tensor:
         """L, of this rank's share; a rank may have no images."""
-        turned = [self.config.read(features) for features in seen.extra[self.config.name]]
+        turned = [self.config.read(features) for features in outputs.extra[self.config.name]]
         return turn_loss(self.head(torch.cat(turned)))
 
 
@@ -109,7 +109,7 @@ def turn_loss(logits: Tensor) -> Tensor:
         raise ValueError(f"logits must be (4b, 4), found {tuple(logits.shape)}")
     labels = torch.arange(_TURNS, device=logits.device).repeat_interleave(len(logits) // _TURNS)
     with no_autocast(logits):
-        return mean_over_ranks(F.cross_entropy(wide(logits), labels, reduction="none"))
+        return mean_over_ranks(F.cross_entropy(upcast(logits), labels, reduction="none"))
 
 
 def _head(widths: Sequence[int]) -> nn.Sequential:

@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 from equimid.errors import UserError
-from equimid.losses import contrast, nt_xent
+from equimid.losses import info_nce, nt_xent
 
 __all__ = ["FORMS", "Form", "check_form", "contrast_both_ways"]
 
@@ -19,7 +19,7 @@ Form = Literal["comparison", "original"]
 
 def contrast_both_ways(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     """1/2 [ctr(a, b) + ctr(b, a)], (b, D) each; negatives lie in the other set only."""
-    return (contrast(a, b, temperature) + contrast(b, a, temperature)) / 2
+    return (info_nce(a, b, temperature) + info_nce(b, a, temperature)) / 2
 
 
 FORMS: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {"comparison": contrast_both_ways, "original": nt_xent}

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from equimid.addons.base import ADDONS, Addon, AddonConfig, Seen, Setting
+from equimid.addons.base import ADDONS, Addon, AddonConfig, AddonContext, StudentOutputs
 from equimid.errors import UserError
 from equimid.heads import patch_projector
 from equimid.losses import patch_ntxent, patch_ntxent_cross_view
@@ -36,9 +36,9 @@ class SERConfig(AddonConfig):
     temperature: tau of L_eq (the paper: 0.3 with MoCo-v3 and Barlow Twins, 0.5 with DINO)
     layers:      blocks after which the map is regularised, each with its own phi
     layer_weights: of their losses; none given = the mean over layers
-    share:       r, of the batch that is posed instead of cropped; at least two images
+    fraction:       r, of the batch that is posed instead of cropped; at least two images
     hidden:      width of phi
-    area:        range of a posed grid's area, as a share of the image's
+    area:        range of a posed grid's area, as a fraction of the image's
     aspect:      range of its height / width
     grids:       draw the posed grids from a fixed set of so many that stands for these ranges (few shapes to compile
                  and to plan for); 0 = any grid, as the release
@@ -58,7 +58,7 @@ class SERConfig(AddonConfig):
     temperature: float = 0.3
     layers: tuple[int, ...] = (3,)
     layer_weights: tuple[float, ...] = ()
-    share: float = 0.02
+    fraction: float = 0.02
     hidden: int = 512
     area: tuple[float, float] = (0.7, 1.3)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
@@ -74,8 +74,8 @@ class SERConfig(AddonConfig):
         super().__post_init__()
         if not 0 < self.temperature < float("inf"):
             raise UserError(f"ser.temperature is {self.temperature}; it must be positive")
-        if not 0 < self.share <= 1:
-            raise UserError(f"ser.share is {self.share}; it must lie in (0, 1] (ser=null trains without SER)")
+        if not 0 < self.fraction <= 1:
+            raise UserError(f"ser.fraction is {self.fraction}; it must lie in (0, 1] (ser=null trains without SER)")
         if not self.layers or len(set(self.layers)) != len(self.layers):
             raise UserError(f"ser.layers is {list(self.layers)}; name at least one layer, each once")
         fit = len(self.layer_weights) in (0, len(self.layers))
@@ -103,15 +103,15 @@ class SERConfig(AddonConfig):
     def trains(self) -> bool:
         return not self.detached
 
-    def extend(self, plan: ViewPlan, setting: Setting) -> ViewPlan:
+    def extend(self, plan: ViewPlan, context: AddonContext) -> ViewPlan:
         """One posed view for every standard one, of its size.
 
         Raises:
             UserError: the batch cannot hold two posed images, or the views do not pair.
         """
-        if setting.batch < 2:
+        if context.batch < 2:
             raise UserError(
-                f"SER needs at least two posed images in a batch, for negatives; the batch has {setting.batch}: "
+                f"SER needs at least two posed images in a batch, for negatives; the batch has {context.batch}: "
                 "raise train.batch_size or lower train.accumulate"
             )
         sizes = tuple(view.size for view in plan.crops)
@@ -119,7 +119,7 @@ class SERConfig(AddonConfig):
             raise UserError(
                 f"SER pairs views of one size, and here they are {plan.label}; use views.full=2 with small views"
             )
-        side = min(sizes) // setting.patch_size
+        side = min(sizes) // context.patch_size
         if self.negatives == "all" and self.negative_distance >= side - 1:
             way = f"ser.negative_distance={side - 2} or less, or " if side > 1 else ""
             raise UserError(
@@ -127,9 +127,9 @@ class SERConfig(AddonConfig):
                 f"leaves no patch of the same image as a negative; use {way}ser.negatives=images"
             )
         posed = PosedViews(
-            count=max(2, round(self.share * setting.batch)),
+            count=max(2, round(self.fraction * context.batch)),
             sizes=sizes,
-            patch_size=setting.patch_size,
+            patch_size=context.patch_size,
             area=self.area,
             aspect=self.aspect,
             grids=self.grids,
@@ -138,39 +138,41 @@ class SERConfig(AddonConfig):
         )
         return replace(plan, posed=posed)
 
-    def build(self, width: int, plan: ViewPlan) -> "SER":
-        return SER(self, width)
+    def build(self, embed_dim: int, plan: ViewPlan) -> "SER":
+        return SER(self, embed_dim)
 
 
 class SER(Addon):
     """phi for every regularised layer, and L_eq."""
 
-    def __init__(self, config: SERConfig, width: int) -> None:
+    def __init__(self, config: SERConfig, embed_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.projectors = nn.ModuleDict({str(layer): patch_projector(width, config.hidden) for layer in config.layers})
+        self.projectors = nn.ModuleDict(
+            {str(layer): patch_projector(embed_dim, config.hidden) for layer in config.layers}
+        )
         self.layer_weights = config.layer_weights or (1 / len(config.layers),) * len(config.layers)
         if config.detached:
             self.requires_grad_(False)
 
-    def forward(self, seen: Seen) -> Tensor:
+    def forward(self, outputs: StudentOutputs) -> Tensor:
         """L_eq: the weighted sum over layers of the mean over the pairs of posed views."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.detached):
             weighted = zip(self.layer_weights, self.config.layers, strict=True)
-            return torch.stack([weight * self._of_layer(layer, seen) for weight, layer in weighted]).sum()
+            return torch.stack([weight * self._of_layer(layer, outputs) for weight, layer in weighted]).sum()
 
-    def regularised_maps(self, seen: Seen) -> dict[str, Tensor]:
+    def regularised_maps(self, outputs: StudentOutputs) -> dict[str, Tensor]:
         """Those of the first posed view."""
-        return {f"layer_{layer}": seen.posed[0].maps[layer] for layer in self.config.layers} if seen.posed else {}
+        return {f"layer_{layer}": outputs.posed[0].maps[layer] for layer in self.config.layers} if outputs.posed else {}
 
-    def _of_layer(self, layer: int, seen: Seen) -> Tensor:
+    def _of_layer(self, layer: int, outputs: StudentOutputs) -> Tensor:
         config, projector = self.config, self.projectors[str(layer)]
-        student, momentum = ([f.maps[layer] for f in side] for side in (seen.posed, seen.momentum_posed))
+        student, momentum = ([f.maps[layer] for f in side] for side in (outputs.posed, outputs.momentum_posed))
         # a third full view has no partner: it is posed for the base objective alone
         pairs = [slice(v, v + 2) for v in range(0, len(student) - 1, 2)]
         losses = [
             ser_loss(
-                projector, student[pair], momentum[pair], seen.views.poses[pair], seen.views.image_ids,
+                projector, student[pair], momentum[pair], outputs.views.poses[pair], outputs.views.image_ids,
                 config.temperature, config.form, config.negatives, config.negative_distance,
             )
             for pair in pairs

@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from equimid.addons.base import ADDONS, Addon, EmbeddingAddonConfig, Seen, Setting
+from equimid.addons.base import ADDONS, Addon, AddonContext, EmbeddingAddonConfig, StudentOutputs
 from equimid.addons.forms import FORMS, Form, check_form
 from equimid.distributed import CrossRankBatchNorm1d
 from equimid.errors import UserError
@@ -50,38 +50,38 @@ class STLConfig(EmbeddingAddonConfig):
         if not 0 <= self.trans_weight < float("inf"):
             raise UserError(f"stl.trans_weight is {self.trans_weight}; it must be a number of 0 or more")
 
-    def extend(self, plan: ViewPlan, setting: Setting) -> ViewPlan:
+    def extend(self, plan: ViewPlan, context: AddonContext) -> ViewPlan:
         """The same views, aligned in pairs; the task rounds the posed images of an aligned plan up to whole pairs.
 
         Raises:
             UserError: an odd micro-batch.
         """
-        plan = super().extend(plan, setting)
-        if setting.batch % 2:
+        plan = super().extend(plan, context)
+        if context.batch % 2:
             raise UserError(
-                f"stl pairs the images of a micro-batch, and it has {setting.batch}: an odd number; "
-                f"use {setting.batch + 1} (train.batch_size / train.accumulate)"
+                f"stl pairs the images of a micro-batch, and it has {context.batch}: an odd number; "
+                f"use {context.batch + 1} (train.batch_size / train.accumulate)"
             )
         return replace(plan, aligned=True)
 
-    def build(self, width: int, plan: ViewPlan) -> "STL":
-        return STL(self, width)
+    def build(self, embed_dim: int, plan: ViewPlan) -> "STL":
+        return STL(self, embed_dim)
 
 
 class STL(Addon):
     """g, M, p, q, and the loss."""
 
-    def __init__(self, config: STLConfig, width: int) -> None:
+    def __init__(self, config: STLConfig, embed_dim: int) -> None:
         super().__init__()
         self.config = config
         t = config.trans_dim
-        self.trans_net = _two_layers(2 * width, t, t)
-        self.hypernetwork = nn.Linear(t, width * width, bias=False)
-        self.projector = _two_layers(width, config.hidden, config.dim)
+        self.trans_net = _two_layers(2 * embed_dim, t, t)
+        self.hypernetwork = nn.Linear(t, embed_dim * embed_dim, bias=False)
+        self.projector = _two_layers(embed_dim, config.hidden, config.dim)
         self.trans_projector = _two_layers(t, t, config.dim)
 
-    def forward(self, seen: Seen) -> Tensor:
-        y1, y2 = (self.config.read(f) for f in seen.crops[:2])
+    def forward(self, outputs: StudentOutputs) -> Tensor:
+        y1, y2 = (self.config.read(f) for f in outputs.crops[:2])
         if len(y1) % 2:
             raise ValueError(f"found {len(y1)} cropped images on a rank; STL expects whole pairs")
         # each batch through the nets on its own, as in the original: their norms see one kind of row

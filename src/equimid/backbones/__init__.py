@@ -4,7 +4,7 @@ from equimid.backbones.config import BackboneConfig, build_backbone, timm_argume
 from equimid.backbones.encoder import Encoder, TimmEncoder
 from equimid.backbones.hugging_face import HuggingFaceEncoder
 from equimid.backbones.packed_forward import run_block
-from equimid.backbones.pretrained import Weights, open_foreign
+from equimid.backbones.pretrained import Weights, open_pretrained
 from equimid.backbones.registry import equimid_vit
 from equimid.backbones.vit import Backbone, LateCLSViT, compile_blocks, create_backbone
 from equimid.features import Features
@@ -22,7 +22,7 @@ __all__ = [
     "compile_blocks",
     "create_backbone",
     "equimid_vit",
-    "open_foreign",
+    "open_pretrained",
     "run_block",
     "timm_arguments",
     "without_drop_path",

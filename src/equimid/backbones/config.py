@@ -55,7 +55,7 @@ class BackboneConfig:
             raise UserError(f"backbone.cls_layer is {self.cls_layer}; it must be 0 (CLS from the start) or more")
 
     @property
-    def patch(self) -> int:
+    def resolved_patch_size(self) -> int:
         """Side of a patch in pixels, from the setting or from timm's name.
 
         Raises:

@@ -26,8 +26,8 @@ class Encoder(nn.Module, ABC):
     """A frozen vision transformer as evaluations see it; always in eval mode.
 
     depth:          number of blocks, L
-    width:          columns of a token, D
-    patch:          side of a patch, pixels
+    embed_dim:      columns of a token, D
+    patch_size:     side of a patch, pixels
     pretrained_cfg: how its images must look, timm's keys: input_size, mean, std, crop_pct
     any_size:       whether it takes images of any sides that patches divide, or those of `pretrained_cfg` alone
     taps:           layers that its training read, if it is ours: pictures show them
@@ -37,8 +37,8 @@ class Encoder(nn.Module, ABC):
     """
 
     depth: int
-    width: int
-    patch: int
+    embed_dim: int
+    patch_size: int
     pretrained_cfg: Mapping[str, Any]
     any_size: bool = True
     reads_cls: bool = True
@@ -46,7 +46,7 @@ class Encoder(nn.Module, ABC):
     random: Callable[[int], "Encoder"] | None = None
 
     @abstractmethod
-    def look(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
+    def forward_features(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
         """One pass over images (B, 3, H, W), H and W multiples of the patch.
 
         Returns:
@@ -67,7 +67,7 @@ class Encoder(nn.Module, ABC):
 
     def token_maps(self, images: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
         """Un-normalised token maps {layer: (B, D, h, w)}."""
-        return self.look(images, layers).maps
+        return self.forward_features(images, layers).maps
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """(h, w) in patches of images (B, 3, H, W).
@@ -79,9 +79,9 @@ class Encoder(nn.Module, ABC):
         side = int(self.pretrained_cfg["input_size"][-1])
         if not self.any_size and (height, width) != (side, side):
             raise UserError(f"this network takes images of {side} x {side} px alone, found {height} x {width}")
-        if height % self.patch or width % self.patch or min(height, width) == 0:
-            raise UserError(f"images of {height} x {width} px do not divide into patches of {self.patch} px")
-        return height // self.patch, width // self.patch
+        if height % self.patch_size or width % self.patch_size or min(height, width) == 0:
+            raise UserError(f"images of {height} x {width} px do not divide into patches of {self.patch_size} px")
+        return height // self.patch_size, width // self.patch_size
 
     def train(self, mode: bool = True) -> "Encoder":
         # an evaluation never changes the network: drop path and the like stay off
@@ -118,12 +118,12 @@ def require_one_grid(encoder: Encoder, name: str) -> None:
         UserError: it does not.
     """
     side, layers = int(encoder.pretrained_cfg["input_size"][-1]), range(1, encoder.depth + 1)
-    sizes = [(side, side), (side + encoder.patch, side)] if encoder.any_size else [(side, side)]
+    sizes = [(side, side), (side + encoder.patch_size, side)] if encoder.any_size else [(side, side)]
     for height, width in sizes:
-        expected = (2, encoder.width, height // encoder.patch, width // encoder.patch)
+        expected = (2, encoder.embed_dim, height // encoder.patch_size, width // encoder.patch_size)
         try:
             with torch.device("meta"):
-                maps = encoder.look(torch.zeros(2, 3, height, width), layers).maps
+                maps = encoder.forward_features(torch.zeros(2, 3, height, width), layers).maps
             shapes = {tuple(maps[layer].shape) for layer in layers}
         except Exception:  # another kind of network fails in any way
             shapes = set()
@@ -173,9 +173,9 @@ class TimmEncoder(Encoder):
             raise not_a_vit(name, model)
         self.model = model
         self.name, self.random = name, random
-        self.depth, self.width, self.patch = len(blocks), int(self.model.embed_dim), int(patch[0])
+        self.depth, self.embed_dim, self.patch_size = len(blocks), int(self.model.embed_dim), int(patch[0])
         self.prefix = int(self.model.num_prefix_tokens)
-        self.cls_after = int(getattr(model, "cls_after", 0))
+        self.cls_layer = int(getattr(model, "cls_after", 0))
         self.taps = tuple(getattr(model, "taps", ()))
         self.any_size = not getattr(embed, "strict_img_size", False)
         self.has_cls = self.prefix > 0 and getattr(model, "cls_token", None) is not None
@@ -184,13 +184,13 @@ class TimmEncoder(Encoder):
         self.reads_cls = self.has_cls and getattr(model, "global_pool", "token") == "token" and not distilled
         self.pretrained_cfg = dict(self.model.pretrained_cfg)
         side = int(self.pretrained_cfg["input_size"][-1])
-        if self.any_size and side % self.patch:
+        if self.any_size and side % self.patch_size:
             # such networks leave the last pixels out
-            side = side // self.patch * self.patch
+            side = side // self.patch_size * self.patch_size
             self.pretrained_cfg["input_size"] = (3, side, side)
         self.eval().requires_grad_(False)
 
-    def look(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
+    def forward_features(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
         self.grid(images)
         ascending = sorted(set(layers))
         if not ascending:
@@ -202,7 +202,7 @@ class TimmEncoder(Encoder):
         if not self.prefix:
             return Features(cls, dict(zip(ascending, found, strict=True)))
         maps = {layer: pair[0] for layer, pair in zip(ascending, found, strict=True)}
-        entered = [layer for layer in ascending if layer > self.cls_after and self.has_cls]
+        entered = [layer for layer in ascending if layer > self.cls_layer and self.has_cls]
         return Features(cls, maps, {layer: found[ascending.index(layer)][1][:, 0] for layer in entered})
 
     def final_norm(self, tokens: Tensor) -> Tensor:

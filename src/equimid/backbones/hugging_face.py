@@ -85,13 +85,13 @@ class HuggingFaceEncoder(Encoder):
             raise not_a_vit(name, model)
         self.model: Any = model
         self.name, self.random = name, random
-        self.width, self.depth, self.patch, size = numbers
+        self.embed_dim, self.depth, self.patch_size, size = numbers
         lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == self.depth]
         if not lists:
             raise not_a_vit(name, model)
         self._blocks = [*lists[0]]  # a plain list: the model holds them
         looks = looks or {}
-        size = (looks.get("size") or size) // self.patch * self.patch
+        size = (looks.get("size") or size) // self.patch_size * self.patch_size
         self.pretrained_cfg = {
             "input_size": (3, size, size),
             "crop_pct": looks.get("crop_pct") or 0.875,
@@ -110,7 +110,7 @@ class HuggingFaceEncoder(Encoder):
         self.reads_cls = has_cls and not self._pools
         self.eval().requires_grad_(False)
 
-    def look(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
+    def forward_features(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
         grid, wanted = self.grid(images), sorted(set(layers))
         seen: dict[int, Tensor] = {}
 
@@ -156,7 +156,7 @@ class HuggingFaceEncoder(Encoder):
 
     def _run(self, images: Tensor, **options: Any) -> Any:
         if self._masks:
-            count = (images.shape[-2] // self.patch) * (images.shape[-1] // self.patch)
+            count = (images.shape[-2] // self.patch_size) * (images.shape[-1] // self.patch_size)
             options["noise"] = torch.arange(count, device=images.device, dtype=torch.float32).expand(len(images), -1)
         return self.model(images, **self._options, **options)
 

@@ -32,7 +32,7 @@ class Regions(NamedTuple):
 
 
 def packed_forward(
-    vit: Any, batches: Sequence[Tensor], cls_after: int, taps: Sequence[int], watch: Watch | None
+    vit: Any, batches: Sequence[Tensor], cls_layer: int, taps: Sequence[int], watch: Watch | None
 ) -> list[Features]:
     """One per batch: CLS (B_v, D) after the final norm; maps (B_v, D, h, w) and CLS at the taps, un-normalised."""
     sizes = list(dict.fromkeys(tuple(images.shape[-2:]) for images in batches))
@@ -49,7 +49,7 @@ def packed_forward(
     watched = max(taps, default=0)
     depth = len(vit.blocks)
     for number, block in enumerate(vit.blocks, start=1):
-        if number == cls_after + 1:
+        if number == cls_layer + 1:
             segments = [torch.cat([vit.cls_token.expand(len(s), -1, -1), s], dim=1) for s in _split(x, shapes)]
             x, shapes = _join(segments), [(s.shape[0], s.shape[1]) for s in segments]
         cls_only = number == depth and depth not in taps and vit.training and not vit.whole_last_block
@@ -63,7 +63,7 @@ def packed_forward(
             tapped = x
             if watch is not None and number == watched:
                 tapped, x = watch("taps", x), watch("stream", x)
-            first = 1 if number > cls_after else 0
+            first = 1 if number > cls_layer else 0
             for segment, (tokens, grid) in enumerate(zip(_split(tapped, shapes), grids, strict=True)):
                 maps[segment][number] = tokens[:, first:].unflatten(1, grid).movedim(-1, 1)
                 if first:

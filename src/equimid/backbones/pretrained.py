@@ -18,14 +18,14 @@ from equimid.backbones.hugging_face import open_hugging_face
 from equimid.errors import UserError
 from equimid.randomness import counted_torch_seed
 
-__all__ = ["Weights", "open_foreign"]
+__all__ = ["Weights", "open_pretrained"]
 
 logger = logging.getLogger("equimid")
 
 Weights = Literal["auto", "pretrained", "random"]
 
 
-def open_foreign(model: str, weights: Weights = "auto", seed: int = 0) -> tuple[Encoder, bool]:
+def open_pretrained(model: str, weights: Weights = "auto", seed: int = 0) -> tuple[Encoder, bool]:
     """A network by "timm:NAME" or "hf:NAME" (a hub's name, or a folder that `save_pretrained` wrote).
 
     Another kind of network is refused before any weights are fetched.

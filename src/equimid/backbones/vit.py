@@ -47,7 +47,7 @@ class LateCLSViT(VisionTransformer):
     marker, so a strict load of these weights into a model that cannot compute them fails.
     """
 
-    cls_after: int
+    cls_after: int  # as the setting cls_layer; the marker among the weights has that name
     taps: tuple[int, ...]
     checkpoint: str = ""
     tap_norms: nn.ModuleDict

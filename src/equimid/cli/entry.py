@@ -11,7 +11,7 @@ import sys
 import tyro
 
 from equimid.cli.runs import Demo, Evaluate, Measure, Pretrain, Report, Sweep
-from equimid.cli.shared import say
+from equimid.cli.shared import eprint
 from equimid.cli.tools import Constants, Pack, Recipes
 from equimid.errors import UserError
 
@@ -31,15 +31,15 @@ def main() -> None:
         _parse(arguments or ["--help"]).run(settings)
     except UserError as error:
         # from a loader worker it comes with the worker's traceback before it
-        say("equimid: " + " ".join(str(error).split("equimid.errors.UserError: ")[-1].split()))
+        eprint("equimid: " + " ".join(str(error).split("equimid.errors.UserError: ")[-1].split()))
         sys.exit(2)
     except OSError as error:
         if error.filename is None and error.errno != errno.ENOSPC:
             raise
-        say(f"equimid: {error.filename or 'writing'}: {error.strerror}; mend that and run the same command again")
+        eprint(f"equimid: {error.filename or 'writing'}: {error.strerror}; mend that and run the same command again")
         sys.exit(2)
     except KeyboardInterrupt:
-        say("equimid: stopped; run the same command again to go on")
+        eprint("equimid: stopped; run the same command again to go on")
         sys.exit(130)
 
 

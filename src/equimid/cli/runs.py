@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from equimid.cli.shared import refuse, say, spelled
+from equimid.cli.shared import eprint, reject_settings, strip_slash
 from equimid.errors import UserError
 
 __all__ = ["Demo", "Evaluate", "Measure", "Pretrain", "Report", "Sweep"]
@@ -37,19 +37,19 @@ class Pretrain:
 
         if any(setting.startswith("data.source=") for setting in settings):
             raise UserError(f"the images are named twice: {self.data} and data.source; leave data.source out")
-        config = configured(self.recipe, [*settings, f"data.source={spelled(self.data)}"])
+        config = configured(self.recipe, [*settings, f"data.source={strip_slash(self.data)}"])
         folder = self.out or Path("runs") / f"{self.recipe}-{Path(self.data).stem or 'data'}"
         outcome = pretrain(config, folder)
         if not is_main_process():
             return
         if outcome.stopped_by is not None:
             name = signal.Signals(outcome.stopped_by).name
-            say(
+            eprint(
                 f"equimid: {name} after step {outcome.steps} of {outcome.total}; the checkpoint is written. "
                 "Run the same command again to go on"
             )
             sys.exit(128 + outcome.stopped_by)
-        say(f"report:   {folder / 'report.html'}\nbackbone: {folder / 'backbone'}")
+        eprint(f"report:   {folder / 'report.html'}\nbackbone: {folder / 'backbone'}")
 
 
 @dataclass
@@ -64,8 +64,8 @@ class Evaluate:
     def run(self, settings: list[str]) -> None:
         from equimid.runs.pretrain import evaluate
 
-        refuse(settings)
-        say(f"report: {evaluate(self.run_, self.data and spelled(self.data))}")
+        reject_settings(settings)
+        eprint(f"report: {evaluate(self.run_, self.data and strip_slash(self.data))}")
 
 
 @dataclass
@@ -106,15 +106,15 @@ class Measure:
         page = measure(
             self.what,
             self.model.rstrip(os.sep),
-            spelled(self.data),
-            train=self.train and spelled(self.train),
+            strip_slash(self.data),
+            train=self.train and strip_slash(self.train),
             out=self.out,
             weights=self.weights,
             random=self.random,
             settings=settings,
         )
         if is_main_process():
-            say(f"records: {page.parent / 'records.jsonl'}\nreport:  {page}")
+            eprint(f"records: {page.parent / 'records.jsonl'}\nreport:  {page}")
 
 
 @dataclass
@@ -144,11 +144,11 @@ class Sweep:
             self._run_study(settings)
             return
         out = self.out or Path("sweeps") / f"{self.recipe}-{Path(self.data).stem or 'data'}"
-        page, failures = run_sweep(self.recipe, spelled(self.data), self.seeds, self.vary, out, settings)
+        page, failures = run_sweep(self.recipe, strip_slash(self.data), self.seeds, self.vary, out, settings)
         if is_main_process():
-            say(f"the page that compares them: {page.resolve()}")
+            eprint(f"the page that compares them: {page.resolve()}")
             for failure in failures:
-                say(f"equimid: {failure}")
+                eprint(f"equimid: {failure}")
         if failures:
             sys.exit(2)
 
@@ -156,12 +156,12 @@ class Sweep:
         from equimid.console import is_main_process
         from equimid.runs.experiment import run_experiment
 
-        refuse(settings)
+        reject_settings(settings)
         if self.vary or self.seeds != Sweep.seeds or self.data != Sweep.data:
             raise UserError(f"{self.recipe} declares data, seeds and arms; leave --data, --seeds and --vary out")
         written = run_experiment(Path(self.recipe), self.out or Path("sweeps") / Path(self.recipe).stem)
         if is_main_process():
-            say(f"{len(written)} cell(s) finished, in {Path(self.recipe).with_suffix('')}")
+            eprint(f"{len(written)} cell(s) finished, in {Path(self.recipe).with_suffix('')}")
 
 
 @dataclass
@@ -176,11 +176,11 @@ class Report:
     def run(self, settings: list[str]) -> None:
         from equimid.report import write_report
 
-        refuse(settings)
+        reject_settings(settings)
         if not self.runs:
             raise UserError("report needs at least one run's folder: equimid report RUN")
         page = self.out or (self.runs[0] / "report.html" if len(self.runs) == 1 else Path("report.html"))
-        say(f"report: {write_report(list(self.runs), page)}")
+        eprint(f"report: {write_report(list(self.runs), page)}")
 
 
 @dataclass
@@ -196,4 +196,4 @@ class Demo:
 
         page = run_demo(self.out, settings)
         if is_main_process():
-            say(f"the page that compares them: {page.resolve()}")
+            eprint(f"the page that compares them: {page.resolve()}")

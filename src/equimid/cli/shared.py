@@ -5,20 +5,20 @@ import sys
 
 from equimid.errors import UserError
 
-__all__ = ["refuse", "say", "spelled"]
+__all__ = ["eprint", "reject_settings", "strip_slash"]
 
 
-def spelled(data: str) -> str:
+def strip_slash(data: str) -> str:
     """One name for a folder with and without the slash that a shell completes: records go by it."""
     return data.rstrip(os.sep) or data
 
 
-def refuse(settings: list[str]) -> None:
+def reject_settings(settings: list[str]) -> None:
     if settings:
         raise UserError(
             f"{settings[0]!r}: this command takes no settings; pretrain, measure, sweep, demo, recipes and constants do"
         )
 
 
-def say(text: str) -> None:
+def eprint(text: str) -> None:
     sys.stderr.write(text + "\n")

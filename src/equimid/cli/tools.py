@@ -7,7 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from equimid.cli.shared import refuse, say, spelled
+from equimid.cli.shared import eprint, reject_settings, strip_slash
 from equimid.errors import UserError
 
 __all__ = ["Constants", "Pack", "Recipes"]
@@ -25,7 +25,7 @@ class Recipes:
         if len(self.words) > 2 or (len(self.words) == 2 and self.words[0] != "show") or name == "show":
             raise UserError(f"recipes {' '.join(self.words)}: write equimid recipes, or equimid recipes show NAME")
         if name is None:
-            refuse(settings)
+            reject_settings(settings)
             lines = _listed()
         else:
             lines = _shown(name, settings)
@@ -92,7 +92,7 @@ class Constants:
         plan = override(without, [s for s in settings if not s.startswith("equimod.")]).plan()
         command = " ".join(["equimid constants --recipe", self.recipe, *settings, "--out", str(self.out)])
         store_constants(measure_constants(plan, self.draws, command), self.out)
-        say(f"constants of {self.draws:,} draws a view: {self.out}")
+        eprint(f"constants of {self.draws:,} draws a view: {self.out}")
 
 
 @dataclass
@@ -115,18 +115,18 @@ class Pack:
     workers: int = 2
     """processes"""
     tolerated_unreadable: float = 0.05
-    """share of the images that may be left out before it is an error"""
+    """fraction of the images that may be left out before it is an error"""
 
     def run(self, settings: list[str]) -> None:
         from equimid.data import pack
         from equimid.runs.measure import progress_bar
 
-        refuse(settings)
+        reject_settings(settings)
         if self.shard_mib < 1:
             raise UserError(f"--shard-mib is {self.shard_mib}; it must be 1 or more, 256 say")
         with progress_bar("packing") as progress:
             packed = pack(
-                spelled(self.data),
+                strip_slash(self.data),
                 self.out,
                 short_side=self.short_side,
                 quality=self.quality,
@@ -136,7 +136,7 @@ class Pack:
                 progress=progress,
             )
         left_out = f", {packed.unreadable} left out ({self.out / 'unreadable.csv'})" if packed.unreadable else ""
-        say(
+        eprint(
             f"{packed.images} images in {packed.shards} shards, {packed.bytes / 2**20:,.1f} MiB{left_out}: {self.out}\n"
             f"train on them: equimid pretrain {self.out}"
         )

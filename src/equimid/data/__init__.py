@@ -7,7 +7,7 @@ image = source.load(0)                               # PIL, RGB
 """
 
 from equimid.data.builtin import data_home
-from equimid.data.check_images import Ledger, check_images, ledger_for
+from equimid.data.check_images import ImageCheck, check_images, image_check_for
 from equimid.data.config import DataConfig
 from equimid.data.decode import IMAGE_SUFFIXES, open_image, read_size
 from equimid.data.loading import leave_signals_to_the_main_process, loaded_batches
@@ -22,7 +22,7 @@ __all__ = [
     "ArraySource",
     "DataConfig",
     "FileSource",
-    "Ledger",
+    "ImageCheck",
     "Packed",
     "ShardSource",
     "Source",
@@ -30,8 +30,8 @@ __all__ = [
     "check_images",
     "data_home",
     "holdout",
+    "image_check_for",
     "leave_signals_to_the_main_process",
-    "ledger_for",
     "loaded_batches",
     "open_image",
     "open_source",

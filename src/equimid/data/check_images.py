@@ -14,7 +14,7 @@ from equimid.data.shards.source import ShardSource
 from equimid.data.sources import ArraySource, Source
 from equimid.errors import UnreadableImage, UserError
 
-__all__ = ["Ledger", "check_images", "judge", "ledger_for", "list_unreadable"]
+__all__ = ["ImageCheck", "check_images", "image_check_for", "list_unreadable", "raise_if_too_many"]
 
 Progress = Callable[[int, int], None]
 
@@ -23,7 +23,7 @@ _AT_ONCE = 1024  # images handed to the threads together
 
 
 @dataclass(frozen=True)
-class Ledger:
+class ImageCheck:
     """What a check of a source found.
 
     source, split: of the source
@@ -100,25 +100,25 @@ def check_images(
     decode_all_below: int = 50_000,
     progress: Progress | None = None,
     threads: int | None = None,
-) -> Ledger:
+) -> ImageCheck:
     """Find the images that cannot be used: unreadable, or with a side below smallest_side (px, the patch).
 
     Every image is decoded wholly. Of more than decode_all_below images only the headers are read, since
     decoding a million files takes hours: what is damaged further in, the loader meets later.
 
-    tolerated: largest share of such images, in [0, 1]
+    tolerated: largest fraction of such images, in [0, 1]
     progress:  called in this thread with (done, all) after each image
     threads:   None for one a core, at most 16
 
     Raises:
         UserError: no image, no readable image, or more unreadable ones than tolerated.
     """
-    ledger = _check(source, source.fingerprint(), smallest_side, decode_all_below, progress, threads)
-    judge(ledger, tolerated)
-    return ledger
+    check = _check(source, source.fingerprint(), smallest_side, decode_all_below, progress, threads)
+    raise_if_too_many(check, tolerated)
+    return check
 
 
-def ledger_for(
+def image_check_for(
     source: Source,
     folder: Path,
     *,
@@ -127,7 +127,7 @@ def ledger_for(
     decode_all_below: int = 50_000,
     progress: Progress | None = None,
     threads: int | None = None,
-) -> Ledger:
+) -> ImageCheck:
     """The ledger saved in folder where it is of the same data and smallest side, else `check_images`, saved.
 
     It is saved before too many unreadable images raise, so that the whole list is there, and a higher limit
@@ -138,14 +138,14 @@ def ledger_for(
     meets.
     """
     fingerprint = source.fingerprint()
-    ledger = Ledger.load(folder)
-    if ledger is not None and ledger.checked == "packed" and len(ledger.unreadable) > tolerated * ledger.listed:
-        ledger = None
-    if ledger is None or (ledger.fingerprint, ledger.smallest_side) != (fingerprint, smallest_side):
-        ledger = _check(source, fingerprint, smallest_side, decode_all_below, progress, threads)
-        ledger.save(folder)
-    judge(ledger, tolerated, folder / "unreadable.csv")
-    return ledger
+    check = ImageCheck.load(folder)
+    if check is not None and check.checked == "packed" and len(check.unreadable) > tolerated * check.listed:
+        check = None
+    if check is None or (check.fingerprint, check.smallest_side) != (fingerprint, smallest_side):
+        check = _check(source, fingerprint, smallest_side, decode_all_below, progress, threads)
+        check.save(folder)
+    raise_if_too_many(check, tolerated, folder / "unreadable.csv")
+    return check
 
 
 def _check(
@@ -155,7 +155,7 @@ def _check(
     decode_all_below: int,
     progress: Progress | None,
     threads: int | None,
-) -> Ledger:
+) -> ImageCheck:
     if isinstance(source, ShardSource):
         return _check_shards(source, fingerprint, smallest_side)
     n = len(source)
@@ -180,7 +180,7 @@ def _check(
                     unreadable.append((i, source.describe(i), found))
                 if progress is not None:
                     progress(i + 1, n)
-    return Ledger(
+    return ImageCheck(
         source=source.name,
         split=source.split,
         fingerprint=fingerprint,
@@ -191,12 +191,12 @@ def _check(
     )
 
 
-def _check_shards(source: ShardSource, fingerprint: str, smallest_side: int) -> Ledger:
+def _check_shards(source: ShardSource, fingerprint: str, smallest_side: int) -> ImageCheck:
     """Every image was decoded when it was packed: what is left to see is whether the shards are all there."""
     reasons = source.faults()
     for i in source.smaller_than(smallest_side):
         reasons.setdefault(i, _too_small(*source.size(i), smallest_side) or "")
-    return Ledger(
+    return ImageCheck(
         source=source.name,
         split=source.split,
         fingerprint=fingerprint,
@@ -213,23 +213,23 @@ def _too_small(width: int, height: int, smallest_side: int) -> str | None:
     return f"{width} x {height} px, smaller than a patch of {smallest_side} px"
 
 
-def judge(
-    ledger: Ledger, tolerated: float, listing: Path | None = None, remedy: str = "data.tolerated_unreadable="
+def raise_if_too_many(
+    check: ImageCheck, tolerated: float, listing: Path | None = None, remedy: str = "data.tolerated_unreadable="
 ) -> None:
     """Raise where no image, no readable one, or fewer than tolerated are left. listing: file of the whole list."""
-    n, bad = ledger.listed, len(ledger.unreadable)
+    n, bad = check.listed, len(check.unreadable)
     if n == 0:
-        raise UserError(f"no image found in {ledger.source}: expected at least one; check the path")
-    examples = ", ".join(f"{description} ({reason})" for _, description, reason in ledger.unreadable[:3])
+        raise UserError(f"no image found in {check.source}: expected at least one; check the path")
+    examples = ", ".join(f"{description} ({reason})" for _, description, reason in check.unreadable[:3])
     whole_list = f"; the whole list: {listing}" if listing is not None else ""
     if bad == n:
         raise UserError(
-            f"no readable image in {ledger.source}: none of {n} can be used: {examples}; give other images{whole_list}"
+            f"no readable image in {check.source}: none of {n} can be used: {examples}; give other images{whole_list}"
         )
     if bad / n > tolerated:
-        enough = -(-20 * bad // n) / 20  # the share, rounded up to 5 %
+        enough = -(-20 * bad // n) / 20  # the fraction, rounded up to 5 %
         raise UserError(
-            f"{bad} of {n} images in {ledger.source} cannot be used ({100 * bad / n:.1f} %, tolerated "
+            f"{bad} of {n} images in {check.source} cannot be used ({100 * bad / n:.1f} %, tolerated "
             f"{100 * tolerated:.1f} %): {examples}; mend or remove them, or leave them out with "
             f"{remedy}{enough}{whole_list}"
         )

@@ -12,7 +12,7 @@ __all__ = ["DataConfig"]
 class DataConfig:
     """
     source: a folder, packed or not, a text file of paths, or a name such as digits
-    tolerated_unreadable: share of the images that may be left out before it is an error
+    tolerated_unreadable: fraction of the images that may be left out before it is an error
     shuffle: whole, an order of all images; or shards, for packed images on a network disk: see docs/shards.md
     shards_at_once: with shuffle=shards, how many shards are mixed, and read from, at a time
     """

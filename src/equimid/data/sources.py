@@ -227,10 +227,10 @@ def digest(*parts: str | bytes | npt.NDArray[Any] | None) -> str:
     return state.hexdigest()
 
 
-def holdout(labels: npt.NDArray[Any], share: float | int, seed: int) -> tuple[Indices, Indices]:
+def holdout(labels: npt.NDArray[Any], fraction: float | int, seed: int) -> tuple[Indices, Indices]:
     """(fit, held) indices into labels (n,), ascending, disjoint, together all; the classes in proportion.
 
-    share: in (0, 0.5], or the number of held images; at least one image a class is held.
+    fraction: in (0, 0.5], or the number of held images; at least one image a class is held.
     A class of a single image stays in fit.
 
     Raises:
@@ -247,7 +247,7 @@ def holdout(labels: npt.NDArray[Any], share: float | int, seed: int) -> tuple[In
             f"{len(labels)} images in {len(classes)} classes cannot be split into two parts: "
             "expected at least two images of one class; give more images"
         )
-    held_count = share if isinstance(share, int) else math.ceil(share * len(several))
+    held_count = fraction if isinstance(fraction, int) else math.ceil(fraction * len(several))
     fit, held = train_test_split(
         several,
         test_size=max(held_count, int((counts >= 2).sum())),

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from equimid.distributed import gather_detached, sum_detached
 
-__all__ = ["LoaderClock", "Readout"]
+__all__ = ["AsyncMetrics", "LoaderClock"]
 
 
-class Readout:
+class AsyncMetrics:
     """Scalars of one step, summed over ranks: the same on every rank, and not finite if they are so on any.
 
     Args:
         numbers: scalars on one device, by name.
-        cls: (b, D) of this rank; `Readout.cls` is that of all ranks, or None.
+        cls: (b, D) of this rank; `AsyncMetrics.cls` is that of all ranks, or None.
     """
 
     def __init__(self, step: int, numbers: Mapping[str, Tensor], cls: Tensor | None = None) -> None:
@@ -73,6 +73,6 @@ class LoaderClock:
         self._events = self._events[len(passed) :]
         seconds: float = self._seconds + sum(before.elapsed_time(after) for before, after in passed) / 1000
         now = time.perf_counter()
-        share = seconds / max(now - self._since, 1e-9)
+        fraction = seconds / max(now - self._since, 1e-9)
         self._seconds, self._since = 0.0, now
-        return min(1.0, share)
+        return min(1.0, fraction)

@@ -29,9 +29,9 @@ def bf16_units() -> str:
     return "avx512_bf16" if torch.cpu._is_avx512_bf16_supported() else ""
 
 
-def cpu_precision(width: int) -> Precision:
+def cpu_precision(embed_dim: int) -> Precision:
     """What a network of this width (columns of a token) computes in on this processor."""
-    return "bf16" if width >= _LEAST_WIDTH and bf16_units() else "fp32"
+    return "bf16" if embed_dim >= _LEAST_WIDTH and bf16_units() else "fp32"
 
 
 def settle_precision(runtime: RuntimeConfig, backbone: Backbone, folder: Path, alone: bool = True) -> RuntimeConfig:

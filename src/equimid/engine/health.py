@@ -31,14 +31,14 @@ def effective_rank(cls: Tensor) -> float:
     # singular values from the smaller Gram matrix: of 4,096 embeddings in milliseconds
     gram = centred.T @ centred if len(centred) > centred.shape[1] else centred @ centred.T
     values = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
-    share = values / values.sum().clamp(min=1e-12)
-    return float(torch.exp(-(share * share.clamp(min=1e-12).log()).sum()))
+    fraction = values / values.sum().clamp(min=1e-12)
+    return float(torch.exp(-(fraction * fraction.clamp(min=1e-12).log()).sum()))
 
 
 def map_variance(maps: Tensor) -> tuple[Tensor, Tensor]:
     """(between, total) sums of squares of maps (n, D, h, w): of the images' mean tokens, and of all tokens, about the
-    mean token. between / total is the share of the variance that lies between images; 1 = place is lost. Over ranks the
-    sums add up, each about its own rank's mean."""
+    mean token. between / total is the fraction of the variance that lies between images; 1 = place is lost. Over ranks
+    the sums add up, each about its own rank's mean."""
     tokens = maps.float().flatten(2)  # (n, D, T)
     own = tokens.mean(2)
     mean = own.mean(0)
@@ -55,8 +55,8 @@ class HealthCheck:
     """
 
     COLLAPSED = 0.02
-    BETWEEN = 0.9  # share of a regularised map's variance
-    WAITING = 0.2  # share of the time
+    BETWEEN = 0.9  # fraction of a regularised map's variance
+    WAITING = 0.2  # fraction of the time
     ROWS = 5  # in a row, after the first STARTING steps
     STARTING = 20
 
@@ -66,28 +66,30 @@ class HealthCheck:
         self.warned: set[str] = set()
 
     def look_at_loader(self, step: int, waited: float) -> None:
-        """Check the share of the time that the device waited for images since the last call."""
+        """Check the fraction of the time that the device waited for images since the last call."""
         if step - self.start < self.STARTING or waited <= self.WAITING:
             self.waiting.clear()
             return
         self.waiting.append(waited)
         if len(self.waiting) == self.ROWS and self.remedy:
-            share = sum(self.waiting) / self.ROWS
-            self._warn("loader", f"step {step + 1}: the device waits {share:.0%} of the time for images; {self.remedy}")
+            fraction = sum(self.waiting) / self.ROWS
+            self._warn(
+                "loader", f"step {step + 1}: the device waits {fraction:.0%} of the time for images; {self.remedy}"
+            )
 
     def look_at_maps(self, step: int, between: Mapping[str, float]) -> None:
-        """Check the share of the variance of each regularised map that lies between images, 0..1."""
-        for name, share in between.items():
-            if step >= self.patience and share > self.BETWEEN:
+        """Check the fraction of the variance of each regularised map that lies between images, 0..1."""
+        for name, fraction in between.items():
+            if step >= self.patience and fraction > self.BETWEEN:
                 layer = name.replace("_", " ")
                 self._warn(
                     f"place at {layer}",
-                    f"step {step + 1}: place is being lost at {layer}: {share:.0%} of the variance of its map lies "
+                    f"step {step + 1}: place is being lost at {layer}: {fraction:.0%} of the variance of its map lies "
                     "between images, so its patches say which image they are of and hardly where they lie in it; try "
                     "ser.negatives=all (patches of the same image as negatives) or a lower ser.weight",
                 )
 
-    def look(self, step: int, std: float, gradients: Mapping[str, float], images: int) -> None:
+    def check(self, step: int, std: float, gradients: Mapping[str, float], images: int) -> None:
         """Check the numbers of a step (0-based): feature std, gradient norms by name ("base", add-ons, or several of
         them joined by "+")."""
         for name, norm in gradients.items():

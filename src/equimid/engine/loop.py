@@ -21,7 +21,7 @@ from equimid.backbones import compile_blocks
 from equimid.console import ProgressLine
 from equimid.data import leave_signals_to_the_main_process
 from equimid.distributed import any_rank, barrier, gather_detached
-from equimid.engine.async_metrics import LoaderClock, Readout
+from equimid.engine.async_metrics import AsyncMetrics, LoaderClock
 from equimid.engine.checkpoint import (
     agreed_checkpoint,
     discard_checkpoint,
@@ -38,9 +38,9 @@ from equimid.engine.sampler import EpochOrder, MicroBatches
 from equimid.engine.sharding import is_sharded, own_part
 from equimid.errors import UserError
 from equimid.randomness import counted_torch_seed
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 from equimid.task import Losses, Task
-from equimid.views import Batch, ViewDataset, collate, decode_encoded, realise, sample_poses
+from equimid.views import Batch, ViewDataset, collate, decode_encoded, sample_poses, to_device_views
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -64,7 +64,7 @@ class Trainer:
 
     Args:
         run: stored in every checkpoint; a checkpoint with another `run` is refused.
-        tolerated_unreadable: share of the images that may go bad in training, 0..1.
+        tolerated_unreadable: fraction of the images that may go bad in training, 0..1.
         order: of the images of an epoch; by default a permutation of all.
 
     Raises:
@@ -108,7 +108,7 @@ class Trainer:
                 self.module, self.optimizer = fabric.setup(task, optimizer)
         if runtime.compile:
             compile_blocks(task)
-        self.speaks = fabric.global_rank == 0
+        self.is_main = fabric.global_rank == 0
         weights = {name: config.weight if config.trains else 0.0 for name, config in task.configs.items()}
         remedy = loader_remedy(fabric.device, runtime.workers, runtime.decode == "device")
         self.health = HealthCheck(weights, max(50, self.total // 10), self.start, remedy)
@@ -138,14 +138,14 @@ class Trainer:
                 raise
 
     def _fit(self, request: StopRequest) -> Outcome:
-        self.metrics = Metrics(self.folder, self.start, self.runtime.tensorboard) if self.speaks else None
+        self.metrics = Metrics(self.folder, self.start, self.runtime.tensorboard) if self.is_main else None
         batches = self._batches()
         step = self.start
         self.began = time.monotonic() - (self.metrics.seconds if self.metrics else 0.0)
         self.last_read, stop = time.monotonic(), False
-        waiting: deque[Readout] = deque()
+        waiting: deque[AsyncMetrics] = deque()
         try:
-            with ProgressLine(self.total, self.start, shown=self.speaks) as progress:
+            with ProgressLine(self.total, self.start, shown=self.is_main) as progress:
                 while step < self.total and not stop:
                     waiting.append(self._step(step, batches, request))
                     step += 1
@@ -165,18 +165,18 @@ class Trainer:
         told = request.signal or (signal.SIGTERM if stop else None)
         return Outcome(step, self.total, told if step < self.total else None)
 
-    def _step(self, step: int, batches: Iterator[Batch], request: StopRequest) -> Readout:
+    def _step(self, step: int, batches: Iterator[Batch], request: StopRequest) -> AsyncMetrics:
         """One step of the optimizer: EMA, forward and backward of every micro-batch, update. Nothing in it waits for
         the device."""
-        when = When(step, self.total, self.steps_per_epoch)
+        when = StepInfo(step, self.total, self.steps_per_epoch)
         set_rates(self.optimizer, self.optim, when, self.train.batch_size)
         if not self.task.method.ema_last:
-            self.task.follow(when)
+            self.task.update_teacher(when)
         parts = []
         for micro in range(self.train.accumulate):
             batch = decode_encoded(self.clock.take(batches), self.dataset, self.fabric.device)
             self._list_unreadable(batch.unreadable)
-            views = realise(batch, self.plan, self._poses(step, micro), self.fabric.device)
+            views = to_device_views(batch, self.plan, self._poses(step, micro), self.fabric.device)
             last = micro == self.train.accumulate - 1
             with (
                 counted_torch_seed(self.seed, "dropout", step, micro, self.fabric.global_rank),
@@ -193,10 +193,10 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.task.method.ema_last:
-            self.task.follow(when)
+            self.task.update_teacher(when)
         return self._readout(step, _mean_losses(parts), request)
 
-    def _readout(self, step: int, losses: Losses, request: StopRequest) -> Readout:
+    def _readout(self, step: int, losses: Losses, request: StopRequest) -> AsyncMetrics:
         """What the host will want to know of this step."""
         device = self.fabric.device
         numbers = {f"loss/{name}": value for name, value in losses.named.items()} | {"loss/total": losses.total}
@@ -208,12 +208,12 @@ class Trainer:
         if self._is_logged(step):
             for layer, maps in losses.maps.items():
                 numbers[f"between/{layer}"], numbers[f"variance/{layer}"] = map_variance(maps)
-        return Readout(step, numbers, losses.cls if self._is_logged(step) else None)
+        return AsyncMetrics(step, numbers, losses.cls if self._is_logged(step) else None)
 
     def _is_logged(self, step: int) -> bool:
         return step < 10 or (step + 1) % self.runtime.log_every == 0 or step + 1 == self.total
 
-    def _read(self, waiting: deque[Readout], behind: int, progress: ProgressLine) -> bool:
+    def _read(self, waiting: deque[AsyncMetrics], behind: int, progress: ProgressLine) -> bool:
         """Read all but the newest `behind` steps; returns whether some rank was told to stop."""
         stop = False
         while len(waiting) > behind:
@@ -249,7 +249,7 @@ class Trainer:
         }
         std, waited = feature_std(cls), self.clock.waited()
         self.health.look_at_maps(step, between)
-        self.health.look(step, std, gradients, len(cls))
+        self.health.check(step, std, gradients, len(cls))
         self.health.look_at_loader(step, waited)
         row: dict[str, float | int] = {
             "step": step + 1,
@@ -257,13 +257,13 @@ class Trainer:
             "seconds": time.monotonic() - self.began,
             "images_per_second": rate,
             "waiting": waited,
-            "lr": self.optim.lr_at(When(step, self.total, self.steps_per_epoch), self.train.batch_size),
-            "momentum": self.task.method.momentum_at(When(step, self.total, self.steps_per_epoch)),
+            "lr": self.optim.lr_at(StepInfo(step, self.total, self.steps_per_epoch), self.train.batch_size),
+            "momentum": self.task.method.momentum_at(StepInfo(step, self.total, self.steps_per_epoch)),
             "loss/total": losses["loss/total"],
         }
         row |= losses
         row |= {f"gradient/{name}": value for name, value in gradients.items()}
-        row |= {f"feature/between_images_{layer}": share for layer, share in between.items()}
+        row |= {f"feature/between_images_{layer}": fraction for layer, fraction in between.items()}
         self.metrics.write(row | {"feature/std": std, "feature/effective_rank": effective_rank(cls)})
 
     def _refuse_unused(self) -> None:
@@ -318,7 +318,7 @@ class Trainer:
         good = self.saved
         if good == step and good > self.start:
             good = self.before
-            if self.speaks:
+            if self.is_main:
                 discard_checkpoint(self.folder / "checkpoints", step)
         return f"the checkpoint of step {good} is the last good one" if good else "no good checkpoint was saved yet"
 
@@ -375,7 +375,7 @@ class Trainer:
             if is_sharded(self.task):
                 device = self.fabric.device
                 save_sharded_checkpoint(folder, step, self.task, self.optimizer, self.run, keep, device)
-            elif self.speaks:
+            elif self.is_main:
                 save_checkpoint(folder, step, self.task, self.optimizer, self.run, keep)
         except UserError as error:
             refused = error

@@ -10,7 +10,7 @@ from timm.optim import Lars
 from torch import Tensor, nn
 
 from equimid.errors import UserError
-from equimid.schedules import When, cosine, dino_warmup_cosine, warmup_cosine
+from equimid.schedules import StepInfo, cosine, dino_warmup_cosine, warmup_cosine
 
 __all__ = ["OptimConfig", "build_optimizer", "clip_gradients", "set_rates"]
 
@@ -76,7 +76,7 @@ class OptimConfig:
         if self.lr_1d is not None and not self.lr:
             raise UserError("optim.lr_1d is set, but optim.lr is 0, whose curve it follows; set optim.lr above 0")
 
-    def lr_at(self, when: When, batch_size: int, *, one_d: bool = False) -> float:
+    def lr_at(self, when: StepInfo, batch_size: int, *, one_d: bool = False) -> float:
         """Learning rate of a step, for a global batch."""
         peak, end = self.lr, self.final_lr
         if one_d and self.lr_1d is not None:
@@ -86,7 +86,7 @@ class OptimConfig:
             return dino_warmup_cosine(when.step, when.total, round(warmup), peak, end) * batch_size / 256
         return warmup_cosine(when.step, when.total, warmup, peak, end) * batch_size / 256
 
-    def weight_decay_at(self, when: When, *, one_d: bool = False) -> float:
+    def weight_decay_at(self, when: StepInfo, *, one_d: bool = False) -> float:
         """Weight decay of a step."""
         if one_d and not self.decay_1d:
             return 0.0
@@ -99,7 +99,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optim
     """The optimizer of the parameters of `module` that are trained, in one group, or in two where the 1-D ones differ.
 
     LARS is timm's. Against the one of Barlow Twins, with weight w, gradient g and decay d, it scales by
-    0.001 |w| / (|g| + d |w| + 1e-8) instead of 0.001 |w| / |g + d w|: never more, and less by a share of at most
+    0.001 |w| / (|g| + d |w| + 1e-8) instead of 0.001 |w| / |g + d w|: never more, and less by a fraction of at most
     2 d |w| / |g| (d is 1e-6). A tensor with g = 0 decays by lr d w here, by 0.001 lr w there.
     """
     groups = _groups(module, config)
@@ -126,7 +126,7 @@ def _groups(module: nn.Module, config: OptimConfig) -> list[Any]:
     if config.decay_1d and config.lr_1d is None:
         return list(trained.values())
     one_d = {name: p for name, p in trained.items() if p.ndim <= 1 or name.split(".")[-1] == "bias"}
-    start = When()
+    start = StepInfo()
     apart: dict[str, Any] = {
         "params": list(one_d.values()),
         "one_d": True,
@@ -139,7 +139,7 @@ def _groups(module: nn.Module, config: OptimConfig) -> list[Any]:
     return [group for group in (rest, apart) if group["params"]]
 
 
-def set_rates(optimizer: torch.optim.Optimizer, config: OptimConfig, when: When, batch_size: int) -> None:
+def set_rates(optimizer: torch.optim.Optimizer, config: OptimConfig, when: StepInfo, batch_size: int) -> None:
     """Give every group the learning rate and the weight decay of a step."""
     for group in optimizer.param_groups:
         one_d = group.get("one_d", False)

@@ -147,7 +147,7 @@ class SegmentationConfig:
 class EvaluationConfig:
     """
     network:        the student is exported and measured, or the momentum network (as DINO does)
-    crop:           centre crop's share of the resized image (0.875: 224 of 256 px); 1 keeps the whole height
+    crop:           centre crop's fraction of the resized image (0.875: 224 of 256 px); 1 keeps the whole height
     knn_k:          neighbours of the kNN probe
     knn_temperature: of its votes, e^(cosine / T)
     linear_features: what the linear probe reads: the final CLS (as MoCo-v3), or the CLS of the last four blocks, each
@@ -157,7 +157,7 @@ class EvaluationConfig:
     linear_batch:   images of an SGD step, over all processes
     linear_crops:   each epoch passes random crops of the images through the network, as published, instead of reading
                     one feature of each; costs `linear_epochs` times as much
-    held_out:       share of the training images that chooses rate and epoch
+    held_out:       fraction of the training images that chooses rate and epoch
     fewshot_per_class: numbers of images a class
     fewshot_draws:  of these images
     mlp_width:      hidden units of the non-linear probe

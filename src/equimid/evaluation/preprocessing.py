@@ -99,7 +99,7 @@ def image_batches(
 class Pixels(Encoder):
     """The reference without a network: the pixels at 32 px, each channel in [-1, 1]."""
 
-    depth, width, patch = 0, 3 * 32 * 32, 1
+    depth, embed_dim, patch_size = 0, 3 * 32 * 32, 1
 
     def __init__(self, crop: float = 1.0) -> None:
         super().__init__()
@@ -107,5 +107,5 @@ class Pixels(Encoder):
             "input_size": (3, 32, 32), "crop_pct": crop, "mean": (0.5,) * 3, "std": (0.5,) * 3,
         }  # fmt: skip
 
-    def look(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
+    def forward_features(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
         return Features(images.flatten(1))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from equimid.evaluation import probes, robustness
 from equimid.evaluation.detection import measure_detection
-from equimid.evaluation.equivariance import measure_correspondence, measure_equivariance, measure_readback
+from equimid.evaluation.equivariance import measure_correspondence, measure_equivariance, measure_pose_probe
 from equimid.evaluation.figures import draw_attention, draw_feature_maps, draw_neighbours, record_explorer
 from equimid.evaluation.segmentation import measure_segmentation
 from equimid.evaluation.study import Measurement
@@ -23,7 +23,7 @@ _ALL = (
     Measurement("attentive", "a learned query's attention over the tokens", probes.measure_attentive, _BESIDE),
     Measurement("equivariance", "every layer under every kind of pose", measure_equivariance, _BESIDE),
     Measurement("correspondence", "the same patch found again in a changed image", measure_correspondence, _COLOURS),
-    Measurement("readback", "how well turn and flip can be read back", measure_readback, _BESIDE),
+    Measurement("readback", "how well turn and flip can be read back", measure_pose_probe, _BESIDE),
     Measurement("geometry", "accuracy under turns, flips, scales and any angle", robustness.measure_geometry, _BESIDE),
     Measurement("corruptions", "accuracy under generated corruptions: 15 kinds, or 19", robustness.measure_generated),
     Measurement("imagenet-c", "ImageNet-C: top-1 and mCE; needs --train", robustness.measure_imagenet_c),

@@ -23,7 +23,7 @@ from equimid.evaluation.iou import Counts, Mask, class_iou, iou_records, mean_io
 from equimid.evaluation.masks import IGNORED, MaskedImages, open_masks
 from equimid.evaluation.posed import UPRIGHT, NamedPose, poses_for
 from equimid.evaluation.preprocessing import Preprocessing, image_batches
-from equimid.evaluation.probes.heads import warn_of_end
+from equimid.evaluation.probes.heads import warn_at_grid_edge
 from equimid.evaluation.study import Study, sample_images
 from equimid.randomness import counted_generator
 from equimid.records import Record
@@ -103,8 +103,8 @@ def _posed_counts(
     are then compared with the mask at the mask's own pixels, as upright: so the true pixels are the same in every pose,
     and no mask is resampled. Turns and flips permute pixels and logits, so this is to turn the mask with its image.
     """
-    patch, interpolation = study.encoder.patch, study.config.equivariance.interpolation
-    poses = [p for p in poses_for(study.encoder, preprocessing.size // patch, "segmentation") if p.kind != UPRIGHT]
+    patch_size, interpolation = study.encoder.patch_size, study.config.equivariance.interpolation
+    poses = [p for p in poses_for(study.encoder, preprocessing.size // patch_size, "segmentation") if p.kind != UPRIGHT]
     found: dict[NamedPose, list[Counts]] = {pose: [] for pose in poses}
     done = 0
     with study.bar(f"segmentation in other poses, {study.scope.subject}") as progress:
@@ -112,7 +112,7 @@ def _posed_counts(
             x = x.to(study.device)
             masks = [images.mask(done + i) for i in range(len(x))]
             for pose in poses:
-                tokens = _last_tokens(study, pose.of(len(x)).act(x, patch, interpolation))
+                tokens = _last_tokens(study, pose.of(len(x)).act(x, patch_size, interpolation))
                 for logits, mask in zip(_logits(study, heads, [tokens]), masks, strict=True):
                     upright = (~pose.of(1)).act(logits[None])[0]
                     found[pose].append(pixel_counts(upright, mask))
@@ -130,11 +130,13 @@ def _logits(study: Study, heads: _Heads, tokens: Iterable[Tensor]) -> Iterator[T
 
 
 def _preprocessing(study: Study) -> Preprocessing:
-    own, patch = study.preprocessing, study.encoder.patch
+    own, patch_size = study.preprocessing, study.encoder.patch_size
     size = study.config.segmentation.size or own.size
-    if size % patch:
-        near = max(patch, round(size / patch) * patch)
-        raise UserError(f"evaluation.segmentation.size is {size}, not a multiple of the {patch} px patch; try {near}")
+    if size % patch_size:
+        near = max(patch_size, round(size / patch_size) * patch_size)
+        raise UserError(
+            f"evaluation.segmentation.size is {size}, not a multiple of the {patch_size} px patch; try {near}"
+        )
     return _WholeImage(size, 1.0, own.mean, own.std)
 
 
@@ -162,7 +164,7 @@ def _tokens(study: Study, images: MaskedImages, preprocessing: Preprocessing) ->
 def _last_tokens(study: Study, images: Tensor) -> Tensor:
     """Tokens (b, D, h, w) of the last block after the final norm, on the CPU."""
     encoder = study.encoder
-    last = encoder.look(images.to(study.device), [encoder.depth]).maps[encoder.depth]
+    last = encoder.forward_features(images.to(study.device), [encoder.depth]).maps[encoder.depth]
     return encoder.final_norm(last.movedim(1, -1)).movedim(-1, 1).float().cpu()
 
 
@@ -183,7 +185,7 @@ def _choose(study: Study, tokens: Tensor, masks: Sequence[Mask], classes: int) -
         "held_out_miou": found[best],
         "epochs": study.config.segmentation.epochs,
     }
-    details |= warn_of_end(rates[best], rates)
+    details |= warn_at_grid_edge(rates[best], rates)
     return rates[best], details
 
 

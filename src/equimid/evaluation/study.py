@@ -22,7 +22,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from equimid.backbones import Encoder
-from equimid.data import Source, data_home, ledger_for, open_source
+from equimid.data import Source, data_home, image_check_for, open_source
 from equimid.distributed import any_rank, barrier, gather_detached, rank, world_size
 from equimid.errors import UserError
 from equimid.evaluation.cache import cached, store
@@ -130,14 +130,14 @@ class Study:
         """The same study of another network, a reference without a checkpoint."""
         return replace(self, encoder=encoder, scope=replace(self.scope, subject=subject, checkpoint=""))
 
-    def random_twin(self) -> "Study | None":
+    def random_baseline(self) -> "Study | None":
         """The study of the same network with weights drawn from the seed, shown the same images; None where there is
         no such network."""
         if self.encoder.random is None:
             return None
-        twin = self.encoder.random(self.scope.seed)
-        twin.pretrained_cfg = self.encoder.pretrained_cfg
-        return self.about(twin, "random")
+        random_baseline = self.encoder.random(self.scope.seed)
+        random_baseline.pretrained_cfg = self.encoder.pretrained_cfg
+        return self.about(random_baseline, "random")
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -166,12 +166,12 @@ class Study:
     def columns(self, images: Tensor) -> Tensor:
         """The features that a linear probe reads, (b, D) or (b, 4 D): see `evaluation.linear_features`."""
         count = 4 if self.config.linear_features == "last4" else 1
-        return self._embeddings(images)[:, -count * self.encoder.width :]
+        return self._embeddings(images)[:, -count * self.encoder.embed_dim :]
 
     def features(self, source: Source) -> FeatureTable:
         """Final embeddings (n, D) of labelled images, from the cache where they were computed before."""
         table = self._table(source)
-        return FeatureTable(table.features[:, -self.encoder.width :], table.labels)
+        return FeatureTable(table.features[:, -self.encoder.embed_dim :], table.labels)
 
     def probe_features(self, source: Source) -> FeatureTable:
         """`columns` of labelled images, (n, D) or (n, 4 D), from the cache where they were computed before."""
@@ -219,7 +219,7 @@ class Study:
         through the final norm, then the final embedding."""
         encoder = self.encoder
         layers = range(max(1, encoder.depth - 3), encoder.depth)
-        found = encoder.look(images, layers)
+        found = encoder.forward_features(images, layers)
         earlier = [found.cls_at[layer] for layer in layers if layer in found.cls_at]
         if not encoder.reads_cls or not found.cls_at:
             earlier = [found.maps[layer].mean((2, 3)) for layer in layers]
@@ -243,14 +243,14 @@ class Measurement:
 
 def readable(source: Source) -> Source:
     """The source without the images that cannot be read; the check is kept, and made once for the same files."""
-    ledger = ledger_for(source, data_home() / "checked" / source.stamp(), smallest_side=1, tolerated=1.0)
-    if ledger.unreadable:
-        _, first, reason = ledger.unreadable[0]
+    image_check = image_check_for(source, data_home() / "checked" / source.stamp(), smallest_side=1, tolerated=1.0)
+    if image_check.unreadable:
+        _, first, reason = image_check.unreadable[0]
         logger.warning(
             "%s: %d of %d images cannot be read and are left out, the first %s (%s)",
-            source.name, len(ledger.unreadable), len(source), first, reason,
+            source.name, len(image_check.unreadable), len(source), first, reason,
         )  # fmt: skip
-    return ledger.apply(source)
+    return image_check.apply(source)
 
 
 def images_of(data: str) -> Source:

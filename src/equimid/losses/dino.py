@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equimid.distributed import mean_over_ranks, sum_detached
-from equimid.precision import no_autocast, wide
+from equimid.precision import no_autocast, upcast
 
 __all__ = ["DINOLoss"]
 
@@ -56,9 +56,9 @@ class DINOLoss(nn.Module):
         if not teacher_temperature > 0:
             raise ValueError(f"teacher_temperature must be positive, found {teacher_temperature}")
         with no_autocast(student):
-            t = wide(teacher.detach())
+            t = upcast(teacher.detach())
             p = F.softmax((t - self.center) / teacher_temperature, dim=1).view(2, b, K)
-            log_q = F.log_softmax(wide(student) / self.student_temperature, dim=1).view(V, b, K)
+            log_q = F.log_softmax(upcast(student) / self.student_temperature, dim=1).view(V, b, K)
             terms = -torch.einsum("vbk,ubk->bvu", p, log_q)
             same = torch.eye(2, V, dtype=torch.bool, device=terms.device)
             loss = mean_over_ranks(terms.masked_fill(same, 0).sum((1, 2)) / (2 * V - 2))

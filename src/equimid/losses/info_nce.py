@@ -14,12 +14,12 @@ from torch import Tensor
 
 from equimid.distributed import gather_detached, row_offset, world_size
 from equimid.losses.checks import check_rows, check_temperature
-from equimid.precision import no_autocast, unit_rows
+from equimid.precision import l2_normalize, no_autocast
 
-__all__ = ["contrast"]
+__all__ = ["info_nce"]
 
 
-def contrast(q: Tensor, k: Tensor, temperature: float) -> Tensor:
+def info_nce(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     """Queries (b, D) against the keys (b, D) of all ranks; row i of both is one image. Need not be normalised.
 
     Computed in float32 or wider inside any autocast. Over W ranks the mean of the ranks' values is the loss of the
@@ -34,21 +34,21 @@ def contrast(q: Tensor, k: Tensor, temperature: float) -> Tensor:
     check_rows(q=q, k=k)
     check_temperature(temperature)
     with no_autocast(q):
-        q, k = unit_rows(q), unit_rows(k)
+        q, k = l2_normalize(q), l2_normalize(k)
         keys = gather_detached(k)
         first = row_offset(q)
         targets = torch.arange(first, first + len(q), device=q.device)
         own_mean = F.cross_entropy(q @ keys.T / temperature, targets, reduction="sum") / max(len(q), 1)
         # W b / B is 1 where every rank has as many images
-        share = world_size() * len(q) / max(len(keys), 1)
-        return own_mean * (2 * temperature * share)
+        fraction = world_size() * len(q) / max(len(keys), 1)
+        return own_mean * (2 * temperature * fraction)
 
 
 def mocov3_loss(q1: Tensor, q2: Tensor, k1: Tensor, k2: Tensor, temperature: float) -> Tensor:
     """Symmetric contrastive loss of two views' queries (b, D) and momentum keys (b, D); precision, ranks and errors as
-    for `contrast`.
+    for `info_nce`.
 
     Returns:
         Scalar.
     """
-    return contrast(q1, k2, temperature) + contrast(q2, k1, temperature)
+    return info_nce(q1, k2, temperature) + info_nce(q2, k1, temperature)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from equimid.distributed import gather_with_gradient, mean_over_ranks, row_offset
 from equimid.losses.checks import check_rows, check_temperature
-from equimid.precision import no_autocast, unit_rows
+from equimid.precision import l2_normalize, no_autocast
 
 __all__ = ["nt_xent"]
 
@@ -34,7 +34,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     check_rows(z1=z1, z2=z2)
     check_temperature(temperature)
     with no_autocast(z1):
-        z = torch.cat([unit_rows(z1), unit_rows(z2)])
+        z = torch.cat([l2_normalize(z1), l2_normalize(z2)])
         rows = torch.arange(len(z), device=z.device)
         first = row_offset(z)
         logits = z @ gather_with_gradient(z).T / temperature

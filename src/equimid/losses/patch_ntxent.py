@@ -33,7 +33,7 @@ from torch.autograd.function import once_differentiable
 
 from equimid.distributed import gather_detached, gather_with_gradient, mean_over_ranks, row_counts, world_size
 from equimid.losses.checks import check_temperature
-from equimid.precision import no_autocast, unit_rows
+from equimid.precision import l2_normalize, no_autocast
 
 __all__ = ["patch_ntxent", "patch_ntxent_cross_view"]
 
@@ -62,7 +62,7 @@ def patch_ntxent(
     """
     _check(z0, z1, image_ids, temperature, positions, distance)
     with no_autocast(z0):
-        z0, z1 = unit_rows(z0), unit_rows(z1)
+        z0, z1 = l2_normalize(z0), l2_normalize(z1)
         patches = _Patches(image_ids, positions, distance)
         if world_size() == 1 and temperature >= _BOUNDED_FROM:
             positives, negatives = _SymmetricLSE.apply(z0, z1, patches, temperature)
@@ -84,7 +84,7 @@ def patch_ntxent_cross_view(
     """
     _check(anchors, keys, image_ids, temperature, positions, distance)
     with no_autocast(anchors):
-        a, k = unit_rows(anchors), unit_rows(keys)
+        a, k = l2_normalize(anchors), l2_normalize(keys)
         positives = (a * k).sum(1) / temperature
         negatives = _gathered_lse(a, k, _Patches(image_ids, positions, distance), temperature)
         return mean_over_ranks(torch.logaddexp(positives, negatives) - positives)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from equimid.distributed import mean_over_ranks
 from equimid.losses.checks import check_rows
-from equimid.precision import no_autocast, unit_rows
+from equimid.precision import l2_normalize, no_autocast
 
 __all__ = ["simsiam_loss"]
 
@@ -23,4 +23,4 @@ def simsiam_loss(p: Tensor, z: Tensor) -> Tensor:
     """
     check_rows(p=p, z=z)
     with no_autocast(p):
-        return mean_over_ranks(-(unit_rows(p) * unit_rows(z.detach())).sum(1))
+        return mean_over_ranks(-(l2_normalize(p) * l2_normalize(z.detach())).sum(1))

@@ -16,7 +16,7 @@ from torch import Tensor
 from equimid.distributed import mean_over_ranks, sum_detached, sum_with_gradient
 from equimid.losses.barlow_twins import off_diagonal
 from equimid.losses.checks import check_rows
-from equimid.precision import no_autocast, wide
+from equimid.precision import no_autocast, upcast
 
 __all__ = ["vicreg_loss"]
 
@@ -38,7 +38,7 @@ def vicreg_loss(
     """
     check_rows(z1=z1, z2=z2)
     with no_autocast(z1):
-        z1, z2 = wide(z1), wide(z2)
+        z1, z2 = upcast(z1), upcast(z2)
         loss = invariance * mean_over_ranks((z1 - z2).pow(2).mean(1))
         for z in (z1, z2):
             c = _covariance(z)

@@ -18,7 +18,7 @@ from equimid.heads import mlp_head
 from equimid.losses import barlow_twins_loss
 from equimid.methods.base import METHODS, Method, MethodConfig, unordered_pairs
 from equimid.methods.checks import not_negative, positive
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 
 __all__ = ["BarlowTwins", "BarlowTwinsConfig"]
 
@@ -40,20 +40,20 @@ class BarlowTwinsConfig(MethodConfig):
         not_negative(self, "off_diagonal_weight")
         positive(self, "hidden", "dim")
 
-    def build(self, width: int) -> "BarlowTwins":
-        return BarlowTwins(self, width)
+    def build(self, embed_dim: int) -> "BarlowTwins":
+        return BarlowTwins(self, embed_dim)
 
 
 class BarlowTwins(Method):
-    """The projector of Barlow Twins and its loss, for CLS embeddings of `width` columns."""
+    """The projector of Barlow Twins and its loss, for CLS embeddings of `embed_dim` columns."""
 
-    def __init__(self, config: BarlowTwinsConfig, width: int) -> None:
+    def __init__(self, config: BarlowTwinsConfig, embed_dim: int) -> None:
         super().__init__()
         self.config = config
         # the batch norm at the end is in the loss
-        self.projector = mlp_head([width, config.hidden, config.hidden, config.dim], last_norm=False)
+        self.projector = mlp_head([embed_dim, config.hidden, config.hidden, config.dim], last_norm=False)
 
-    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor], when: When) -> Tensor:
+    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor], when: StepInfo) -> Tensor:
         z = [self.projector(cls) for cls in student]
         weight = self.config.off_diagonal_weight
         return torch.stack([barlow_twins_loss(z[u], z[v], weight) for u, v in unordered_pairs(len(z))]).mean()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from equimid.errors import UserError
 from equimid.plugins import Registry
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 
 __all__ = ["METHODS", "Method", "MethodConfig", "unordered_pairs", "view_pairs"]
 
@@ -31,7 +31,7 @@ class Method(nn.Module):
     ema_last: bool = False
 
     @abstractmethod
-    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor], when: When) -> Tensor:
+    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor], when: StepInfo) -> Tensor:
         """The loss.
 
         Args:
@@ -44,7 +44,7 @@ class Method(nn.Module):
             Scalar: over ranks its mean is the loss of the global batch, and the mean of the gradients its gradient.
         """
 
-    def momentum_at(self, when: When) -> float:
+    def momentum_at(self, when: StepInfo) -> float:
         """EMA coefficient of a step."""
         return 0.0
 
@@ -52,7 +52,7 @@ class Method(nn.Module):
         """Pairs (follower, leader) of this method's heads that the EMA moves."""
         return []
 
-    def frozen_at(self, when: When) -> list[nn.Parameter]:
+    def frozen_at(self, when: StepInfo) -> list[nn.Parameter]:
         """Parameters that this step leaves as they are."""
         return []
 
@@ -63,8 +63,8 @@ class MethodConfig:
 
     name: str = ""
 
-    def build(self, width: int) -> Method:
-        """The objective for CLS embeddings of `width` columns."""
+    def build(self, embed_dim: int) -> Method:
+        """The objective for CLS embeddings of `embed_dim` columns."""
         raise UserError(f"the method {self.name!r} has no build(width): write one that gives its Method")
 
 

@@ -19,7 +19,7 @@ from equimid.heads import DINOHead
 from equimid.losses import DINOLoss
 from equimid.methods.base import METHODS, Method, MethodConfig
 from equimid.methods.checks import fraction, not_negative, positive
-from equimid.schedules import When, cosine
+from equimid.schedules import StepInfo, cosine
 
 __all__ = ["DINO", "DINOConfig"]
 
@@ -59,8 +59,8 @@ class DINOConfig(MethodConfig):
         fraction(self, "center_momentum", "momentum")
         not_negative(self, "teacher_warmup_epochs", "freeze_last_layer_epochs")
 
-    def build(self, width: int) -> "DINO":
-        return DINO(self, width)
+    def build(self, embed_dim: int) -> "DINO":
+        return DINO(self, embed_dim)
 
     def teacher_temperature_at(self, epoch: int) -> float:
         """tau_t of an epoch, counted from 0."""
@@ -71,32 +71,32 @@ class DINOConfig(MethodConfig):
 
 
 class DINO(Method):
-    """The heads of DINO and its loss, for CLS embeddings of `width` columns."""
+    """The heads of DINO and its loss, for CLS embeddings of `embed_dim` columns."""
 
     uses_momentum = True
     ema_last = True
 
-    def __init__(self, config: DINOConfig, width: int) -> None:
+    def __init__(self, config: DINOConfig, embed_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.head = DINOHead(width, config.hidden, config.bottleneck, config.out_dim, config.norm_last_layer)
+        self.head = DINOHead(embed_dim, config.hidden, config.bottleneck, config.out_dim, config.norm_last_layer)
         self.momentum_head = momentum_copy(self.head)
         self.loss = DINOLoss(config.out_dim, config.student_temperature, config.center_momentum)
 
-    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor], when: When) -> Tensor:
+    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor], when: StepInfo) -> Tensor:
         s = self.head(torch.cat(list(student)))
         with torch.no_grad():
             t = self.momentum_head(torch.cat(list(momentum)))
         loss: Tensor = self.loss(s, t, self.config.teacher_temperature_at(when.epoch))
         return loss
 
-    def momentum_at(self, when: When) -> float:
+    def momentum_at(self, when: StepInfo) -> float:
         return cosine(when.step, when.total, self.config.momentum, 1.0)
 
     def momentum_heads(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.momentum_head, self.head)]
 
-    def frozen_at(self, when: When) -> list[nn.Parameter]:
+    def frozen_at(self, when: StepInfo) -> list[nn.Parameter]:
         if when.epoch >= self.config.freeze_last_layer_epochs:
             return []
         return [p for p in self.head.last_layer.parameters() if p.requires_grad]

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from equimid.ema import momentum_copy
 from equimid.errors import UserError
 from equimid.heads import mlp_head
-from equimid.losses import contrast
+from equimid.losses import info_nce
 from equimid.methods.base import METHODS, Method, MethodConfig, view_pairs
 from equimid.methods.checks import fraction, positive
-from equimid.schedules import When, cosine
+from equimid.schedules import StepInfo, cosine
 
 __all__ = ["MoCoV3", "MoCoV3Config"]
 
@@ -50,31 +50,31 @@ class MoCoV3Config(MethodConfig):
         if self.multi_crop not in ("mean", "sum"):
             raise UserError(f"method.multi_crop is {self.multi_crop!r}; it must be 'mean' or 'sum'")
 
-    def build(self, width: int) -> "MoCoV3":
-        return MoCoV3(self, width)
+    def build(self, embed_dim: int) -> "MoCoV3":
+        return MoCoV3(self, embed_dim)
 
 
 class MoCoV3(Method):
-    """The heads of MoCo-v3 and its loss, for CLS embeddings of `width` columns."""
+    """The heads of MoCo-v3 and its loss, for CLS embeddings of `embed_dim` columns."""
 
     uses_momentum = True
 
-    def __init__(self, config: MoCoV3Config, width: int) -> None:
+    def __init__(self, config: MoCoV3Config, embed_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.projector = mlp_head([width, config.hidden, config.hidden, config.dim])
+        self.projector = mlp_head([embed_dim, config.hidden, config.hidden, config.dim])
         self.predictor = mlp_head([config.dim, config.hidden, config.dim])
         self.momentum_projector = momentum_copy(self.projector)
 
-    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor], when: When) -> Tensor:
+    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor], when: StepInfo) -> Tensor:
         q = [self.predictor(self.projector(cls)) for cls in student]
         with torch.no_grad():
             k = [self.momentum_projector(cls) for cls in momentum]
-        terms = [contrast(q[u], k[v], self.config.temperature) for v, u in view_pairs(len(q))]
+        terms = [info_nce(q[u], k[v], self.config.temperature) for v, u in view_pairs(len(q))]
         total = torch.stack(terms).sum()
         return total if self.config.multi_crop == "sum" else total * (2 / len(terms))
 
-    def momentum_at(self, when: When) -> float:
+    def momentum_at(self, when: StepInfo) -> float:
         return cosine(when.step, when.total, self.config.momentum, 1.0)
 
     def momentum_heads(self) -> list[tuple[nn.Module, nn.Module]]:

@@ -18,7 +18,7 @@ from equimid.heads import mlp_head
 from equimid.losses import nt_xent
 from equimid.methods.base import METHODS, Method, MethodConfig, unordered_pairs
 from equimid.methods.checks import positive
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 
 __all__ = ["SimCLR", "SimCLRConfig"]
 
@@ -39,18 +39,18 @@ class SimCLRConfig(MethodConfig):
     def __post_init__(self) -> None:
         positive(self, "temperature", "hidden", "dim")
 
-    def build(self, width: int) -> "SimCLR":
-        return SimCLR(self, width)
+    def build(self, embed_dim: int) -> "SimCLR":
+        return SimCLR(self, embed_dim)
 
 
 class SimCLR(Method):
-    """The projector of SimCLR and its loss, for CLS embeddings of `width` columns."""
+    """The projector of SimCLR and its loss, for CLS embeddings of `embed_dim` columns."""
 
-    def __init__(self, config: SimCLRConfig, width: int) -> None:
+    def __init__(self, config: SimCLRConfig, embed_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.projector = mlp_head([width, config.hidden, config.dim])
+        self.projector = mlp_head([embed_dim, config.hidden, config.dim])
 
-    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor], when: When) -> Tensor:
+    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor], when: StepInfo) -> Tensor:
         z = [self.projector(cls) for cls in student]
         return torch.stack([nt_xent(z[u], z[v], self.config.temperature) for u, v in unordered_pairs(len(z))]).mean()

@@ -17,7 +17,7 @@ from equimid.heads import mlp_head
 from equimid.losses import simsiam_loss
 from equimid.methods.base import METHODS, Method, MethodConfig, view_pairs
 from equimid.methods.checks import positive
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 
 __all__ = ["SimSiam", "SimSiamConfig"]
 
@@ -38,20 +38,20 @@ class SimSiamConfig(MethodConfig):
     def __post_init__(self) -> None:
         positive(self, "hidden", "dim", "bottleneck")
 
-    def build(self, width: int) -> "SimSiam":
-        return SimSiam(self, width)
+    def build(self, embed_dim: int) -> "SimSiam":
+        return SimSiam(self, embed_dim)
 
 
 class SimSiam(Method):
-    """The heads of SimSiam and its loss, for CLS embeddings of `width` columns."""
+    """The heads of SimSiam and its loss, for CLS embeddings of `embed_dim` columns."""
 
-    def __init__(self, config: SimSiamConfig, width: int) -> None:
+    def __init__(self, config: SimSiamConfig, embed_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.projector = mlp_head([width, config.hidden, config.hidden, config.dim])
+        self.projector = mlp_head([embed_dim, config.hidden, config.hidden, config.dim])
         self.predictor = mlp_head([config.dim, config.bottleneck, config.dim], last_norm=False, last_bias=True)
 
-    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor], when: When) -> Tensor:
+    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor], when: StepInfo) -> Tensor:
         z = [self.projector(cls) for cls in student]
         p = [self.predictor(rows) for rows in z]
         return torch.stack([simsiam_loss(p[u], z[v]) for v, u in view_pairs(len(z))]).mean()

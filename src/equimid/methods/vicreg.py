@@ -17,7 +17,7 @@ from equimid.heads import mlp_head
 from equimid.losses import vicreg_loss
 from equimid.methods.base import METHODS, Method, MethodConfig, unordered_pairs
 from equimid.methods.checks import not_negative, positive
-from equimid.schedules import When
+from equimid.schedules import StepInfo
 
 __all__ = ["VICReg", "VICRegConfig"]
 
@@ -41,19 +41,19 @@ class VICRegConfig(MethodConfig):
         not_negative(self, "invariance", "variance", "covariance")
         positive(self, "hidden", "dim")
 
-    def build(self, width: int) -> "VICReg":
-        return VICReg(self, width)
+    def build(self, embed_dim: int) -> "VICReg":
+        return VICReg(self, embed_dim)
 
 
 class VICReg(Method):
-    """The expander of VICReg and its loss, for CLS embeddings of `width` columns."""
+    """The expander of VICReg and its loss, for CLS embeddings of `embed_dim` columns."""
 
-    def __init__(self, config: VICRegConfig, width: int) -> None:
+    def __init__(self, config: VICRegConfig, embed_dim: int) -> None:
         super().__init__()
         self.config = config
-        self.expander = mlp_head([width, config.hidden, config.hidden, config.dim], last_norm=False)
+        self.expander = mlp_head([embed_dim, config.hidden, config.hidden, config.dim], last_norm=False)
 
-    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor], when: When) -> Tensor:
+    def forward(self, student: Sequence[Tensor], momentum: Sequence[Tensor], when: StepInfo) -> Tensor:
         z = [self.expander(cls) for cls in student]
         weights = self.config.invariance, self.config.variance, self.config.covariance
         return torch.stack([vicreg_loss(z[u], z[v], *weights) for u, v in unordered_pairs(len(z))]).mean()

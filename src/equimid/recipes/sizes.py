@@ -22,7 +22,7 @@ _SMALL_METHODS: dict[str, dict[str, Any]] = {
     "simsiam": {"hidden": 1024, "dim": 512, "bottleneck": 256},
 }
 _SMALL_ADDONS: dict[str, dict[str, Any]] = {
-    "ser": {"share": 0.125, "hidden": 256},
+    "ser": {"fraction": 0.125, "hidden": 256},
     "augself": {"hidden": 256},
     "essl": {"size": 32},
     "equimod": {"dim": 64},
@@ -113,7 +113,7 @@ def _tiny_addon(addon: AddonConfig, config: Config, mild: Photometric) -> AddonC
         # the weight that this size wants beside MoCo-v3's loss
         weight = 3.0 if addon.weight == 1 and config.method.name == "mocov3" else addon.weight
         layers = tuple(_tiny_layer(layer) for layer in addon.layers)
-        return replace(addon, weight=weight, layers=layers, share=0.25, area=(0.5, 1.6), hidden=128)
+        return replace(addon, weight=weight, layers=layers, fraction=0.25, area=(0.5, 1.6), hidden=128)
     if isinstance(addon, ESSLConfig):
         addon = replace(addon, size=16, flip=0.0, photometric=mild)
     if isinstance(addon, EmbeddingAddonConfig):

@@ -5,7 +5,7 @@ random crops. The paper gives no intervals and one seed. `views`: how many of wh
 two large and four small.
 
 A run stands beside a number if all its settings are the row's, and its probe and its test images the paper's; else
-beside none. Not compared is what the paper does not fix or does not tell: the share of posed images, the weight (but
+beside none. Not compared is what the paper does not fix or does not tell: the fraction of posed images, the weight (but
 for 0), the rates.
 """
 

@@ -15,7 +15,7 @@ from equimid.backbones import (
 )
 from equimid.config import Config, load_config, override
 from equimid.console import is_main_process, progress_bar
-from equimid.data import Ledger
+from equimid.data import ImageCheck
 from equimid.engine import latest_checkpoint, make_fabric
 from equimid.errors import UserError
 from equimid.evaluation import MEASUREMENTS, Measurement, PatchColours, Pixels, Scope, Study, labelled_splits
@@ -66,7 +66,7 @@ def measure(
         model: a run's folder, a backbone's folder, "timm:NAME" or "hf:NAME".
         data, train: what is measured on, and labelled training images that lie elsewhere.
         out: where records and page go; by default the run's folder, or measured/MODEL for networks of others.
-        weights: of networks of others, see `open_foreign`.
+        weights: of networks of others, see `open_pretrained`.
         random: whether a network of random weights is measured beside it where that is not the rule anyway.
         references: False measures the network alone.
         settings: `key=value` of the groups evaluation and runtime, and seed.
@@ -161,8 +161,8 @@ def _measure(
 def _subjects(study: Study, measurement: Measurement, random: bool) -> Iterator[Study]:
     yield study
     wanted = [*measurement.references, *(["random"] if random else [])]
-    if "random" in wanted and study.scope.subject != "random" and (twin := study.random_twin()):
-        yield twin
+    if "random" in wanted and study.scope.subject != "random" and (random_baseline := study.random_baseline()):
+        yield random_baseline
     if "patch_colours" in wanted:
         yield study.about(PatchColours(study.encoder), "patch_colours")
     if "pixels" in wanted:
@@ -230,9 +230,9 @@ def _training(config: Config, folder: Path, scope: Scope) -> Record:
     plan = config.plan()
     count = len(plan.crops) + sum(extra.turns for extra in plan.extra.values())
     details: dict[str, object] = {"setting": plan.label}
-    checkpoint, ledger = latest_checkpoint(folder / "checkpoints"), Ledger.load(folder)
-    if checkpoint and ledger:
-        total = config.train.total_steps(ledger.listed - len(ledger.unreadable))
+    checkpoint, image_check = latest_checkpoint(folder / "checkpoints"), ImageCheck.load(folder)
+    if checkpoint and image_check:
+        total = config.train.total_steps(image_check.listed - len(image_check.unreadable))
         details |= {"steps": checkpoint.step, "total_steps": total}
     return Record(
         "training", "views", count, config.train.batch_size, scope.subject, scope.data, scope.seed, scope.checkpoint,

@@ -12,7 +12,7 @@ from equimid.backbones import (
     Weights,
     build_backbone,
     create_backbone,
-    open_foreign,
+    open_pretrained,
 )
 from equimid.config import Config, load_config
 from equimid.errors import UserError
@@ -36,7 +36,7 @@ def open_encoder(model: str, weights: Weights = "auto", seed: int = 0) -> Encode
 def open_network(model: str, weights: Weights, seed: int) -> tuple[Encoder, str, str]:
     """Also the subject of its records, and the identity of its checkpoint."""
     if model.startswith(("timm:", "hf:")):
-        encoder, pretrained = open_foreign(model, weights, seed)
+        encoder, pretrained = open_pretrained(model, weights, seed)
         return (encoder, "backbone", encoder.identity) if pretrained else (encoder, "random", "")
     if not Path(model).exists():
         raise UserError(f"no model {model!r}: expected a run's folder, a backbone's folder, timm:NAME or hf:NAME")

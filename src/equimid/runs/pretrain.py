@@ -12,7 +12,7 @@ import torch
 from equimid.backbones import Backbone, build_backbone, timm_arguments
 from equimid.config import Config, differences, load_config, save_config
 from equimid.console import is_main_process
-from equimid.data import Ledger, Source, ledger_for, open_source
+from equimid.data import ImageCheck, Source, image_check_for, open_source
 from equimid.distributed import barrier, leave_group
 from equimid.engine import (
     Outcome,
@@ -185,12 +185,12 @@ def _prepare(config: Config, folder: Path, patch_size: int) -> tuple[Source, boo
 
 def _refuse_other_data(config: Config, folder: Path, listed: Source) -> None:
     """Before the folder's list of images is written anew: a run goes on with the images it began with."""
-    ledger = Ledger.load(folder)
-    if ledger is None or latest_checkpoint(folder / "checkpoints") is None:
+    check = ImageCheck.load(folder)
+    if check is None or latest_checkpoint(folder / "checkpoints") is None:
         return
-    if listed.fingerprint() != ledger.fingerprint:
+    if listed.fingerprint() != check.fingerprint:
         raise UserError(
-            f"{folder} cannot go on: it was trained on other data ({ledger.listed} images then, {len(listed)} now in "
+            f"{folder} cannot go on: it was trained on other data ({check.listed} images then, {len(listed)} now in "
             f"{config.data.source}, or files changed); bring the files back, or choose another --out"
         )
 
@@ -198,16 +198,16 @@ def _refuse_other_data(config: Config, folder: Path, listed: Source) -> None:
 def _source(config: Config, folder: Path, listed: Source, patch_size: int, told: bool = False) -> Source:
     """Those of the listed images that can be used; the check is saved in the folder and made once."""
     with progress_bar("checking images") as progress:
-        ledger = ledger_for(
+        check = image_check_for(
             listed,
             folder,
             smallest_side=patch_size,
             tolerated=config.data.tolerated_unreadable,
             progress=progress,
         )
-    source = ledger.apply(listed)
+    source = check.apply(listed)
     if told:
-        left_out = f", {len(ledger.unreadable)} left out ({folder / 'unreadable.csv'})" if ledger.unreadable else ""
+        left_out = f", {len(check.unreadable)} left out ({folder / 'unreadable.csv'})" if check.unreadable else ""
         logger.info("%s: %d images%s", config.data.source, len(source), left_out)
     return source
 

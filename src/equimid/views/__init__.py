@@ -2,7 +2,7 @@
 
 from equimid.views.dataset import Batch, Key, ViewDataset, collate
 from equimid.views.device_decode import decode_encoded
-from equimid.views.on_device import Views, normalise, realise, sample_poses
+from equimid.views.on_device import Views, normalise, sample_poses, to_device_views
 from equimid.views.photometric import FIELDS, Photometric, draw
 from equimid.views.plan import (
     CentreView,
@@ -34,6 +34,6 @@ __all__ = [
     "decode_encoded",
     "draw",
     "normalise",
-    "realise",
     "sample_poses",
+    "to_device_views",
 ]

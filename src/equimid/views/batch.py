@@ -59,7 +59,7 @@ class Batch:
     """This rank's share of a global batch, as it leaves the workers.
 
     crops:       per standard view and then per extra view, (b1, 3, S, S) uint8, less the encoded ones
-    crop_boxes:  the same views, (b1, 5): top, left, height, width as shares of the image, and whether flipped
+    crop_boxes:  the same views, (b1, 5): top, left, height, width as fractions of the image, and whether flipped
     crop_rows:   the same views, (b1, P) photometric parameters
     squares:     per pair of posed views, (b2, 3, S, S) uint8, upright images to be posed, less the encoded ones
     square_rows: per posed view, (b2, P)
@@ -72,8 +72,8 @@ class Batch:
     crops: list[Tensor]
     crop_boxes: list[Tensor]
     crop_rows: list[Tensor]
-    squares: list[Tensor]
-    square_rows: list[Tensor]
+    upright: list[Tensor]
+    upright_rows: list[Tensor]
     indices: Tensor
     unreadable: tuple[int, ...]
     encoded: dict[int, EncodedImage] = field(default_factory=dict)
@@ -81,8 +81,8 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """For the loader: pixels in page-locked memory."""
-        crops, squares = ([x.pin_memory() for x in pixels] for pixels in (self.crops, self.squares))
-        return replace(self, crops=crops, squares=squares)
+        crops, upright = ([x.pin_memory() for x in pixels] for pixels in (self.crops, self.upright))
+        return replace(self, crops=crops, upright=upright)
 
 
 def collate(items: Sequence[Item]) -> Batch:
@@ -98,8 +98,8 @@ def collate(items: Sequence[Item]) -> Batch:
         crops=[_stack(cropped, v) for v in views],
         crop_boxes=[torch.stack([item.boxes[v] for item in cropped]) for v in views],
         crop_rows=[torch.stack([item.rows[v] for item in cropped]) for v in views],
-        squares=[_stack(posed, j) for j in pairs],
-        square_rows=[torch.stack([item.rows[v] for item in posed]) for v in posed_views],
+        upright=[_stack(posed, j) for j in pairs],
+        upright_rows=[torch.stack([item.rows[v] for item in posed]) for v in posed_views],
         indices=torch.tensor([item.index for item in ordered]),
         unreadable=tuple(index for item in items for index in item.unreadable),
         encoded={place: item.encoded for place, item in enumerate(ordered) if item.encoded is not None},

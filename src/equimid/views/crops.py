@@ -22,8 +22,8 @@ class Cut:
     size: int
     flipped: bool
 
-    def shares(self, image: tuple[int, int]) -> list[float]:
-        """[top, left, height, width, flipped], the box as shares of an image of (width, height) px."""
+    def fractions(self, image: tuple[int, int]) -> list[float]:
+        """[top, left, height, width, flipped], the box as fractions of an image of (width, height) px."""
         (left, top, right, bottom), (width, height) = self.box, image
         return [top / height, left / width, (bottom - top) / height, (right - left) / width, float(self.flipped)]
 
@@ -76,9 +76,9 @@ def sample_crop(size: tuple[int, int], scale: tuple[float, float], rng: np.rando
     return left, top, left + w, top + h
 
 
-def _centre(size: tuple[int, int], share: float) -> Box:
+def _centre(size: tuple[int, int], fraction: float) -> Box:
     width, height = size
-    side = max(1, round(min(size) * share))
+    side = max(1, round(min(size) * fraction))
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
 

@@ -101,7 +101,7 @@ class ViewDataset(Dataset[Item]):
         rng = counted_generator(self.seed, "view", key.epoch, key.index)
         posed = key.posed and self.plan.posed is not None
         cuts, rows = self._draw_posed(picture.size, rng) if posed else self._draw_crops(picture.size, rng, key)
-        boxes = torch.from_numpy(np.array([cut.shares(picture.size) for cut in cuts], dtype=np.float32))
+        boxes = torch.from_numpy(np.array([cut.fractions(picture.size) for cut in cuts], dtype=np.float32))
         return _Opened(key, index, posed, picture, cuts, boxes, torch.from_numpy(np.array(rows)))
 
     def _cut(self, image: "_Opened", unreadable: tuple[int, ...], encoded: bool) -> Item:
@@ -161,7 +161,7 @@ def _draw_view(
 ) -> tuple[Cut, npt.NDArray[np.float32]]:
     """What to cut from an image of (width, height) px, and the photometric row."""
     if isinstance(view, CentreView):
-        return Cut(_centre(size, view.share), view.size, False), untouched()
+        return Cut(_centre(size, view.fraction), view.size, False), untouched()
     if shared is None:
         box = sample_crop(size, view.scale, rng)
         flipped = rng.random() < view.flip

@@ -55,8 +55,8 @@ def _filled(batch: Batch, ready: Mapping[int, list[Tensor]], where: torch.device
     """With the pixels (3, S, S) per view of the given places."""
     cropped = len(batch.crop_boxes[0]) if batch.crop_boxes else 0
     crops = [_merged(x, v, range(cropped), ready, where) for v, x in enumerate(batch.crops)]
-    squares = [_merged(x, j, range(cropped, len(batch.indices)), ready, where) for j, x in enumerate(batch.squares)]
-    return replace(batch, crops=crops, squares=squares, encoded={}, files=None)
+    upright = [_merged(x, j, range(cropped, len(batch.indices)), ready, where) for j, x in enumerate(batch.upright)]
+    return replace(batch, crops=crops, upright=upright, encoded={}, files=None)
 
 
 def _merged(others: Tensor, view: int, places: range, ready: Mapping[int, list[Tensor]], where: torch.device) -> Tensor:
@@ -70,18 +70,18 @@ def _mended(batch: Batch, again: Mapping[int, Item]) -> Batch:
         return batch
     cropped = len(batch.crop_boxes[0]) if batch.crop_boxes else 0
     indices = batch.indices.clone()
-    boxes, rows, square_rows = (
-        [x.clone() for x in many] for many in (batch.crop_boxes, batch.crop_rows, batch.square_rows)
+    boxes, rows, upright_rows = (
+        [x.clone() for x in many] for many in (batch.crop_boxes, batch.crop_rows, batch.upright_rows)
     )
     for place, item in again.items():
         indices[place] = item.index
         if item.posed:
-            for x, row in zip(square_rows, item.rows, strict=True):
+            for x, row in zip(upright_rows, item.rows, strict=True):
                 x[place - cropped] = row
         else:
             for x, y, box, row in zip(boxes, rows, item.boxes, item.rows, strict=True):
                 x[place], y[place] = box, row
     unreadable = batch.unreadable + tuple(index for item in again.values() for index in item.unreadable)
     return replace(
-        batch, indices=indices, crop_boxes=boxes, crop_rows=rows, square_rows=square_rows, unreadable=unreadable
+        batch, indices=indices, crop_boxes=boxes, crop_rows=rows, upright_rows=upright_rows, unreadable=unreadable
     )

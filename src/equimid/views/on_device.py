@@ -11,7 +11,7 @@ from equimid.views.dataset import Batch
 from equimid.views.photometric import Photometric, apply
 from equimid.views.plan import CentreView, CropView, ViewPlan
 
-__all__ = ["Views", "normalise", "realise", "sample_poses"]
+__all__ = ["Views", "normalise", "sample_poses", "to_device_views"]
 
 
 class Views:
@@ -66,7 +66,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 @torch.no_grad()
-def realise(batch: Batch, plan: ViewPlan, poses: Sequence[Pose], device: torch.device) -> Views:
+def to_device_views(batch: Batch, plan: ViewPlan, poses: Sequence[Pose], device: torch.device) -> Views:
     """Finish the views of a batch on the device.
 
     Args:
@@ -95,12 +95,12 @@ def realise(batch: Batch, plan: ViewPlan, poses: Sequence[Pose], device: torch.d
     if plan.posed is None:
         return Views(crops, image_ids=torch.zeros(0, dtype=torch.int64, device=device), extra=extra, batch=batch)
     on_device = [pose.to(device) for pose in poses]
-    if batch.squares:
+    if batch.upright:
         upright = [
-            finish(batch.squares[v // 2], rows, view.photometric)
-            for v, (rows, view) in enumerate(zip(batch.square_rows, plan.crops, strict=True))
+            finish(batch.upright[v // 2], rows, view.photometric)
+            for v, (rows, view) in enumerate(zip(batch.upright_rows, plan.crops, strict=True))
         ]
-        ids = batch.indices[-len(batch.squares[0]) :]
+        ids = batch.indices[-len(batch.upright[0]) :]
     else:
         upright = [torch.zeros(0, 3, size, size, device=device) for size in plan.posed.sizes]
         ids = batch.indices[:0]

@@ -29,7 +29,7 @@ FIELDS: tuple[str, ...] = (
     "brightness",  # factor
     "contrast",  # factor
     "saturation",  # factor
-    "hue",  # share of a full turn, [-0.5, 0.5]
+    "hue",  # fraction of a full turn, [-0.5, 0.5]
     "grey",  # 0 or 1
     "sigma",  # standard deviation of the blur in pixels
     "solarised",  # 0 or 1
@@ -95,10 +95,10 @@ def draw(config: Photometric, rng: np.random.Generator) -> npt.NDArray[np.float3
     if u[0] < config.jitter:
         row["jittered"] = 1
         row.update(zip(_ORDER, sorted(range(4), key=u[1:5].__getitem__), strict=True))
-        for name, share in zip(("brightness", "contrast", "saturation"), u[5:8], strict=True):
+        for name, fraction in zip(("brightness", "contrast", "saturation"), u[5:8], strict=True):
             reach = getattr(config, name)
             lowest = max(0.0, 1 - reach)
-            row[name] = lowest + share * (1 + reach - lowest)
+            row[name] = lowest + fraction * (1 + reach - lowest)
         row["hue"] = config.hue * (2 * u[8] - 1)
     row["grey"] = u[9] < config.grey
     if u[10] < config.blur:

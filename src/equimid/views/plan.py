@@ -24,7 +24,7 @@ __all__ = [
 class CropView:
     """A standard view: random resized crop of `size` px, flip, photometric.
 
-    scale: range of the crop's share of the area; aspect is log-uniform in [3/4, 4/3]
+    scale: range of the crop's fraction of the area; aspect is log-uniform in [3/4, 4/3]
     """
 
     size: int
@@ -35,10 +35,10 @@ class CropView:
 
 @dataclass(frozen=True)
 class CentreView:
-    """The centre of the image, nothing drawn: a square of `share` of the shorter side, resized to `size` px."""
+    """The centre of the image, nothing drawn: a square of `fraction` of the shorter side, resized to `size` px."""
 
     size: int
-    share: float
+    fraction: float
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class ViewPlan:
 class LocalViews:
     """Small views of every image, for the student only (multi-crop).
 
-    count: 0 = none;  size: px, a multiple of the patch;  scale: range of a crop's share of the image area
+    count: 0 = none;  size: px, a multiple of the patch;  scale: range of a crop's fraction of the image area
     """
 
     count: int = 0
@@ -129,7 +129,7 @@ class ViewsConfig:
 
     full:          full-size views: 2, or 3 (the third, drawn as the first, is the student's alone)
     local:         small views beside them
-    crop_scale:    range of a full crop's share of the image area
+    crop_scale:    range of a full crop's fraction of the image area
     flip:          probability of the horizontal flip
     interpolation: of crops
     first, second: photometric draw of the first and the second view

@@ -19,7 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from equimid.data.builtin import NAMED
-from equimid.data.check_images import Ledger, judge, list_unreadable
+from equimid.data.check_images import ImageCheck, list_unreadable, raise_if_too_many
 from equimid.data.open import open_source
 from equimid.data.shards.format import Pack, Part, Shard, as_options, is_packed, read_index, shard_name
 from equimid.data.shards.writer import BLOCK, Job, Work, packed_image
@@ -65,7 +65,7 @@ def pack(
     shard_bytes: length of a shard, about
     workers:     processes, each at one shard; they are spawned, so a script that asks for several guards its main part
                  by `if __name__ == "__main__"`
-    tolerated:   largest share of unreadable images, in [0, 1]
+    tolerated:   largest fraction of unreadable images, in [0, 1]
     progress:    called in this thread with (done, all) images of the shards that were missing
 
     Raises:
@@ -104,7 +104,7 @@ def _checked(short_side: int, quality: int, shard_bytes: int, workers: int, tole
     if workers < 1:
         raise UserError(f"{workers} workers cannot pack; give at least 1")
     if not 0 <= tolerated <= 1:
-        raise UserError(f"the tolerated share of unreadable images is {tolerated}; it must lie in 0..1")
+        raise UserError(f"the tolerated fraction of unreadable images is {tolerated}; it must lie in 0..1")
     return {"short_side": short_side, "quality": quality, "shard_bytes": shard_bytes}
 
 
@@ -309,8 +309,8 @@ def _finish(out: Path, plan: Pack, sources: dict[str, FileSource], tolerated: fl
     if anew:
         list_unreadable(out, unreadable)
     listed = sum(len(source) for source in sources.values())
-    judge(
-        Ledger(
+    raise_if_too_many(
+        ImageCheck(
             source=plan.data,
             split="all",
             fingerprint=plan.fingerprint,

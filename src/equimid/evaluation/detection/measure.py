@@ -60,7 +60,7 @@ def measure_detection(study: Study, data: str, train: str | None = None) -> list
 def _patch(study: Study) -> int:
     if study.encoder.depth < 1:
         raise UserError("this network has no token maps, and detection needs one; give a vision transformer")
-    return study.encoder.patch
+    return study.encoder.patch_size
 
 
 def _records(

@@ -38,13 +38,13 @@ def measure_posed(
         chosen = np.sort(counted_generator(seed, "detection in other poses").permutation(len(test))[:most])
         test, found = test.take(chosen), [found[i] for i in chosen]
         scores = score(test, found, seed)
-    long, patch = study.config.detection.image_size, study.encoder.patch
-    grid = max(2, round(long / patch))
+    long, patch_size = study.config.detection.image_size, study.encoder.patch_size
+    grid = max(2, round(long / patch_size))
     poses = [pose for pose in poses_for(study.encoder, grid, "detection") if pose.kind != UPRIGHT]
     posed: dict[NamedPose, Scores] = {}
     with study.bar(f"detection in other poses, {study.scope.subject}") as progress:
         for pose in poses:
-            canvas = posed_canvas(sets, pose, grid, long, patch)
+            canvas = posed_canvas(sets, pose, grid, long, patch_size)
             images = turned(test, pose.turns, pose.flip)
             posed[pose] = score(images, detect(study, detector, images, canvas), seed)
             if progress:
@@ -52,10 +52,10 @@ def measure_posed(
     return posed_records(study, len(test), grid, scores, posed)
 
 
-def posed_canvas(sets: Sequence[DetectionSet], pose: NamedPose, grid: int, long: int, patch: int) -> Canvas:
+def posed_canvas(sets: Sequence[DetectionSet], pose: NamedPose, grid: int, long: int, patch_size: int) -> Canvas:
     """The smallest that holds every image of the upright sets in that pose of `grid` x `grid` patches."""
     stretch = (pose.grid[0] / grid, pose.grid[1] / grid)
-    return Canvas.around([turned(images, pose.turns, pose.flip) for images in sets], long, patch, stretch)
+    return Canvas.around([turned(images, pose.turns, pose.flip) for images in sets], long, patch_size, stretch)
 
 
 def posed_records(study: Study, n: int, grid: int, upright: Scores, posed: Mapping[NamedPose, Scores]) -> list[Record]:

@@ -22,11 +22,11 @@ from equimid.evaluation.detection.turned import turned_image
 from equimid.evaluation.preprocessing import Preprocessing
 from equimid.evaluation.study import Study
 
-__all__ = ["Canvas", "Seen", "token_batches"]
+__all__ = ["Canvas", "StudentOutputs", "token_batches"]
 
 _CACHE_GIB = 2.0  # tokens of both flips stay in memory below this
 
-Seen = tuple[int, bool]  # an image's index, and whether it is flipped
+StudentOutputs = tuple[int, bool]  # an image's index, and whether it is flipped
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,24 @@ class Canvas:
     """
 
     grid: tuple[int, int]
-    patch: int
+    patch_size: int
     long: int
     stretch: tuple[float, float] = (1.0, 1.0)
 
     @staticmethod
     def around(
-        sets: Sequence[DetectionSet], long: int, patch: int, stretch: tuple[float, float] = (1.0, 1.0)
+        sets: Sequence[DetectionSet], long: int, patch_size: int, stretch: tuple[float, float] = (1.0, 1.0)
     ) -> "Canvas":
         """The smallest one that holds every image."""
         sizes = np.concatenate([each.sizes for each in sets])
         resized = np.array([_resized(width, height, long, stretch) for width, height in np.unique(sizes, axis=0)])
-        columns, rows = (math.ceil(side / patch) for side in resized.max(0))
-        return Canvas((rows, columns), patch, long, stretch)
+        columns, rows = (math.ceil(side / patch_size) for side in resized.max(0))
+        return Canvas((rows, columns), patch_size, long, stretch)
 
     def scale(self, size: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.float64], tuple[float, float]]:
         """Of an image (width, height): what multiplies its boxes (x0, y0, x1, y1) on their way into the detector's
         frame, and (height, width) of the image there."""
-        unit = STRIDE / self.patch
+        unit = STRIDE / self.patch_size
         width, height = _resized(int(size[0]), int(size[1]), self.long, self.stretch)
         factor = np.array([width * unit / size[0], height * unit / size[1]])
         return np.tile(factor, 2), (height * unit, width * unit)
@@ -68,7 +68,7 @@ class Canvas:
         x = pixels.permute(2, 0, 1).float() / 255
         mean, std = (torch.tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
         x = (x - mean) / std
-        canvas = torch.zeros(3, *(side * self.patch for side in self.grid))
+        canvas = torch.zeros(3, *(side * self.patch_size for side in self.grid))
         canvas[:, :height, :width] = x.flip(-1) if flip else x
         return canvas
 
@@ -83,7 +83,7 @@ class _Placed(Dataset[Tensor]):
     images: DetectionSet
     canvas: Canvas
     preprocessing: Preprocessing
-    seen: Sequence[Seen]
+    seen: Sequence[StudentOutputs]
 
     def __len__(self) -> int:
         return len(self.seen)
@@ -104,7 +104,7 @@ class _Placed(Dataset[Tensor]):
 
 
 def token_batches(
-    study: Study, images: DetectionSet, canvas: Canvas, batches: Sequence[Sequence[Seen]], what: str
+    study: Study, images: DetectionSet, canvas: Canvas, batches: Sequence[Sequence[StudentOutputs]], what: str
 ) -> Iterator[Tensor]:
     """Tokens (b, D, h, w) after the final norm, on the device, for each of the batches.
 
@@ -112,7 +112,7 @@ def token_batches(
     """
     every = sorted({seen for batch in batches for seen in batch})
     shown = [seen for batch in batches for seen in batch]
-    gib = len(every) * study.encoder.width * math.prod(canvas.grid) * 4 / 2**30
+    gib = len(every) * study.encoder.embed_dim * math.prod(canvas.grid) * 4 / 2**30
     if len(shown) < 2 * len(every) or gib > _CACHE_GIB:
         yield from _computed(study, images, canvas, batches)
         return
@@ -128,7 +128,7 @@ def token_batches(
 
 
 def _computed(
-    study: Study, images: DetectionSet, canvas: Canvas, batches: Sequence[Sequence[Seen]]
+    study: Study, images: DetectionSet, canvas: Canvas, batches: Sequence[Sequence[StudentOutputs]]
 ) -> Iterator[Tensor]:
     encoder = study.encoder
     shown = [seen for batch in batches for seen in batch]
@@ -142,7 +142,7 @@ def _computed(
 @torch.no_grad()  # not inference_mode: what is trained on these tokens needs them for its gradient
 def _tokens(study: Study, depth: int, images: Tensor) -> Tensor:
     encoder = study.encoder
-    found = encoder.look(images, [depth]).maps
+    found = encoder.forward_features(images, [depth]).maps
     if depth not in found:
         raise UserError("this network has no token maps, and detection needs one; give a vision transformer")
     return encoder.final_norm(found[depth].movedim(1, -1)).movedim(-1, 1).float().contiguous()

@@ -13,13 +13,13 @@ from equimid.errors import UserError
 from equimid.evaluation.config import DetectionConfig
 from equimid.evaluation.detection.annotations import DetectionSet
 from equimid.evaluation.detection.pyramid import Detector
-from equimid.evaluation.detection.tokens import Canvas, Seen, token_batches
+from equimid.evaluation.detection.tokens import Canvas, StudentOutputs, token_batches
 from equimid.evaluation.study import Study
 from equimid.randomness import counted_generator, counted_torch_seed
 
 __all__ = ["Found", "build_detector", "detect", "train_detector"]
 
-_WARM_UP = 0.1  # share of the steps
+_WARM_UP = 0.1  # fraction of the steps
 _STANDARDISED = 64  # images whose tokens say how tokens lie
 _CLIP = 1.0  # norm of the gradient
 
@@ -42,7 +42,7 @@ def build_detector(study: Study, images: DetectionSet, canvas: Canvas) -> Detect
     """Untrained, a function of the seed, for tokens like those of these images."""
     config, seed = study.config.detection, study.scope.seed
     with counted_torch_seed(seed, "detection start"):
-        detector = Detector(study.encoder.width, len(images.classes), config.width, config.proposals, config.anchor)
+        detector = Detector(study.encoder.embed_dim, len(images.classes), config.width, config.proposals, config.anchor)
     detector.to(study.device)
     some = counted_generator(seed, "detection tokens").permutation(len(images))[:_STANDARDISED].tolist()
     batches = [[(i, False) for i in some[at : at + 16]] for at in range(0, len(some), 16)]
@@ -102,11 +102,11 @@ def detect(study: Study, detector: Detector, images: DetectionSet, canvas: Canva
     return found
 
 
-def _order(count: int, config: DetectionConfig, seed: int) -> list[list[Seen]]:
+def _order(count: int, config: DetectionConfig, seed: int) -> list[list[StudentOutputs]]:
     """Which images each step sees, and which of them flipped: epochs in random order, joined."""
     wanted = config.steps * config.batch_size
 
-    seen: list[Seen] = []
+    seen: list[StudentOutputs] = []
     for epoch in range(math.ceil(wanted / count)):
         rng = counted_generator(seed, "detection order", epoch)
         seen += zip(rng.permutation(count).tolist(), (rng.random(count) < 0.5).tolist(), strict=True)

@@ -2,7 +2,7 @@
 
 from equimid.evaluation.equivariance.correspondence import PatchColours, measure_correspondence
 from equimid.evaluation.equivariance.maps import measure_equivariance
-from equimid.evaluation.equivariance.pose_probe import measure_readback
-from equimid.evaluation.equivariance.transforms import changes
+from equimid.evaluation.equivariance.pose_probe import measure_pose_probe
+from equimid.evaluation.equivariance.transforms import transforms_of
 
-__all__ = ["PatchColours", "changes", "measure_correspondence", "measure_equivariance", "measure_readback"]
+__all__ = ["PatchColours", "measure_correspondence", "measure_equivariance", "measure_pose_probe", "transforms_of"]

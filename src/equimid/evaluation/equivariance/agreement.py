@@ -6,7 +6,7 @@ after each image's own mean token is taken away, m the layer's mean token over i
     place           sum_t a_t . b_t / sum_t |a_t| |b_t|
     centred_cosine  mean_t cos(A_t - m, B_t - m)
     relative_error  ( sum_t |A_t - B_t|^2 / sum_t |A_t - m|^2 )^(1/2)
-    retrieval       share of t for which B_t is nearest to A_t among B_1 .. B_T, by cos(A_t - m, B_u - m)
+    retrieval       fraction of t for which B_t is nearest to A_t among B_1 .. B_T, by cos(A_t - m, B_u - m)
 
 `place` is the cosine per patch, weighted by |a_t| |b_t|, so that a patch without content of its own does not count. One
 vector repeated over the whole image has no a and no b: its place is not measurable, where its centred cosine is 1.

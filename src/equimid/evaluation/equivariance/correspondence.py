@@ -6,8 +6,8 @@ mean token is taken away, among those of the carried map rho(g) f_l(x):
     among "image"    the tokens of the same image: chance 1 / T
     among "images"   the tokens of all n images: chance 1 / (n T)
 
-    top1        share of the tokens that find their partner
-    near_top1   share that find it or one of the (up to 8) tokens around it on the grid of the same image
+    top1        fraction of the tokens that find their partner
+    near_top1   fraction that find it or one of the (up to 8) tokens around it on the grid of the same image
 
 Where g is no permutation (scales, angles, unaligned crops) the carried map is resampled. Two references: a network of
 random weights, and the mean colours of the patches. These move exactly with turns and flips, so they show what colour
@@ -32,7 +32,7 @@ from equimid.evaluation.equivariance.agreement import Tokens, cosines, hits
 from equimid.evaluation.equivariance.map_statistics import mean_tokens, normalised_maps, shows_content
 from equimid.evaluation.equivariance.maps import NOT_FINITE, input_grid, neighbourhood
 from equimid.evaluation.equivariance.pose_probe import some_layers
-from equimid.evaluation.equivariance.transforms import Change, changes
+from equimid.evaluation.equivariance.transforms import Transform, transforms_of
 from equimid.evaluation.study import Scope, Study, images_of, sample_images
 from equimid.records import Record
 
@@ -52,15 +52,15 @@ class PatchColours(Encoder):
     (s, -s), which layer norm scales by one number for all.
     """
 
-    depth, width = 1, 8
+    depth, embed_dim = 1, 8
 
     def __init__(self, like: Encoder) -> None:
         super().__init__()
-        self.patch, self.any_size = like.patch, like.any_size
+        self.patch_size, self.any_size = like.patch_size, like.any_size
         self.pretrained_cfg: Mapping[str, Any] = like.pretrained_cfg
 
-    def look(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
-        colours = F.avg_pool2d(images, self.patch)
+    def forward_features(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
+        colours = F.avg_pool2d(images, self.patch_size)
         square = colours.square().sum(1, keepdim=True)
         sphere = torch.cat([2 * colours, square - 1], dim=1) / (square + 1)
         tokens = torch.cat([sphere, -sphere], dim=1)
@@ -99,7 +99,7 @@ def measure_correspondence(study: Study, data: str, train: str | None = None) ->
         logger.warning("correspondence is not measurable: fewer than two images that are not of one colour")
         return []
     means = mean_tokens(encoder, images.split(_BATCH), layers)
-    todo = changes(grid, encoder.patch, config, encoder.any_size)
+    todo = transforms_of(grid, encoder.patch_size, config, encoder.any_size)
     parts: dict[tuple[str, str, str, float | None, int], list[Tensor]] = defaultdict(list)
     chances: dict[tuple[str, str, str, float | None], list[float]] = defaultdict(list)
     with study.bar(f"correspondence, {study.scope.subject}") as progress:
@@ -141,7 +141,7 @@ def _record(scope: Scope, metric: str, values: Tensor, details: dict[str, Any]) 
 
 
 def _tokens(
-    encoder: Encoder, images: Tensor, layers: Sequence[int], change: Change
+    encoder: Encoder, images: Tensor, layers: Sequence[int], change: Transform
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """{layer: f(g x) and rho(g) f(x)}, each (n, D, T)."""
     parts: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
@@ -149,7 +149,7 @@ def _tokens(
         before = normalised_maps(encoder, change.before(batch), layers)
         after = normalised_maps(encoder, change.after(batch), layers)
         for layer in layers:
-            parts[layer].append((change.select(after[layer]), change.carry(before[layer])))
+            parts[layer].append((change.select(after[layer]), change.transport(before[layer])))
     return {
         layer: (torch.cat([a for a, _ in found]), torch.cat([b for _, b in found])) for layer, found in parts.items()
     }

@@ -32,13 +32,13 @@ class MapStatistics:
     """Of one layer's normalised maps.
 
     mean:    m_l, (D, 1)
-    shares:  of the variance: "between_images", "between_positions", "inside_images"; NaN where the maps do not vary
+    fractions: of the variance: "between_images", "between_positions", "inside_images"; NaN where the maps do not vary
     images:  how many they are of
     patches: of a map
     """
 
     mean: Tensor
-    shares: dict[str, float]
+    fractions: dict[str, float]
     images: int
     patches: int
 
@@ -59,7 +59,7 @@ def map_statistics(encoder: Encoder, batches: Iterable[Tensor], layers: Sequence
     """Of every layer, from batches (n, 3, H, W); {} where they hold no image."""
     positions: dict[int, Tensor] = {}  # (D, h w), summed over images
     means: dict[int, Tensor] = {}  # squared lengths of the mean tokens of images, summed
-    squares: dict[int, Tensor] = {}  # of all values, summed
+    upright: dict[int, Tensor] = {}  # of all values, summed
     like: dict[int, Tensor] = {}  # a layer's device and dtype
     images = 0
     for batch in batches:
@@ -70,27 +70,27 @@ def map_statistics(encoder: Encoder, batches: Iterable[Tensor], layers: Sequence
             tokens = m.flatten(2)
             like[layer] = m.new_zeros(())
             found = (tokens.sum(0), tokens.mean(2).double().square().sum(), tokens.square().sum((1, 2)).double().sum())
-            for sums, value in zip((positions, means, squares), found, strict=True):
+            for sums, value in zip((positions, means, upright), found, strict=True):
                 value = value.double().cpu()
                 sums[layer] = sums[layer] + value if layer in sums else value
     return {
-        layer: _statistics(positions[layer], means[layer], squares[layer], images, like[layer]) for layer in positions
+        layer: _statistics(positions[layer], means[layer], upright[layer], images, like[layer]) for layer in positions
     }
 
 
-def _statistics(positions: Tensor, means: Tensor, squares: Tensor, images: int, like: Tensor) -> MapStatistics:
+def _statistics(positions: Tensor, means: Tensor, upright: Tensor, images: int, like: Tensor) -> MapStatistics:
     patches = positions.shape[1]
     mean = positions.sum(1, keepdim=True) / (images * patches)
     common = mean.square().sum()
-    total = squares - images * patches * common
+    total = upright - images * patches * common
     # below this the variance is rounding: the maps are one constant
-    varies = bool(total > 1e-10 * squares) and bool(torch.isfinite(total))
+    varies = bool(total > 1e-10 * upright) and bool(torch.isfinite(total))
     between_images = patches * (means - images * common) / total
     between_positions = images * (positions / images - mean).square().sum() / total
-    shares = {"between_images": float(between_images), "between_positions": float(between_positions)}
-    shares = {name: min(1.0, max(0.0, share)) if varies else float("nan") for name, share in shares.items()}
-    shares["inside_images"] = max(0.0, 1 - sum(shares.values())) if varies else float("nan")
-    return MapStatistics(mean.to(like), shares, images, patches)
+    fractions = {"between_images": float(between_images), "between_positions": float(between_positions)}
+    fractions = {name: min(1.0, max(0.0, fraction)) if varies else float("nan") for name, fraction in fractions.items()}
+    fractions["inside_images"] = max(0.0, 1 - sum(fractions.values())) if varies else float("nan")
+    return MapStatistics(mean.to(like), fractions, images, patches)
 
 
 def mean_tokens(encoder: Encoder, batches: Iterable[Tensor], layers: Sequence[int]) -> dict[int, Tensor]:

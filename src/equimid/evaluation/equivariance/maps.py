@@ -28,7 +28,7 @@ from equimid.backbones import Encoder
 from equimid.errors import UserError
 from equimid.evaluation.equivariance.agreement import Tokens, agreement, retrieval
 from equimid.evaluation.equivariance.map_statistics import MapStatistics, map_statistics, normalised_maps, shows_content
-from equimid.evaluation.equivariance.transforms import Change, Grid, changes
+from equimid.evaluation.equivariance.transforms import Grid, Transform, transforms_of
 from equimid.evaluation.study import Scope, Study, images_of, sample_images
 from equimid.records import Record
 
@@ -44,7 +44,7 @@ NOT_FINITE = "features that are not finite"
 def input_grid(encoder: Encoder) -> Grid:
     """(h, w) in patches of the images that the network is made for."""
     height, width = encoder.pretrained_cfg["input_size"][-2:]
-    return int(height) // encoder.patch, int(width) // encoder.patch
+    return int(height) // encoder.patch_size, int(width) // encoder.patch_size
 
 
 @torch.inference_mode()
@@ -63,7 +63,7 @@ def measure_equivariance(study: Study, data: str, train: str | None = None) -> l
         raise UserError(f"{data} has {len(source)} image(s); equivariance needs other images to compare with")
     encoder = study.encoder
     layers, grid = list(range(1, encoder.depth + 1)), input_grid(encoder)
-    todo = changes(grid, encoder.patch, study.config.equivariance, encoder.any_size)
+    todo = transforms_of(grid, encoder.patch_size, study.config.equivariance, encoder.any_size)
     if not encoder.any_size:
         logger.warning("this network takes images of one size: its equivariance to scales and crops is not measured")
     batch = max(2, min(32, 8192 // (grid[0] * grid[1])))
@@ -106,10 +106,10 @@ def compare(
     images: Tensor,
     layers: Sequence[int],
     statistics: Mapping[int, MapStatistics],
-    todo: Sequence[Change],
+    todo: Sequence[Transform],
 ) -> dict[Key, Tensor]:
     """Of images (n, 3, H, W): per image (n,), the mean over the changes of a kind, and of rotations over an angle's."""
-    grid = (images.shape[2] // encoder.patch, images.shape[3] // encoder.patch)
+    grid = (images.shape[2] // encoder.patch_size, images.shape[3] // encoder.patch_size)
     bases: dict[tuple[int, int] | None, dict[int, Tensor]] = {}
     parts: dict[Key, list[Tensor]] = defaultdict(list)
     for change in todo:
@@ -119,7 +119,7 @@ def compare(
         near = neighbourhood(change, grid).to(images.device)
         for layer in layers:
             mean, base = statistics[layer].mean, bases[change.place][layer]
-            there, carried = Tokens.of(change.select(changed[layer])), Tokens.of(change.carry(base))
+            there, carried = Tokens.of(change.select(changed[layer])), Tokens.of(change.transport(base))
             compared = {
                 SAME: agreement(there, carried, mean) | retrieval(there, carried, mean, near),
                 NOT_CARRIED: agreement(there, Tokens.of(change.leave(base)), mean),
@@ -136,14 +136,14 @@ def compare(
     return dict(sorted(means.items(), key=lambda entry: (kinds.index(entry[0][2]), entry[0][3] is None)))
 
 
-def neighbourhood(change: Change, grid: Grid) -> Tensor:
+def neighbourhood(change: Transform, grid: Grid) -> Tensor:
     """(T, T) bool: compared tokens within one patch of each other, diagonally too, of images of `grid` patches."""
     cells = change.cells(grid)
     near: Tensor = (cells[:, None] - cells[None]).abs().amax(2) <= 1
     return near
 
 
-def _chances(change: Change, grid: Grid) -> dict[str, float]:
+def _chances(change: Transform, grid: Grid) -> dict[str, float]:
     """Of retrieval, in percent, for a guess among the tokens of the image."""
     near = neighbourhood(change, grid)
     return {"retrieval": 100 / len(near), "retrieval_near": 100 * float(near.float().mean())}
@@ -190,16 +190,16 @@ def _share_records(scope: Scope, statistics: Mapping[int, MapStatistics]) -> lis
     """Where the variance of the upright maps lies, in percent."""
     records = []
     for layer, found in statistics.items():
-        for part, share in found.shares.items():
+        for part, fraction in found.fractions.items():
             details: dict[str, Any] = {"layer": layer}
-            known = math.isfinite(share)
+            known = math.isfinite(fraction)
             if not known:
                 finite = bool(torch.isfinite(found.mean).all())
                 details["not_measurable"] = "maps that do not vary" if finite else NOT_FINITE
             records.append(
                 Record(
-                    "equivariance", part, 100 * share if known else None, found.images if known else 0, scope.subject,
-                    scope.data, scope.seed, scope.checkpoint, unit="%",
+                    "equivariance", part, 100 * fraction if known else None, found.images if known else 0,
+                    scope.subject, scope.data, scope.seed, scope.checkpoint, unit="%",
                     details=details,
                 )
             )  # fmt: skip

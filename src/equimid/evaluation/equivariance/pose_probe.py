@@ -31,7 +31,7 @@ from equimid.evaluation.study import Study, images_of, readable, same_place
 from equimid.randomness import counted_generator
 from equimid.records import Record
 
-__all__ = ["measure_readback", "some_layers"]
+__all__ = ["measure_pose_probe", "some_layers"]
 
 _BATCH = 32
 _PLACES = 4  # the map is pooled to so many, squared
@@ -43,7 +43,7 @@ _TARGETS = {"turn": (0, 1, 2, 3), "flip": (0, 4)}  # classes: numbers of poses
 _Features = dict[tuple[int, str], list[Tensor]]  # (layer, what is read): per batch (b, poses, columns)
 
 
-def measure_readback(study: Study, data: str, train: str | None = None) -> list[Record]:
+def measure_pose_probe(study: Study, data: str, train: str | None = None) -> list[Record]:
     """Top-1 of the turn (chance 25 %) and of the flip (50 %) for `equivariance.readback_layers` layers.
 
     The images are halved at random, or with `train` the probes are fitted on those. Intervals are Wilson's over test
@@ -98,7 +98,7 @@ def _read(study: Study, source: Any, indices: npt.NDArray[np.int64]) -> dict[tup
         for images in study.batches(source, _BATCH, indices):
             posed: _Features = defaultdict(list)
             for turns, flip in _POSES:
-                found = encoder.look(Posed("", turns, flip, encoder.patch).after(images), layers)
+                found = encoder.forward_features(Posed("", turns, flip, encoder.patch_size).after(images), layers)
                 for layer in layers:
                     m = found.maps[layer].float()
                     posed[layer, "map"].append(F.adaptive_avg_pool2d(m, min(_PLACES, m.shape[-1])).flatten(1))
@@ -115,7 +115,7 @@ def _read(study: Study, source: Any, indices: npt.NDArray[np.int64]) -> dict[tup
 
 
 def _probe(fit: npt.NDArray[np.float32], test: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.float64]:
-    """Per test image the share of its poses that is read rightly, of features (n, poses, columns)."""
+    """Per test image the fraction of its poses that is read rightly, of features (n, poses, columns)."""
     poses, columns = fit.shape[1:]
     rows = fit.reshape(-1, columns).astype(np.float64)
     state = int(counted_generator(seed, "pose probe").integers(2**31))
@@ -126,8 +126,8 @@ def _probe(fit: npt.NDArray[np.float32], test: npt.NDArray[np.float32], seed: in
     )
     probe.fit(rows, np.tile(np.arange(poses), len(fit)))
     said = probe.predict(test.reshape(-1, columns).astype(np.float64)).reshape(-1, poses)
-    share: npt.NDArray[np.float64] = (said == np.arange(poses)).mean(1)
-    return share
+    fraction: npt.NDArray[np.float64] = (said == np.arange(poses)).mean(1)
+    return fraction
 
 
 def _record(study: Study, right: npt.NDArray[np.float64], details: dict[str, Any]) -> Record:

@@ -3,7 +3,7 @@
 Letters: n images, C channels, D width, H W pixels of an image, p of a patch, h w = H W / p, T compared tokens.
 
 A change g gives two images of one, x0 (most often x itself) and x1 = g x, and says which T tokens of their maps show
-the same places: `carry` takes the map of x0 to rho(g) f(x0), `select` takes the tokens of f(x1) that this is compared
+the same places: `transport` takes the map of x0 to rho(g) f(x0), `select` takes the tokens of f(x1) to compare
 with. `leave` takes the map of x0 as if nothing had been done: what carrying it is worth is the difference. Images and
 maps are resampled by the same interpolation, without antialias, `align_corners=False`.
 """
@@ -21,16 +21,16 @@ from torch import Tensor
 from equimid.evaluation.config import EquivarianceConfig
 from equimid.poses import Pose, transport
 
-__all__ = ["Change", "Cropped", "Grid", "Posed", "Resized", "Rotated", "changes", "pose_kinds"]
+__all__ = ["Cropped", "Grid", "Posed", "Resized", "Rotated", "Transform", "pose_kinds", "transforms_of"]
 
 Grid = tuple[int, int]  # (h, w), patches
 
 
-class Change(ABC):
-    """`kind` is what records call it, `patch` the side of a patch in pixels."""
+class Transform(ABC):
+    """`kind` is what records call it, `patch_size` the side of a patch in pixels."""
 
     kind: str
-    patch: int
+    patch_size: int
 
     def before(self, x: Tensor) -> Tensor:
         """x0, of images (n, 3, H, W)."""
@@ -41,7 +41,7 @@ class Change(ABC):
         """x1, of images (n, 3, H, W)."""
 
     @abstractmethod
-    def carry(self, m: Tensor) -> Tensor:
+    def transport(self, m: Tensor) -> Tensor:
         """(n, D, h, w), a map of x0, to the tokens (n, D, T) that an equivariant layer has for x1."""
 
     @abstractmethod
@@ -85,18 +85,18 @@ class Change(ABC):
 
 
 @dataclass(frozen=True)
-class Posed(Change):
+class Posed(Transform):
     """Flip left-right, then quarter turns: both sides are permutations, so no resampling is involved."""
 
     kind: str
     turns: int
     flip: bool
-    patch: int
+    patch_size: int
 
     def after(self, x: Tensor) -> Tensor:
-        return self._pose(x, (x.shape[2] // self.patch, x.shape[3] // self.patch)).act(x, self.patch)
+        return self._pose(x, (x.shape[2] // self.patch_size, x.shape[3] // self.patch_size)).act(x, self.patch_size)
 
-    def carry(self, m: Tensor) -> Tensor:
+    def transport(self, m: Tensor) -> Tensor:
         grid = (m.shape[2], m.shape[3])
         return transport(m, Pose.identity(len(m), grid, m.device), self._pose(m, grid)).flatten(2)
 
@@ -109,18 +109,18 @@ class Posed(Change):
 
 
 @dataclass(frozen=True)
-class Resized(Change):
+class Resized(Transform):
     """The image resized to another number of patches, (h, w)."""
 
     kind: str
     size: Grid
-    patch: int
+    patch_size: int
     interpolation: str
 
     def after(self, x: Tensor) -> Tensor:
-        return self._resize(x, (self.size[0] * self.patch, self.size[1] * self.patch))
+        return self._resize(x, (self.size[0] * self.patch_size, self.size[1] * self.patch_size))
 
-    def carry(self, m: Tensor) -> Tensor:
+    def transport(self, m: Tensor) -> Tensor:
         return self._resize(m, self.size).flatten(2)
 
     def grid_after(self, grid: Grid) -> Grid:
@@ -133,14 +133,14 @@ class Resized(Change):
 
 
 @dataclass(frozen=True)
-class Rotated(Change):
+class Rotated(Transform):
     """The image turned about its centre, counter-clockwise, mirrored beyond its border; compared are the patches that
     see none of the mirrored border."""
 
     kind: str
     angle: float
     grid: Grid
-    patch: int
+    patch_size: int
     interpolation: str
 
     @property
@@ -152,7 +152,7 @@ class Rotated(Change):
         places = self._source(_centres((h, w)).to(x.device)).expand(len(x), -1, -1)
         return _sample(x, places, self.interpolation, "reflection").reshape(*x.shape[:2], h, w)
 
-    def carry(self, m: Tensor) -> Tensor:
+    def transport(self, m: Tensor) -> Tensor:
         places = self._source(_centres(self.grid)[self.inside]).to(m.device).expand(len(m), -1, -1)
         return _sample(m, places, self.interpolation, "border")
 
@@ -177,7 +177,7 @@ class Rotated(Change):
 
 
 @dataclass(frozen=True)
-class Cropped(Change):
+class Cropped(Transform):
     """Two crops of one size: x0 from `start`, x1 from `start + offset`, pixels (row, column). Compared are the patches
     of x1 that lie wholly in x0; where the offset is no multiple of the patch, the map of x0 is resampled."""
 
@@ -185,7 +185,7 @@ class Cropped(Change):
     start: tuple[int, int]
     offset: tuple[int, int]
     grid: Grid
-    patch: int
+    patch_size: int
     interpolation: str
 
     def before(self, x: Tensor) -> Tensor:
@@ -198,9 +198,9 @@ class Cropped(Change):
     def place(self) -> tuple[int, int]:
         return self.start
 
-    def carry(self, m: Tensor) -> Tensor:
+    def transport(self, m: Tensor) -> Tensor:
         h, w = self.grid
-        shift = torch.tensor((self.offset[1] / w, self.offset[0] / h)) * 2 / self.patch
+        shift = torch.tensor((self.offset[1] / w, self.offset[0] / h)) * 2 / self.patch_size
         places = (_centres(self.grid) + shift)[self.inside].to(m.device).expand(len(m), -1, -1)
         return _sample(m, places, self.interpolation, "border")
 
@@ -211,38 +211,38 @@ class Cropped(Change):
     def inside(self) -> Tensor:
         """(h * w) bool: patches of x1 that lie wholly in x0."""
         rows, columns = (
-            (first + offset >= 0) & (first + self.patch + offset <= side * self.patch)
+            (first + offset >= 0) & (first + self.patch_size + offset <= side * self.patch_size)
             for side, offset in zip(self.grid, self.offset, strict=True)
-            for first in [torch.arange(side) * self.patch]
+            for first in [torch.arange(side) * self.patch_size]
         )
         return (rows[:, None] & columns).flatten()
 
     def _cut(self, x: Tensor, start: tuple[int, int]) -> Tensor:
-        h, w = (side * self.patch for side in self.grid)
+        h, w = (side * self.patch_size for side in self.grid)
         return x[..., start[0] : start[0] + h, start[1] : start[1] + w]
 
 
-def changes(grid: Grid, patch: int, config: EquivarianceConfig, any_size: bool = True) -> list[Change]:
+def transforms_of(grid: Grid, patch_size: int, config: EquivarianceConfig, any_size: bool = True) -> list[Transform]:
     """All that equivariance is measured under, for images of `grid` (h, w) patches.
 
     Without `any_size`, what keeps the image's size. Crops need a grid of 5 patches or more each way. What
     compares a single patch is left out, but for poses: its place is not measurable.
     """
-    found: list[Change] = []
+    found: list[Transform] = []
     for kind, poses in pose_kinds(grid).items():
         for turns, flip, size in poses:
             if kind != "scale":
                 # a network of one size sees a rectangle lying on its side as another size
                 if any_size or turns % 2 == 0 or grid[0] == grid[1]:
-                    found.append(Posed(kind, turns, flip, patch))
+                    found.append(Posed(kind, turns, flip, patch_size))
             elif any_size and size != (1, 1):
                 name = "isotropic scale" if (size[0] < grid[0]) == (size[1] < grid[1]) else "anisotropic scale"
-                found.append(Resized(name, size, patch, config.interpolation))
+                found.append(Resized(name, size, patch_size, config.interpolation))
     parts: list[Rotated | Cropped] = [
-        Rotated("rotation", angle, grid, patch, config.interpolation) for angle in config.angles
+        Rotated("rotation", angle, grid, patch_size, config.interpolation) for angle in config.angles
     ]
     if any_size and min(grid) >= 5:
-        parts += _crops(grid, patch, config.interpolation)
+        parts += _crops(grid, patch_size, config.interpolation)
     return [*found, *(change for change in parts if change.inside.sum() > 1)]
 
 
@@ -263,14 +263,14 @@ def _scaled(side: int) -> tuple[int, int]:
     return min(small, side - 1) or 1, max(large, side + 1)
 
 
-def _crops(grid: Grid, patch: int, interpolation: str) -> Sequence[Cropped]:
+def _crops(grid: Grid, patch_size: int, interpolation: str) -> Sequence[Cropped]:
     """Along both diagonals, by about a fifth of the image, and by half a patch more."""
     apart = [max(1, round(side / 5)) for side in grid]
     size = (grid[0] - apart[0] - 1, grid[1] - apart[1] - 1)
     return [
-        Cropped(kind, start, offset, size, patch, interpolation)
-        for kind, more in (("aligned crops", 0), ("unaligned crops", patch // 2))
-        for d, e in [[side * patch + more for side in apart]]
+        Cropped(kind, start, offset, size, patch_size, interpolation)
+        for kind, more in (("aligned crops", 0), ("unaligned crops", patch_size // 2))
+        for d, e in [[side * patch_size + more for side in apart]]
         for start, offset in (((0, 0), (d, e)), ((0, e), (d, -e)))
     ]
 

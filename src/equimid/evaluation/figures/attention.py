@@ -42,9 +42,9 @@ def draw_attention(study: Study, data: str, train: str | None = None, *, images:
     for number, (heads, photo) in enumerate(zip(attention.float(), photographs(x, study.preprocessing), strict=True)):
         maps = torch.cat([heads.mean(0, keepdim=True), heads])
         # over the patches alone: what CLS keeps for itself differs from head to head
-        shares = (maps / maps.sum((1, 2), keepdim=True).clamp(min=1e-12)).cpu().numpy()
+        fractions = (maps / maps.sum((1, 2), keepdim=True).clamp(min=1e-12)).cpu().numpy()
         file = picture_file(study, f"attention_image_{number + 1}.png")
-        save_figure(_figure(photo, shares), file)
+        save_figure(_figure(photo, fractions), file)
         caption = (
             f"Image {number + 1}: the photograph, where CLS looks in the last block on average over {len(heads)} heads "
             "and by each head. Every map has its own scale, from none (dark) to its highest patch (bright), which is "
@@ -54,22 +54,22 @@ def draw_attention(study: Study, data: str, train: str | None = None, *, images:
     return records
 
 
-def _figure(photo: Array, shares: Array) -> Figure:
+def _figure(photo: Array, fractions: Array) -> Figure:
     """Photograph (S, S, 3), and maps (1 + heads, h, w) that sum to 1, the first their mean."""
-    count = 1 + len(shares)
+    count = 1 + len(fractions)
     columns = min(_COLUMNS, count)
     rows = math.ceil(count / columns)
     close = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03)
     figure = Figure(figsize=(1.45 * columns, 1.68 * rows), dpi=100, layout=close)
-    titles = ["photograph", "mean", *(f"head {h + 1}" for h in range(len(shares) - 1))]
+    titles = ["photograph", "mean", *(f"head {h + 1}" for h in range(len(fractions) - 1))]
     for place, title in enumerate(titles):
         axes = figure.add_subplot(rows, columns, place + 1)
         axes.set_axis_off()
         if place == 0:
             axes.imshow(photo)
         else:
-            share = shares[place - 1]
-            axes.imshow(share, cmap="magma", vmin=0, vmax=max(float(share.max()), 1e-12), interpolation="nearest")
-            title += f", ×{share.max() * share.size:.1f}"
+            fraction = fractions[place - 1]
+            axes.imshow(fraction, cmap="magma", vmin=0, vmax=max(float(fraction.max()), 1e-12), interpolation="nearest")
+            title += f", ×{fraction.max() * fraction.size:.1f}"
         axes.set_title(title, fontsize=9)
     return figure

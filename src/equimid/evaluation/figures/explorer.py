@@ -116,7 +116,7 @@ def _posed_maps(
     encoder: Encoder, x: Tensor, layers: list[int], means: dict[int, Tensor]
 ) -> dict[int, dict[int, _Scaled]]:
     """{layer: {side of the grid: ...}} of one image (1, 3, S, S)."""
-    grid = x.shape[-1] // encoder.patch
+    grid = x.shape[-1] // encoder.patch_size
     base = normalised_maps(encoder, x, layers)
     turns = torch.tensor([turns for turns, _ in _ELEMENTS], device=x.device)
     flip = torch.tensor([flip for _, flip in _ELEMENTS], device=x.device)
@@ -124,7 +124,7 @@ def _posed_maps(
     found: dict[int, dict[int, _Scaled]] = {layer: {} for layer in layers}
     for side in _grids(grid) if encoder.any_size else [grid]:
         pose = Pose(turns, flip, (side, side))
-        posed = normalised_maps(encoder, pose.act(x.expand(len(_ELEMENTS), -1, -1, -1), encoder.patch), layers)
+        posed = normalised_maps(encoder, pose.act(x.expand(len(_ELEMENTS), -1, -1, -1), encoder.patch_size), layers)
         for layer in layers:
             mean = means[layer][..., None]
             carried = transport(base[layer].expand(len(_ELEMENTS), -1, -1, -1), upright, pose)
@@ -146,7 +146,7 @@ def _record(study: Study, number: int, layer: int, found: dict[int, _Scaled]) ->
         "layer": layer,
         "side": max(found),
         "grids": list(found),
-        "upright": study.preprocessing.size // study.encoder.patch,
+        "upright": study.preprocessing.size // study.encoder.patch_size,
         "elements": [list(element) for element in _ELEMENTS],
         **{
             name: [_rounded(scaled.figures[name]) for scaled in found.values()]

@@ -65,11 +65,11 @@ def draw_feature_maps(
     layers = some_layers(encoder, layers)
     chosen = sample_images(source, images, study.scope.seed)
     x = next(study.batches(source, len(chosen), chosen))
-    grid = x.shape[-1] // encoder.patch
+    grid = x.shape[-1] // encoder.patch_size
     upright = Pose.identity(len(x), (grid, grid), study.device)
     larger = max(grid + 1, round(grid * 1.14)) if encoder.any_size else grid
     pose = Pose(upright.turns + 1, ~upright.flip, (larger, larger))
-    posed = pose.act(x, encoder.patch)
+    posed = pose.act(x, encoder.patch_size)
     base, turned = (normalised_maps(encoder, images, layers) for images in (x, posed))
     means = mean_tokens(encoder, [x], layers)
     records = []

@@ -57,7 +57,7 @@ def draw_neighbours(
 
 def _embeddings(study: Study, source: Source) -> Tensor:
     """Final embeddings (n, D); labels are not needed."""
-    width, parts = study.encoder.width, []
+    width, parts = study.encoder.embed_dim, []
     with study.bar(f"neighbours, {study.scope.subject}") as progress:
         for images in study.batches(source):
             parts.append(study.columns(images)[:, -width:].cpu())  # the last columns are the final embedding

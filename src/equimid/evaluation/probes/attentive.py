@@ -33,17 +33,17 @@ def measure_attentive(study: Study, data: str, train: str | None = None) -> list
     encoder, config = study.encoder, study.config
     if encoder.depth < 1:
         raise UserError(f"{study.scope.subject} has no tokens to attend to; expected a vision transformer")
-    if encoder.width % config.attentive_heads:
+    if encoder.embed_dim % config.attentive_heads:
         raise UserError(
-            f"evaluation.attentive_heads is {config.attentive_heads}; it must divide the width, {encoder.width}"
+            f"evaluation.attentive_heads is {config.attentive_heads}; it must divide the width, {encoder.embed_dim}"
         )
     fit, test = labelled_splits(data, train)
     assert fit.labels is not None
     assert test.labels is not None
 
     def build(_: npt.NDArray[np.int64]) -> nn.Module:
-        pooling = AttentivePooling(encoder.width, config.attentive_heads)
-        return nn.Sequential(pooling, nn.Linear(encoder.width, len(fit.classes)))
+        pooling = AttentivePooling(encoder.embed_dim, config.attentive_heads)
+        return nn.Sequential(pooling, nn.Linear(encoder.embed_dim, len(fit.classes)))
 
     head, details = HeadTrainer(
         build,
@@ -95,8 +95,8 @@ class _Tokens:
 
     def __init__(self, study: Study, source: Source, keep: bool = True) -> None:
         self.study, self.source = study, source
-        side = study.preprocessing.size // study.encoder.patch
-        self.kept = keep and len(source) * side**2 * study.encoder.width * 4 <= _GIB * 2**30
+        side = study.preprocessing.size // study.encoder.patch_size
+        self.kept = keep and len(source) * side**2 * study.encoder.embed_dim * 4 <= _GIB * 2**30
         self.all = cache(self._all)
 
     def batches(self, indices: npt.NDArray[np.int64], size: int) -> Iterator[Tensor]:
@@ -119,6 +119,8 @@ class _Tokens:
         encoder = self.study.encoder
         for images in self.study.batches(self.source, size, indices):
             with torch.no_grad():
-                tokens = encoder.look(images, [encoder.depth]).maps[encoder.depth].flatten(2).transpose(1, 2)
+                tokens = (
+                    encoder.forward_features(images, [encoder.depth]).maps[encoder.depth].flatten(2).transpose(1, 2)
+                )
                 normed = encoder.final_norm(tokens).float()
             yield normed

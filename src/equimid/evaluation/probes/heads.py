@@ -145,18 +145,18 @@ def check_classes(labels: Tensor) -> None:
         )
 
 
-def split_to_choose(labels: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+def split_to_choose(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """(fit, held) indices into labels (n,): the held-out part chooses, classes in proportion. See `data.holdout`.
 
     Raises:
         UserError: one class, or no class with two images.
     """
     check_classes(labels)
-    fit, held = holdout(labels.numpy(), share, seed)
+    fit, held = holdout(labels.numpy(), fraction, seed)
     return torch.from_numpy(fit), torch.from_numpy(held)
 
 
-def warn_of_end(best: float, grid: Sequence[float], what: str = "learning rate") -> dict[str, str]:
+def warn_at_grid_edge(best: float, grid: Sequence[float], what: str = "learning rate") -> dict[str, str]:
     """Details of a record: a warning where the best of several lies at an end, so that a better one may lie beyond."""
     if len(set(grid)) > 1 and best in (min(grid), max(grid)):
         return {"warning": f"the best {what} lies at the end of the grid"}

@@ -26,7 +26,7 @@ from equimid.evaluation.probes.heads import (
     last_fifth,
     predicted,
     split_to_choose,
-    warn_of_end,
+    warn_at_grid_edge,
 )
 from equimid.evaluation.probes.linear_crops import fit_on_crops
 from equimid.evaluation.study import Study, labelled_splits
@@ -82,7 +82,7 @@ def choose_linear(
             break
     details: dict[str, Any] = {
         "rate": rate, "epoch": best.epoch, "epochs": config.linear_epochs, "held_out_top1": best.top1,
-        **warn_of_end(rate, rates),
+        **warn_at_grid_edge(rate, rates),
     }  # fmt: skip
     return *heads.head(0), details
 

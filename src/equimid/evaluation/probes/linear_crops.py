@@ -26,7 +26,7 @@ from equimid.distributed import rank, world_size
 from equimid.errors import UserError
 from equimid.evaluation.classifier import Classifier
 from equimid.evaluation.preprocessing import Preprocessing, load_image
-from equimid.evaluation.probes.heads import Chooser, HeadGrid, cosine, last_fifth, split_to_choose, warn_of_end
+from equimid.evaluation.probes.heads import Chooser, HeadGrid, cosine, last_fifth, split_to_choose, warn_at_grid_edge
 from equimid.evaluation.study import Study
 from equimid.randomness import counted_generator
 from equimid.views.crops import sample_crop
@@ -73,7 +73,7 @@ def fit_on_crops(study: Study, source: Source) -> Classifier:
     details: dict[str, Any] = {
         "rate": rates[best.number], "epoch": best.epoch, "epochs": epochs, "held_out_top1": best.top1, "crops": True,
         "features": config.linear_features,
-        **warn_of_end(rates[best.number], rates),
+        **warn_at_grid_edge(rates[best.number], rates),
     }  # fmt: skip
     return Classifier(study, *kept, source.classes, details)
 

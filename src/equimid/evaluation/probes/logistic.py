@@ -17,7 +17,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from equimid.evaluation.preprocessing import FeatureTable
-from equimid.evaluation.probes.heads import predicted, split_to_choose, warn_of_end
+from equimid.evaluation.probes.heads import predicted, split_to_choose, warn_at_grid_edge
 from equimid.evaluation.study import Study, labelled_splits
 from equimid.records import Record
 
@@ -73,7 +73,7 @@ def choose_logistic(
         if top1 > best:
             best, chosen = top1, penalty
     head = fit_logistic(x, y, classes, chosen)
-    details = {"penalty": chosen, "held_out_top1": best, **warn_of_end(chosen, PENALTIES, "penalty")}
+    details = {"penalty": chosen, "held_out_top1": best, **warn_at_grid_edge(chosen, PENALTIES, "penalty")}
     if not head.converged:
         details["warning"] = f"not converged after {_STEPS} steps of L-BFGS"
     return head, details

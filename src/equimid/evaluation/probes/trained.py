@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equimid.evaluation.probes.heads import Chooser, Score, averaged, cosine, measure, split_to_choose, warn_of_end
+from equimid.evaluation.probes.heads import (
+    Chooser,
+    Score,
+    averaged,
+    cosine,
+    measure,
+    split_to_choose,
+    warn_at_grid_edge,
+)
 from equimid.randomness import counted_generator, counted_torch_seed
 
 __all__ = ["HeadTrainer"]
@@ -32,7 +40,7 @@ class HeadTrainer:
     labels:   (n,) of the training images
     rates:    learning rates
     epochs:   of the schedule
-    held_out: share of the training images that chooses
+    held_out: fraction of the training images that chooses
     seed:     of weights, order and the held-out part
     device:   of the heads
     """
@@ -64,7 +72,7 @@ class HeadTrainer:
                 break
         details: dict[str, Any] = {
             "rate": rate, "epoch": best.epoch, "epochs": self.epochs, "held_out_top1": best.top1,
-            **warn_of_end(rate, self.rates),
+            **warn_at_grid_edge(rate, self.rates),
         }  # fmt: skip
         return head.eval(), details
 

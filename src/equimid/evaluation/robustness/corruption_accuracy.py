@@ -62,7 +62,7 @@ def measure_generated(study: Study, data: str, train: str | None = None) -> list
             "severities": list(config.severities),
             **label,
         }
-        # an image's share of right answers is one value: what is done to the same image is not independent
+        # an image's fraction of right answers is one value: what is done to the same image is not independent
         mean = scope.mean(_EVALUATION, "mean_top1", 100 * correct[:, tested].mean(1), details)
         records.append(replace(mean, unit="%"))
     return records

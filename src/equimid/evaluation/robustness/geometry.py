@@ -70,13 +70,13 @@ def geometry_records(classifier: Classifier, test: Source) -> list[Record]:
     config, interpolation = study.config.robustness, study.config.equivariance.interpolation
     indices = sample_images(test, config.images, study.scope.seed)
     mine = np.arange(rank(), len(indices), world_size())
-    poses = poses_for(study.encoder, study.preprocessing.size // study.encoder.patch, "accuracy")
+    poses = poses_for(study.encoder, study.preprocessing.size // study.encoder.patch_size, "accuracy")
     found: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     done = 0
     with study.bar(f"geometry, {study.scope.subject}") as progress:
         for images in study.batches(test, _BATCH, indices[mine]):
             for pose in poses:
-                posed = pose.of(len(images)).act(images, study.encoder.patch, interpolation)
+                posed = pose.of(len(images)).act(images, study.encoder.patch_size, interpolation)
                 found[pose.kind, pose.name].append(predicted(classifier.logits(posed)))
             disc = inscribed_disc(images.shape[-1]).to(images.device)
             for angle in config.angles:

@@ -7,7 +7,7 @@ in frame j of the class that is ranked i in the frame it is compared with: the f
     FR  = mean over videos and over frames j >= 2 of 1[f(x_j) != f(x_ref)]
     T5D = the same of Σ_{i=1..5} |min(i, 6) - min(σ(i), 6)|
     mFR = mean over the 10 test perturbations of FR / FR^AlexNet,   mT5D likewise
-    mean top-1 = mean over the 10 test perturbations of the share of frames with the right class
+    mean top-1 = mean over the 10 test perturbations of the fraction of frames with the right class
 
 AlexNet's FR and T5D were never published with the code, so that mFR and mT5D need a file of them.
 
@@ -277,7 +277,7 @@ def imagenet_p_records(classifier: Classifier, found: PerturbedVideos, normalise
 
 @torch.inference_mode()
 def _of_videos(classifier: Classifier, paths: list[Path], labels: list[int], to_first: bool) -> npt.NDArray[np.float64]:
-    """Flip rate, top-5 distance and share of right frames of each video, (n, 3); each rank takes its share."""
+    """Flip rate, top-5 distance and fraction of right frames of each video, (n, 3); each rank takes its share."""
     study = classifier.study
     mine = np.arange(rank(), len(paths), world_size())
     videos = _Videos([paths[i] for i in mine], full_crop(study.preprocessing))

@@ -45,7 +45,7 @@ VARIANCE = (
 
 
 def equivariance_section(runs: Sequence[Run], series: Sequence[Series]) -> Section:
-    """One plot of place per kind of transformation, the shares of the variance, and tables of layers by kinds."""
+    """One plot of place per kind of transformation, the fractions of the variance, and tables of layers by kinds."""
     shown = [s for s in series if s.of("equivariance")]
     blocks: list[Block] = [*unmeasured(runs)]
     if not shown:
@@ -137,21 +137,22 @@ def _not_measurable(s: Series, records: Sequence[Record]) -> str:
 
 
 def _variance(shown: Sequence[Series], several: bool) -> list[Block]:
-    """A plot for each share of the variance, and a table of them."""
+    """A plot for each fraction of the variance, and a table of them."""
     found = [(s, [r for r in s.of("equivariance") if r.metric in SHARES]) for s in shown]
     found = [(s, records) for s, records in found if records]
     if not found:
         return []
     plots: list[Plot] = []
-    for share in SHARES:
+    for fraction in SHARES:
         for data in dict.fromkeys(r.data for _, records in found for r in records):
             points = [
-                (s, points_by_layer(r for r in records if (r.metric, r.data) == (share, data))) for s, records in found
+                (s, points_by_layer(r for r in records if (r.metric, r.data) == (fraction, data)))
+                for s, records in found
             ]
             lines = [(s, replace(figures.with_points(s.line, p), rings=s.regularised)) for s, p in points if p]
             if not lines:
                 continue
-            caption = metric_name(share) + (f", {data}" if several else "")
+            caption = metric_name(fraction) + (f", {data}" if several else "")
             said = (f"{s.label} {digits(line.y[-1], '%')} at layer {line.x[-1]}" for s, line in lines)
             alt = f"Share of the variance in % by layer, {caption}; last: {', '.join(said)}"
             svg = figures.lines(f"variance-{len(plots)}", alt, [k for _, k in lines], "layer", y_range=(-2.0, 102.0))
@@ -167,4 +168,4 @@ def _variance(shown: Sequence[Series], several: bool) -> list[Block]:
         tables += [Heading(s.label), Table(label, "Layer", [metric_name(m) for m in SHARES], cells)]
     blocks: list[Block] = [Heading("Where the variance of the maps lies"), Text(VARIANCE)]
     blocks += [Plots(plots)] if plots else []
-    return [*blocks, Fold("Every share in numbers", tables)]
+    return [*blocks, Fold("Every fraction in numbers", tables)]

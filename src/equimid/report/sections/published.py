@@ -59,7 +59,7 @@ def published_section(series: Sequence[Series]) -> Section:
                 "beside the row that has its method, its add-ons and every setting that decides (network, length of "
                 "training, views, layer, where CLS enters, form of the loss), or beside none. What it measured on the "
                 "same test images with the paper's linear probe stands in columns of their own. Weights, rates and "
-                "the share of posed images are not compared. Which selection of ImageNet-V2 the paper has, it does "
+                "the fraction of posed images are not compared. Which selection of ImageNet-V2 the paper has, it does "
                 "not say."
             ),
         )

@@ -122,7 +122,7 @@ def _videos(series: Sequence[Series]) -> list[Block]:
             Text(
                 "How often the prediction changes from frame to frame of a slowly perturbed image (flip rate), and how "
                 "far the five highest classes move (top-5 distance): lower is better. mFR and mT5D are relative to "
-                "AlexNet's. Mean top-1 is the mean over the ten test perturbations of the share of frames that are "
+                "AlexNet's. Mean top-1 is the mean over the ten test perturbations of the fraction of frames that are "
                 "classified rightly: higher is better."
             ),
         ]

@@ -27,7 +27,7 @@ SETTINGS = {
     "SER weight": "ser.weight",
     "SER temperature": "ser.temperature",
     "SER layers": "ser.layers",
-    "SER share of the batch": "ser.share",
+    "SER fraction of the batch": "ser.fraction",
     "batch size": "train.batch_size",
     "epochs": "train.epochs",
     "seed": "seed",

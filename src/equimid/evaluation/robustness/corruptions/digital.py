@@ -61,9 +61,9 @@ def elastic_transform(x: Values, n: int, rng: np.random.Generator, scale: float)
 
 def pixelate(x: Values, n: int, rng: np.random.Generator, scale: float) -> Values:
     """Fewer pixels, each the mean of those under it, and back again; the second row is that of CIFAR-10-C."""
-    share = min((0.6, 0.5, 0.4, 0.3, 0.25)[n] / scale, (0.95, 0.9, 0.85, 0.75, 0.65)[n])
+    fraction = min((0.6, 0.5, 0.4, 0.3, 0.25)[n] / scale, (0.95, 0.9, 0.85, 0.75, 0.65)[n])
     image = Image.fromarray(np.rint(x * 255).astype(np.uint8))
-    few = image.resize((int(image.width * share), int(image.height * share)), Image.Resampling.BOX)
+    few = image.resize((int(image.width * fraction), int(image.height * fraction)), Image.Resampling.BOX)
     return np.asarray(few.resize(image.size, Image.Resampling.BOX), dtype=np.float32) / np.float32(255)
 
 

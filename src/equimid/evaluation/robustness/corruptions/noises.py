@@ -21,9 +21,9 @@ def shot_noise(x: Values, n: int, rng: np.random.Generator, scale: float) -> Val
 
 def impulse_noise(x: Values, n: int, rng: np.random.Generator, scale: float) -> Values:
     """A share of the values is 0 or 1, one as likely as the other."""
-    share = (0.03, 0.06, 0.09, 0.17, 0.27)[n]
+    fraction = (0.03, 0.06, 0.09, 0.17, 0.27)[n]
     drawn = rng.random(x.shape, dtype=np.float32)
-    return np.where(drawn < share / 2, np.float32(0), np.where(drawn < share, np.float32(1), x))
+    return np.where(drawn < fraction / 2, np.float32(0), np.where(drawn < fraction, np.float32(1), x))
 
 
 def speckle_noise(x: Values, n: int, rng: np.random.Generator, scale: float) -> Values:
