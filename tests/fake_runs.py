@@ -271,9 +271,9 @@ def _poses(subject: str, base: float, depth: int, draw: random.Random) -> list[R
             for source, keeps in (("map", 1.0), ("mean", 0.6), ("cls", 0.7)):
                 kept = chance + (98 - chance) * keeps * (1 - 0.1 * layer) * (base / 80)
                 details = {"layer": layer, "target": target, "from": source, "chance": chance}
-                found.append(record("pose_readback", "top1", kept, subject, details=details))
+                found.append(record("pose_probe", "top1", kept, subject, details=details))
         details = {"layer": depth, "target": target, "from": "embedding", "chance": chance}
-        found.append(record("pose_readback", "top1", chance + 10, subject, details=details))
+        found.append(record("pose_probe", "top1", chance + 10, subject, details=details))
     return found
 
 

@@ -351,3 +351,15 @@ def test_the_run_folder_holds_its_settings_resolved(tmp_path):
     assert described["architecture"] == "equimid_vit"
     assert described["model_args"]["cls_layer"] == 2
     assert Path(out / "report.html").read_text().count("<html") == 1
+
+
+def test_settings_of_an_older_version_have_the_name_of_today(tmp_path):
+    config = override(recipe("ser-tiny"), ["ser.fraction=0.5", "evaluation.equivariance.probe_layers=2"])
+    save_config(config, tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text()
+    assert "fraction: 0.5" in text
+    assert "probe_layers: 2" in text
+    (tmp_path / "config.yaml").write_text(text.replace("fraction: 0.5", "share: 0.5").replace("probe_", "readback_"))
+    assert load_config(tmp_path / "config.yaml") == config
+    with pytest.raises(UserError, match=r"ser\.share is called ser\.fraction now"):
+        override(config, ["ser.share=0.2"])

@@ -161,7 +161,7 @@ def test_by_hand_token_by_token():
 
 def test_every_layer_kind_and_angle_is_recorded(tmp_path):
     encoder = PatchMeans(depth=8, grid=6)
-    found = measured(encoder, tmp_path, 5, angles=(10.0, -20.0), readback_layers=2)
+    found = measured(encoder, tmp_path, 5, angles=(10.0, -20.0), probe_layers=2)
     kinds = {(k,) for k in (*LATTICE, "isotropic scale", "anisotropic scale", "aligned crops", "unaligned crops")}
     kinds |= {("rotation",), ("rotation", 10.0), ("rotation", -20.0)}
     assert set(found) == {
@@ -176,7 +176,7 @@ def test_every_layer_kind_and_angle_is_recorded(tmp_path):
         assert record.low <= record.value <= record.high
     order = [key[4:] for key in found if key[2] == "rotation"]
     assert order == sorted(order, reverse=True, key=len), "readers that take one value of a kind take the last"
-    again = measured(encoder, tmp_path, 5, angles=(10.0, -20.0), readback_layers=2)
+    again = measured(encoder, tmp_path, 5, angles=(10.0, -20.0), probe_layers=2)
     assert list(again) == list(found)
     assert again == found
 
@@ -184,7 +184,7 @@ def test_every_layer_kind_and_angle_is_recorded(tmp_path):
 def test_the_layers_that_ser_acted_on_are_searched_too(tmp_path):
     encoder = PatchMeans(depth=8, grid=4)
     encoder.taps = (3,)
-    found = measured(encoder, tmp_path, angles=(), readback_layers=2)
+    found = measured(encoder, tmp_path, angles=(), probe_layers=2)
     assert {key[3] for key in found} == {3, 4, 8}
 
 

@@ -124,9 +124,9 @@ def test_a_place_that_is_not_measurable_is_left_out(tmp_path: Path) -> None:
 
 def test_the_pose_is_read_from_the_map_and_the_turn_alone_counts(tmp_path: Path) -> None:
     details: dict[str, Any] = {"target": "turn", "from": "map", "chance": 25.0}
-    found = of_layers("pose_readback", "top1", {2: 99.0, 3: 90.0, 6: 70.0}, **details)
+    found = of_layers("pose_probe", "top1", {2: 99.0, 3: 90.0, 6: 70.0}, **details)
     for more in ({"target": "flip"}, {"from": "mean"}, {"from": "cls"}, {"from": "embedding"}):
-        found += of_layers("pose_readback", "top1", {3: 55.0, 6: 55.0}, **(details | more))
+        found += of_layers("pose_probe", "top1", {3: 55.0, 6: 55.0}, **(details | more))
     assert values(run_of(tmp_path / "run", *found)) == {
         "turn read from the map, layer 3 (SER)": 90.0,
         "turn read from the map, layer 6 (last)": 70.0,

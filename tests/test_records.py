@@ -86,3 +86,9 @@ def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before
     write_records(path, [record(value=30.0)])  # what the failed one left does no harm
     assert [r.value for r in read_records(path)] == [30.0]
+
+
+def test_records_of_an_older_version_have_the_name_of_today(tmp_path):
+    file = tmp_path / "records.jsonl"
+    write_records(file, [Record("pose_readback", "top1", 50.0, 10, "backbone", "digits", 0, "abc")])
+    assert [r.evaluation for r in read_records(file)] == ["pose_probe"]

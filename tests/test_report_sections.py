@@ -50,7 +50,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Page:
 def test_the_navigation_lists_what_is_on_the_page(full: Page, tmp_path: Path) -> None:
     listed = [str(a["href"]).removeprefix("#") for a in full.all("a")]
     assert listed == re.findall(r'<h2 id="([^"]*)"', full.source)
-    more = ["published", "robustness", "geometry", "correspondence", "readback", "dense", "attention", "neighbours"]
+    more = ["published", "robustness", "geometry", "correspondence", "pose-probe", "dense", "attention", "neighbours"]
     assert sorted(listed) == sorted(FIXED + more)
     bare = run_with(tmp_path / "bare")
     (bare / "config.yaml").write_text("seed: 1\n")
@@ -241,7 +241,7 @@ def test_what_is_read_back_stands_beside_chance(full: Page) -> None:
             assert alt.endswith(f"; chance {chance}")
     # read at one layer alone: no curve
     assert not alts(full, "Reading the turn from the final embedding")
-    head, *rows = tables(full, "Pose read-back, ser")[0]
+    head, *rows = tables(full, "Pose probe, ser")[0]
     cell = rows[-1][head.index("turn from the final embedding")]
     assert cell.startswith("35.0 % [33.0, 37.0]")
     assert rows[2][0] == "3 (SER)"

@@ -69,8 +69,8 @@ _FREE = ("runtime.", "evaluation.", "data.source", "data.tolerated_unreadable", 
 # What runs did that were saved before there was such a setting, where its default is another.
 _BEFORE = {("ser", "grids"): 0}
 
-# {(group, old name): new name}
-_RENAMED = {("ser", "share"): "fraction"}
+# {dotted key of an older version: its name in the same group now}
+_RENAMED = {"ser.share": "fraction", "evaluation.equivariance.readback_layers": "probe_layers"}
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -136,9 +136,13 @@ def load_config(file: Path) -> Config:
         raise UserError(f"{file} cannot be read: {error}") from None
     if not isinstance(content, dict):
         raise UserError(f"{file} does not hold settings")
-    for (group, old), new in _RENAMED.items():
-        if isinstance(content.get(group), dict) and old in content[group]:
-            content[group][new] = content[group].pop(old)
+    for key, new in _RENAMED.items():
+        *groups, old = key.split(".")
+        group: Any = content
+        for name in groups:
+            group = group.get(name) if isinstance(group, dict) else None
+        if isinstance(group, dict) and old in group:
+            group[new] = group.pop(old)
     kinds = _kinds(_parts(content))
     for key, _ in _leaves(content):
         _kind(key, kinds, content, str(file))
@@ -205,9 +209,8 @@ def _kind(key: str, kinds: Mapping[str, Any], content: Mapping[str, Any], where:
         return kinds[key]
     if where and key.split(".")[0] not in kinds:
         raise UserError(f"{where}: unknown setting {key!r}; is it of an add-on whose package is not installed here?")
-    renamed = _RENAMED.get((key.rpartition(".")[0], key.rpartition(".")[2]))
-    if renamed is not None:
-        raise UserError(f"{key} is called {key.rpartition('.')[0]}.{renamed} now")
+    if key in _RENAMED:
+        raise UserError(f"{key} is called {key.rpartition('.')[0]}.{_RENAMED[key]} now")
     # what this run has comes before what it could have
     known = sorted(kinds, key=lambda known: content.get(known.split(".")[0]) is None)
     same = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]

@@ -12,6 +12,8 @@ __all__ = ["SCHEMA", "Record", "read_records", "write_records"]
 
 SCHEMA = 1
 
+_RENAMED = {"pose_readback": "pose_probe"}  # evaluations, as an older version wrote them
+
 
 @dataclass(frozen=True)
 class Record:
@@ -62,6 +64,7 @@ def read_records(path: Path) -> list[Record]:
                     f"{path}, line {number}: written by a newer version (schema {entry['schema']}, "
                     f"this one reads {SCHEMA}); update equimid"
                 )
+            entry["evaluation"] = _RENAMED.get(entry["evaluation"], entry["evaluation"])
             records.append(Record(**{k: v for k, v in entry.items() if k in known}))
         except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(

@@ -15,13 +15,13 @@ class EquivarianceConfig:
 
     interpolation:   that resamples images and maps where a change is no permutation
     angles:          of the rotations, degrees; none measures none
-    readback_layers: how many layers, evenly spaced to the last, poses are read back from and patches searched in
+    probe_layers: how many layers, evenly spaced to the last, poses are read back from and patches searched in
     correspondence_images: images among which patches are searched
     """
 
     interpolation: Literal["bicubic", "bilinear", "nearest"] = "bicubic"
     angles: tuple[float, ...] = (5.0, 10.0, 15.0, 30.0)
-    readback_layers: int = 4
+    probe_layers: int = 4
     correspondence_images: int = 64
 
     def __post_init__(self) -> None:
@@ -29,8 +29,8 @@ class EquivarianceConfig:
             raise UserError(
                 f"evaluation.equivariance.angles is {self.angles}; they must lie in [-180, 180], none 0 and each once"
             )
-        if self.readback_layers < 1:
-            raise UserError(f"evaluation.equivariance.readback_layers is {self.readback_layers}; it must be 1 or more")
+        if self.probe_layers < 1:
+            raise UserError(f"evaluation.equivariance.probe_layers is {self.probe_layers}; it must be 1 or more")
         if self.correspondence_images < 2:
             raise UserError(
                 f"evaluation.equivariance.correspondence_images is {self.correspondence_images}; it must be 2 or more"

@@ -23,7 +23,7 @@ _ALL = (
     Measurement("attentive", "a learned query's attention over the tokens", probes.measure_attentive, _BESIDE),
     Measurement("equivariance", "every layer under every kind of pose", measure_equivariance, _BESIDE),
     Measurement("correspondence", "the same patch found again in a changed image", measure_correspondence, _COLOURS),
-    Measurement("readback", "how well turn and flip can be read back", measure_pose_probe, _BESIDE),
+    Measurement("pose-probe", "how well turn and flip can be read back", measure_pose_probe, _BESIDE),
     Measurement("geometry", "accuracy under turns, flips, scales and any angle", robustness.measure_geometry, _BESIDE),
     Measurement("corruptions", "accuracy under generated corruptions: 15 kinds, or 19", robustness.measure_generated),
     Measurement("imagenet-c", "ImageNet-C: top-1 and mCE; needs --train", robustness.measure_imagenet_c),

@@ -19,7 +19,7 @@ EVALUATIONS = {
     "imagenet_r": "ImageNet-R",
     "imagenet_a": "ImageNet-A",
     "imagenet_sketch": "ImageNet-Sketch",
-    "pose_readback": "pose read-back",
+    "pose_probe": "pose probe",
 }
 METRICS = {
     "top1": "top-1",

@@ -71,7 +71,7 @@ HEADLINES = (
         details={"kind": POSED, "among": "image"},
         each="layer",
     ),
-    Headline("pose_readback", label="turn read from the map", details={"target": "turn", "from": "map"}, each="layer"),
+    Headline("pose_probe", label="turn read from the map", details={"target": "turn", "from": "map"}, each="layer"),
 )
 # by the headline's label
 EXPLAINED = {

@@ -251,7 +251,7 @@ def _run_cell(experiment: Experiment, arm: str, seed: int, folder: Path, target:
 
 
 # measurements whose records are called otherwise
-_EVALUATIONS = {"corruptions": "generated_corruptions", "readback": "pose_readback"}
+_EVALUATIONS = {"corruptions": "generated_corruptions", "pose-probe": "pose_probe"}
 
 
 def _is_kept(r: Record, experiment: Experiment) -> bool:

@@ -70,7 +70,7 @@ class PatchColours(Encoder):
 @torch.inference_mode()
 def measure_correspondence(study: Study, data: str, train: str | None = None) -> list[Record]:
     """Records {"layer", "kind", "among", "chance"}, of rotations also {"angle"}, of at most
-    `equivariance.correspondence_images` images; for the layers of pose read-back and those that SER acted on.
+    `equivariance.correspondence_images` images; for the layers of pose probe and those that SER acted on.
 
     Raises:
         UserError: fewer than two images.
@@ -82,7 +82,7 @@ def measure_correspondence(study: Study, data: str, train: str | None = None) ->
     if grid == (1, 1):
         logger.warning("the maps of this network have one patch: there is nothing to search in, no correspondence")
         return []
-    layers = sorted({*some_layers(encoder.depth, config.readback_layers), *encoder.taps})
+    layers = sorted({*some_layers(encoder.depth, config.probe_layers), *encoder.taps})
     wanted = min(config.correspondence_images, len(source))
     count = max(2, min(wanted, _MOST_TOKENS // (grid[0] * grid[1])))
     if count < wanted:

@@ -44,7 +44,7 @@ _Features = dict[tuple[int, str], list[Tensor]]  # (layer, what is read): per ba
 
 
 def measure_pose_probe(study: Study, data: str, train: str | None = None) -> list[Record]:
-    """Top-1 of the turn (chance 25 %) and of the flip (50 %) for `equivariance.readback_layers` layers.
+    """Top-1 of the turn (chance 25 %) and of the flip (50 %) for `equivariance.probe_layers` layers.
 
     The images are halved at random, or with `train` the probes are fitted on those. Intervals are Wilson's over test
     images: the poses of an image are no independent trials.
@@ -91,7 +91,7 @@ def some_layers(depth: int, count: int) -> list[int]:
 def _read(study: Study, source: Any, indices: npt.NDArray[np.int64]) -> dict[tuple[int, str], npt.NDArray[np.float32]]:
     """{(layer, what is read): (n, poses, columns)}"""
     encoder = study.encoder
-    layers = some_layers(encoder.depth, study.config.equivariance.readback_layers)
+    layers = some_layers(encoder.depth, study.config.equivariance.probe_layers)
     parts: _Features = defaultdict(list)
     done = 0
     with study.bar(f"poses, {study.scope.subject}") as progress:
@@ -136,7 +136,7 @@ def _record(study: Study, right: npt.NDArray[np.float64], details: dict[str, Any
     middle, reach = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
     low, high = ((middle + sign * reach) / (1 + z**2 / n) for sign in (-1, 1))
     return Record(
-        "pose_readback",
+        "pose_probe",
         "top1",
         100 * p,
         n,

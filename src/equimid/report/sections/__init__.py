@@ -8,8 +8,8 @@ from equimid.report.sections.correspondence import correspondence_section
 from equimid.report.sections.equivariance import equivariance_section
 from equimid.report.sections.geometry import geometry_section
 from equimid.report.sections.pictures import NAMES, pictures_section
+from equimid.report.sections.pose_probe import pose_probe_section
 from equimid.report.sections.published import published_section
-from equimid.report.sections.readback import readback_section
 from equimid.report.sections.robustness import CORRUPTED, VARIANTS, robustness_section
 from equimid.report.sections.scores import DENSE, dense_section, evaluation_section
 from equimid.report.sections.settings import run_section
@@ -21,7 +21,7 @@ __all__ = ["all_sections"]
 
 # evaluations with sections of their own; the explorer is no section of records
 APART = (
-    "training", "equivariance", "correspondence", "pose_readback", "geometry", "imagenet_p", "explorer",
+    "training", "equivariance", "correspondence", "pose_probe", "geometry", "imagenet_p", "explorer",
     *VARIANTS, *CORRUPTED, *DENSE, *NAMES,
 )  # fmt: skip
 
@@ -38,7 +38,7 @@ def all_sections(runs: Sequence[Run], explore: Section) -> list[Section]:
         geometry_section(series),
         equivariance_section(runs, series),
         correspondence_section(series),
-        readback_section(series),
+        pose_probe_section(series),
         explore,
         dense_section(series),
         *(pictures_section(series, evaluation) for evaluation in NAMES),

@@ -10,8 +10,7 @@ from encoders import PatchMeans, folder_of, study_of
 from equimid.backbones import Features, TimmEncoder, create_backbone
 from equimid.errors import UserError
 from equimid.evaluation.config import EquivarianceConfig
-from equimid.evaluation.equivariance import measure_pose_probe
-from equimid.evaluation.equivariance import pose_probe as readback
+from equimid.evaluation.equivariance import measure_pose_probe, pose_probe
 from equimid.evaluation.equivariance.pose_probe import some_layers
 
 
@@ -28,7 +27,7 @@ def skies(path, count=24, side=16):
 
 def read(encoder, data, tmp_path, images=256, layers=4, train=None):
     study = study_of(
-        encoder, tmp_path, equivariance_images=images, equivariance=EquivarianceConfig(readback_layers=layers)
+        encoder, tmp_path, equivariance_images=images, equivariance=EquivarianceConfig(probe_layers=layers)
     )
     records = measure_pose_probe(study, data, train)
     found = {(r.details["layer"], r.details["target"], r.details["from"]): r for r in records}
@@ -79,7 +78,7 @@ def test_records_say_what_was_read(tmp_path):
     places.remove((1, "cls"))  # CLS enters after block 1
     assert set(found) == {(n, target, place) for n, place in places for target in ("turn", "flip")}
     for (_, target, _), record in found.items():
-        assert (record.evaluation, record.metric, record.unit) == ("pose_readback", "top1", "%")
+        assert (record.evaluation, record.metric, record.unit) == ("pose_probe", "top1", "%")
         assert record.details["chance"] == {"turn": 25, "flip": 50}[target]
         assert record.n == 4, "half of the eight images, the other half fits the probe"
         assert 0 <= record.low <= record.value <= record.high <= 100
@@ -87,16 +86,16 @@ def test_records_say_what_was_read(tmp_path):
 
 
 def test_an_image_lies_in_one_part_alone(tmp_path, monkeypatch):
-    from equimid.evaluation.equivariance import readback
+    from equimid.evaluation.equivariance import pose_probe
 
     parts = []
-    given = readback._read
+    given = pose_probe._read
 
     def watched(study, source, indices):
         parts.append(indices)
         return given(study, source, indices)
 
-    monkeypatch.setattr(readback, "_read", watched)
+    monkeypatch.setattr(pose_probe, "_read", watched)
     read(PatchMeans(), folder_of(tmp_path / "images", 11), tmp_path)
     fit, test = map(set, parts)
     assert not fit & test
@@ -147,13 +146,13 @@ def test_reading_is_a_function_of_the_seed(tmp_path):
 def test_probes_are_never_tested_on_what_they_were_fitted_on(tmp_path, monkeypatch):
     """Given the same folder twice, and given a folder with a part to train on."""
     seen = []
-    whole = readback._read
+    whole = pose_probe._read
 
     def watched(study, source, indices):
         seen.append({source.describe(i) for i in indices})
         return whole(study, source, indices)
 
-    monkeypatch.setattr(readback, "_read", watched)
+    monkeypatch.setattr(pose_probe, "_read", watched)
     data = skies(tmp_path / "skies")
     read(PatchMeans(), data, tmp_path, train=data + "/")
     (tmp_path / "both").mkdir()
