@@ -22,7 +22,7 @@ from equimid.evaluation import EvaluationConfig, Scope, Study
 from equimid.evaluation.config import DetectionConfig
 from equimid.evaluation.detection import measure_detection
 from equimid.records import Record, write_records
-from equimid.runs.measure import open_encoder
+from equimid.runs.evaluate import open_encoder
 
 METRICS = ("map", "map_50", "map_75", "mar_100")
 

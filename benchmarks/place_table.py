@@ -15,7 +15,7 @@ from equimid.evaluation.config import EquivarianceConfig
 from equimid.evaluation.equivariance import measure_equivariance
 from equimid.evaluation.study import Study
 from equimid.records import Record
-from equimid.runs.measure import open_encoder
+from equimid.runs.evaluate import open_encoder
 
 COLUMNS = (
     ("centred cosine", "centred_cosine", "backbone"),

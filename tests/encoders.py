@@ -6,9 +6,10 @@ from PIL import Image
 from torch import nn
 
 from drawing import SCOPE, drawn
-from equimid.backbones import Encoder, Features
+from equimid.backbones import Encoder
 from equimid.evaluation import EvaluationConfig
 from equimid.evaluation.study import Study
+from equimid.features import Features
 
 
 class PatchMeans(Encoder):

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from drawing import CPU
-from equimid.backbones import Encoder, Features
+from equimid.backbones import Encoder
 from equimid.evaluation import EvaluationConfig, Scope, Study
+from equimid.features import Features
 
 
 class Colours(Encoder):

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from equimid.task import plan_views
+from equimid.addons import plan_views
 from equimid.views import Key, LocalViews, ViewDataset, ViewsConfig, collate
 from tasks import TINY
 

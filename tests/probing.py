@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from drawing import CPU, SCOPE
-from equimid.backbones import Encoder, Features
+from equimid.backbones import Encoder
 from equimid.data import ArraySource
 from equimid.evaluation import EvaluationConfig, FeatureTable, Study
+from equimid.features import Features
 
 
 class PatchColours(Encoder):

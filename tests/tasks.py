@@ -2,12 +2,12 @@
 
 import torch
 
-from equimid.addons import SERConfig
+from equimid.addons import SERConfig, plan_views
 from equimid.backbones import BackboneConfig
 from equimid.methods import BarlowTwinsConfig, DINOConfig, MoCoV3Config
 from equimid.poses import sample_pose_pair
 from equimid.randomness import counted_generator
-from equimid.task import Task, plan_views
+from equimid.task import Task
 from equimid.views import Views, ViewsConfig
 
 TINY = BackboneConfig(

@@ -5,11 +5,11 @@ import torch
 from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
-from equimid.addons import ESSLConfig, SERConfig, STLConfig
+from equimid.addons import ESSLConfig, SERConfig, STLConfig, plan_views
 from equimid.backbones import BackboneConfig
 from equimid.methods import MoCoV3Config
 from equimid.schedules import StepInfo
-from equimid.task import Task, plan_views
+from equimid.task import Task
 from equimid.testing import assert_same_on_ranks
 from equimid.views import (
     Key,

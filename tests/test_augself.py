@@ -26,10 +26,11 @@ from equimid.views import (
     draw,
     to_device_views,
 )
+from equimid.views.plan import standard_views
 
 D = 5
 ALL = AugSelfConfig(crop=0.5, colour=0.7, flip=0.3, blur=0.2, hidden=6)
-PLAN = ViewsConfig().plan(32, 8)
+PLAN = standard_views(ViewsConfig(), 32, 8)
 SETTING = AddonContext(batch=8, image_size=32, patch_size=8, cls_layer=3)
 
 
@@ -213,7 +214,7 @@ class Ramp:
 def test_augself_targets_of_a_real_batch_are_what_was_drawn():
     """Place, size and flip read off the ramps, brightness off the blue."""
     bright = Photometric(contrast=0, saturation=0, hue=0, grey=0, blur=0)
-    plan = replace(ViewsConfig(first=bright, second=bright).plan(32, 8), mean=(0, 0, 0), std=(1, 1, 1))
+    plan = replace(standard_views(ViewsConfig(first=bright, second=bright), 32, 8), mean=(0, 0, 0), std=(1, 1, 1))
     batch = collate([ViewDataset(Ramp(), plan, seed=1)[Key(0, index, False)] for index in range(6)])
     views = to_device_views(batch, plan, [], torch.device("cpu"))
     measured = []
@@ -297,7 +298,7 @@ STILL = Photometric(jitter=0, blur=0)
     ],
 )
 def test_a_target_that_never_varies_is_refused(views, message):
-    plan = ViewsConfig(**views).plan(32, 8)
+    plan = standard_views(ViewsConfig(**views), 32, 8)
     with pytest.raises(UserError, match=message) as caught:
         ALL.extend(plan, SETTING)
     assert "\n" not in str(caught.value)

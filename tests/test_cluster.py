@@ -13,12 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from equimid.addons import SERConfig
+from equimid.addons import SERConfig, plan_views
 from equimid.backbones import BackboneConfig
 from equimid.engine import OptimConfig, RuntimeConfig, TrainConfig, Trainer, make_fabric
 from equimid.engine.sharding import is_sharded, whole_state
 from equimid.methods import MoCoV3Config
-from equimid.task import plan_views
 from equimid.testing import on_ranks
 from equimid.views import ViewDataset, ViewsConfig
 from tasks import make_task

@@ -4,12 +4,11 @@ import re
 
 import pytest
 
-from equimid.addons import AugSelfConfig, EquiModConfig, ESSLConfig, SERConfig, STLConfig
+from equimid.addons import AugSelfConfig, EquiModConfig, ESSLConfig, SERConfig, STLConfig, plan_views
 from equimid.config import Config, override
 from equimid.engine import TrainConfig
 from equimid.errors import UserError
 from equimid.recipes import recipe
-from equimid.task import plan_views
 from equimid.views import LocalViews, ViewsConfig
 from tasks import TINY
 

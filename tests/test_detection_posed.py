@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from boxes import COLOURS, network, study, voc, voc_image, voc_list, voc_object
-from equimid.backbones import Encoder, Features
+from equimid.backbones import Encoder
 from equimid.errors import UserError
 from equimid.evaluation.config import RobustnessConfig
 from equimid.evaluation.detection import Scores, detection_splits, measure_detection, score
@@ -19,6 +19,7 @@ from equimid.evaluation.detection.tokens import Canvas, token_batches
 from equimid.evaluation.detection.train import detect
 from equimid.evaluation.detection.turned import turned, turned_boxes, turned_image
 from equimid.evaluation.posed import named_poses
+from equimid.features import Features
 from equimid.poses import Pose
 from robust import value
 

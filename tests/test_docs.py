@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from equimid.addons import ADDONS
-from equimid.cli.entry import _parse
 from equimid.config import override
 from equimid.errors import UserError
 from equimid.evaluation import MEASUREMENTS
@@ -20,7 +19,7 @@ from equimid.runs.experiment import read_experiment
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(ROOT.glob("docs/*.md"))
 SETTING = re.compile(r"^[a-z_]+(\.[a-z_0-9]+)*=")
-DEFAULTS = {"pretrain": "ser-small", "constants": "equimod-small", "demo": "ser-tiny"}
+DEFAULTS = {"pretrain": "ser-small", "demo": "ser-tiny"}
 # the names under which docs/methods.md has them
 NAMES = {
     "mocov3": "MoCo-v3", "dino": "DINO", "barlow_twins": "Barlow Twins", "simclr": "SimCLR", "vicreg": "VICReg",
@@ -53,14 +52,13 @@ def check(words):
         UserError: the recipe or a setting is not known.
     """
     command = words[0]
-    known = ("pretrain", "evaluate", "measure", "sweep", "report", "demo", "recipes", "constants", "pack", "bench")
+    known = ("pretrain", "evaluate", "sweep", "report", "demo", "recipes", "pack")
     assert command in known, words
-    if command in ("pack", "bench"):
-        _parse(words)
+    if command == "pack":
         return
-    if command == "measure":
+    if command == "evaluate":
         measured = words[1 : next((i for i, word in enumerate(words) if word.startswith("--")), len(words))]
-        assert set(measured) <= {"WHAT", *MEASUREMENTS}, measured
+        assert set(measured[bool(measured) and "/" in measured[0] :]) <= {"WHAT", *MEASUREMENTS}, measured
     named = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--recipe"]
     if command == "recipes":
         named = [word for word in words[1:] if word != "show" and not SETTING.match(word)]
@@ -75,12 +73,8 @@ def check(words):
     settings = [word for word in words if SETTING.match(word) and "..." not in word]
     # values to vary are no settings, and files that the command reads are not there
     settings = [word for word in settings if word.partition("=")[0] not in dict(varied(words))]
-    settings = [word for word in settings if not word.startswith("equimod.constants=")]
     config = recipe((named or [DEFAULTS.get(command, "ser-small")])[0])
-    if command == "constants" or any(word.startswith("equimod.constants=") for word in words):
-        override(config, ["equimod=null", *settings])
-    else:
-        override(config, settings)
+    override(config, settings)
 
 
 def varied(words):

@@ -14,20 +14,19 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from equimid.addons import SERConfig
+from equimid.addons import SERConfig, plan_views
 from equimid.backbones import BackboneConfig
 from equimid.engine import Trainer, make_fabric
 from equimid.engine.checkpoint import latest_checkpoint
-from equimid.engine.config import RuntimeConfig, TrainConfig
+from equimid.engine.config import OptimConfig, RuntimeConfig, TrainConfig
 from equimid.engine.health import HealthCheck, effective_rank, feature_std, map_variance
 from equimid.engine.metrics import Metrics
-from equimid.engine.optimizer import OptimConfig, build_optimizer, set_rates
+from equimid.engine.optimizer import build_optimizer, set_rates
 from equimid.engine.sampler import MicroBatches
 from equimid.errors import UnreadableImage, UserError
 from equimid.methods import MoCoV3Config
 from equimid.randomness import counted_torch_seed
 from equimid.schedules import StepInfo
-from equimid.task import plan_views
 from equimid.views import ViewDataset, ViewsConfig, collate, sample_poses, to_device_views
 from processes import wait_for
 from tasks import TINY, make_task

@@ -1,6 +1,5 @@
-"""EquiMod: its definition and laws, whom it trains, the same over ranks. Its parameters: test_equimod_constants.py."""
+"""EquiMod: its definition and laws, whom it trains, the same over ranks. Its parameters: test_equimod_parameters.py."""
 
-import json
 from dataclasses import fields, replace
 
 import numpy as np
@@ -9,14 +8,14 @@ import torch
 from PIL import Image
 
 from equimid.addons import EquiModConfig, StudentOutputs
-from equimid.addons import equimod_constants as constants_module
-from equimid.addons.equimod_constants import find_constants, store_constants
+from equimid.addons.equimod import statistics_of
 from equimid.features import Features
 from equimid.testing import assert_same_on_ranks, assert_trains
 from equimid.views import CentreView, Key, ViewDataset, Views, ViewsConfig, collate, to_device_views
+from equimid.views.plan import standard_views
 
 D, TAU = 5, 0.3
-PLAN = ViewsConfig().plan(16, 8)
+PLAN = standard_views(ViewsConfig(), 16, 8)
 SMALL = EquiModConfig(temperature=TAU, hidden=7, dim=6)
 
 
@@ -76,13 +75,13 @@ def defined(addon, vectors, batch, form):
     h = torch.cat([clean, first, second]) @ net[0].weight.T
     h = norm(h, net[1]).relu() @ net[3].weight.T
     y = norm(norm(h, net[4]).relu() @ net[6].weight.T)
-    stored = json.loads(constants_module._PACKAGED.read_text())[0]
     told = []
     for view in range(2):
         boxes, rows = batch.crop_boxes[view].tolist(), batch.crop_rows[view].tolist()
         for box, row in zip(boxes, rows, strict=True):
             told.append([*box, *row[:10], float(row[10] > 0), row[10], row[11]])
-    p = (torch.tensor(told, dtype=torch.float64) - torch.tensor(stored["mean"])) / torch.tensor(stored["std"])
+    stored = statistics_of(PLAN)
+    p = (torch.tensor(told, dtype=torch.float64) - stored[0]) / stored[1]
     p = p if form == "comparison" else p[:, :17]
     p = norm(p @ addon.parameter_net[0].weight.T, addon.parameter_net[1])
     predicted = norm(torch.cat([torch.cat([y[:n], y[:n]]), p], 1) @ addon.predictor[0].weight.T)
@@ -166,13 +165,10 @@ def test_equimod_over_ranks():
     assert_same_on_ranks(on_these_ranks, rtol=1e-9)
 
 
-def test_equimod_every_setting_matters(tmp_path):
+def test_equimod_every_setting_matters():
     """T26."""
-    own = tmp_path / "own.json"
-    stored = find_constants(PLAN)
-    store_constants(replace(stored, mean=[m + 1 for m in stored.mean], std=[2 * s for s in stored.std]), own)
     changes = {
-        "temperature": 0.5, "hidden": 9, "dim": 8, "form": "original", "layer": 1, "pool": "cls", "constants": str(own),
+        "temperature": 0.5, "hidden": 9, "dim": 8, "form": "original", "layer": 1, "pool": "cls",
     }  # fmt: skip
     assert {f.name for f in fields(EquiModConfig)} == {*changes, "weight"}  # the task's own
     rng, batch = torch.Generator().manual_seed(1), make_batch()
@@ -201,9 +197,10 @@ def test_equimod_every_setting_matters(tmp_path):
 @pytest.mark.parametrize("layer", [0, 2])
 def test_equimod_in_a_task_trains_the_blocks_below_it(layer):
     # here: every rank of the test above would import them
+    from equimid.addons import plan_views
     from equimid.backbones import BackboneConfig
     from equimid.methods import MoCoV3Config
-    from equimid.task import Task, plan_views
+    from equimid.task import Task
 
     backbone = BackboneConfig(
         name="vit_tiny_patch16_224", image_size=16, patch_size=8, embed_dim=12, depth=3, num_heads=2, cls_layer=0,

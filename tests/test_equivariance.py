@@ -11,7 +11,7 @@ from PIL import Image
 
 from drawing import SCOPE, drawn
 from encoders import Noise, PatchMeans, constant, folder_of, placed, positions, repeated, shifted, study_of
-from equimid.backbones import Features, TimmEncoder, create_backbone
+from equimid.backbones import TimmEncoder, create_backbone
 from equimid.errors import UserError
 from equimid.evaluation.config import EquivarianceConfig
 from equimid.evaluation.equivariance import measure_equivariance, transforms_of
@@ -19,6 +19,7 @@ from equimid.evaluation.equivariance.agreement import Tokens, agreement, retriev
 from equimid.evaluation.equivariance.map_statistics import map_statistics
 from equimid.evaluation.equivariance.maps import compare
 from equimid.evaluation.equivariance.transforms import pose_kinds
+from equimid.features import Features
 
 LATTICE = ("quarter turns", "flip")
 SCALES = ("isotropic scale", "anisotropic scale")

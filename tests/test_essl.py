@@ -14,10 +14,11 @@ from equimid.errors import UserError
 from equimid.features import Features
 from equimid.testing import assert_same_on_ranks, assert_trains
 from equimid.views import ExtraView, Key, Photometric, ViewDataset, ViewsConfig, collate, to_device_views
+from equimid.views.plan import standard_views
 
 D = 5
 SMALL = ESSLConfig(widths=(7, 6, 4))
-PLAN = ViewsConfig().plan(224, 16)
+PLAN = standard_views(ViewsConfig(), 224, 16)
 SETTING = AddonContext(batch=8, image_size=224, patch_size=16, cls_layer=3)
 
 

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from drawing import MEAN, SCOPE, STD, drawn
-from equimid.backbones import Encoder, Features
+from equimid.backbones import Encoder
 from equimid.data import ArraySource
 from equimid.errors import UnreadableImage, UserError
 from equimid.evaluation import EvaluationConfig, Pixels, Preprocessing
+from equimid.features import Features
 from probing import study
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import Block
 
-from equimid.addons import SER, SERConfig, StudentOutputs
+from equimid.addons import SER, SERConfig, StudentOutputs, plan_views
 from equimid.backbones import BackboneConfig, build_backbone, create_backbone
 from equimid.config import differences, override
 from equimid.engine import OptimConfig, RuntimeConfig, TrainConfig, Trainer, latest_checkpoint, make_fabric
@@ -24,7 +24,7 @@ from equimid.randomness import counted_generator
 from equimid.recipes import ADDITIONS, BASES, SIZES, recipe
 from equimid.runs.pretrain import pretrain
 from equimid.schedules import StepInfo
-from equimid.task import Task, plan_views
+from equimid.task import Task
 from equimid.testing import assert_same_on_ranks, assert_trains
 from equimid.views import ViewDataset, Views, ViewsConfig, collate, sample_poses, to_device_views
 from tasks import TINY, make_task, ser_on_other_bases

@@ -5,11 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from equimid.addons import SERConfig
+from equimid.addons import SERConfig, plan_views
 from equimid.errors import UserError
 from equimid.poses import fixed_grids, sample_grid, sample_pose_pair
 from equimid.randomness import counted_generator
-from equimid.task import plan_views
 from equimid.views import LocalViews, ViewsConfig, sample_poses
 from tasks import TINY
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy import ndimage
 
-from equimid.backbones import Features
 from equimid.data import ArraySource
 from equimid.errors import UserError
 from equimid.evaluation import EvaluationConfig
@@ -16,6 +15,7 @@ from equimid.evaluation.config import EquivarianceConfig, RobustnessConfig
 from equimid.evaluation.preprocessing import Pixels
 from equimid.evaluation.robustness import measure_geometry
 from equimid.evaluation.robustness.geometry import geometry_records, inscribed_disc, rotate
+from equimid.features import Features
 from robust import draw_class, draw_training, study, value
 
 

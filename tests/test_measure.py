@@ -1,4 +1,4 @@
-"""`equimid measure`: any network, any measurement, and every mistake in one line."""
+"""`equimid evaluate`: any network, any measurement, and every mistake in one line."""
 
 import json
 import os
@@ -9,13 +9,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from equimid.cli.entry import _parse, _sorted
+from equimid.cli.entry import _parsers, _split
 from equimid.config import override
 from equimid.errors import UserError
 from equimid.evaluation import MEASUREMENTS, Measurement, labelled_splits
 from equimid.recipes import configured
 from equimid.records import read_records
-from equimid.runs.measure import measure
+from equimid.runs.evaluate import evaluate
 from equimid.runs.pretrain import pretrain
 from test_cli import QUICK, draw_images, equimid
 
@@ -51,7 +51,7 @@ SMALL = ["evaluation.equivariance_images=6", "evaluation.linear_epochs=3", "runt
 def test_a_network_of_others_is_measured_into_a_folder_of_its_own(vit, photos, tmp_path):
     out = tmp_path / "vit"
     done = equimid(
-        "measure", "knn", "equivariance", "--model", f"hf:{vit}", "--data", photos, "--out", out, *SMALL,
+        "evaluate", "knn", "equivariance", "--model", f"hf:{vit}", "--data", photos, "--out", out, *SMALL,
         "evaluation.knn_k=3",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -79,7 +79,7 @@ def test_two_processes_measure_what_one_does(vit, tmp_path, monkeypatch):
     for devices in (1, 2):
         out = tmp_path / str(devices)
         monkeypatch.setenv("EQUIMID_DATA", str(tmp_path / f"cache{devices}"))  # so that the second one computes too
-        words = ["measure", "linear", "--model", f"hf:{vit}", "--data", hard, "--out", out, *SMALL]
+        words = ["evaluate", "linear", "--model", f"hf:{vit}", "--data", hard, "--out", out, *SMALL]
         done = equimid(*words, f"runtime.devices={devices}", "runtime.accelerator=cpu")
         assert done.returncode == 0, done.stderr
         records = read_records(out / "records.jsonl")
@@ -93,7 +93,7 @@ def test_a_runs_network_is_measured_into_its_folder(photos, tmp_path):
     assert equimid("pretrain", photos, "--out", run, *QUICK, "train.batch_size=16").returncode == 0
     before = read_records(run / "records.jsonl")
     settings = (run / "config.yaml").read_text()
-    page = measure(["knn"], str(run), str(photos), random=True, settings=["evaluation.knn_k=1"])
+    page = evaluate(str(run), str(photos), ["knn"], random=True, settings=["evaluation.knn_k=1"])
     assert page == run / "report.html"
     after = read_records(run / "records.jsonl")
     assert {r.evaluation for r in after} == {r.evaluation for r in before}
@@ -104,7 +104,7 @@ def test_a_runs_network_is_measured_into_its_folder(photos, tmp_path):
     alone = tmp_path / "handed" / "on"
     alone.parent.mkdir()
     (run / "backbone").rename(alone)
-    measure(["knn"], str(alone), str(photos), out=tmp_path / "other", settings=["evaluation.knn_k=1"])
+    evaluate(str(alone), str(photos), ["knn"], out=tmp_path / "other", settings=["evaluation.knn_k=1"])
     value = {r.value for r in after if (r.evaluation, r.subject) == ("knn", "backbone")}
     measured = read_records(tmp_path / "other" / "records.jsonl")
     assert {r.value for r in measured if r.subject == "backbone"} == value
@@ -126,18 +126,18 @@ def test_folder_to_train_on_is_used_wholly_and_never_tested(vit, photos, tmp_pat
 def test_references_are_shown_what_the_network_is(vit, photos, tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(
-        "equimid.runs.measure.MEASUREMENTS",
+        "equimid.runs.evaluate.MEASUREMENTS",
         {"knn": Measurement("knn", "", lambda study, *_: seen.update({study.scope.subject: study.preprocessing}) or [],
                             ("random", "pixels"))},
     )  # fmt: skip
-    measure(["knn"], f"hf:{vit}", str(photos), out=tmp_path / "m", settings=["evaluation.crop=0.6"])
+    evaluate(f"hf:{vit}", str(photos), ["knn"], out=tmp_path / "m", settings=["evaluation.crop=0.6"])
     assert {one.crop for one in seen.values()} == {0.6}
     assert seen["random"] == seen["backbone"]
     assert set(seen) == {"backbone", "random", "pixels"}
 
 
 def test_settings_other_than_the_runs_stand_in_the_records(vit, photos, tmp_path):
-    measure(["knn"], f"hf:{vit}", str(photos), out=tmp_path / "m", settings=["evaluation.knn_k=3"])
+    evaluate(f"hf:{vit}", str(photos), ["knn"], out=tmp_path / "m", settings=["evaluation.knn_k=3"])
     records = read_records(tmp_path / "m" / "records.jsonl")
     assert {r.details["settings"] for r in records} == {"evaluation.knn_k=3"}
     assert "measured with evaluation.knn_k=3" in (tmp_path / "m" / "report.html").read_text()
@@ -145,7 +145,7 @@ def test_settings_other_than_the_runs_stand_in_the_records(vit, photos, tmp_path
 
 def test_random_weights_of_another_seed_are_another_network(photos, tmp_path):
     given = {"out": tmp_path / "m", "weights": "random"}
-    measure(["feature-maps"], "timm:test_vit", str(photos), settings=SMALL, **given)
+    evaluate("timm:test_vit", str(photos), ["feature-maps"], settings=SMALL, **given)
     told = refused(["feature-maps"], "timm:test_vit", str(photos), settings=[*SMALL, "seed=1"], **given)
     assert "seed 0" in told
     assert "seed 1" in told
@@ -168,8 +168,8 @@ def test_a_run_that_is_killed_while_it_is_measured_anew_is_measured_at_the_next_
 
 
 def test_random_weights_are_recorded_as_random(photos, tmp_path):
-    measure(
-        ["equivariance"], "timm:test_vit", str(photos), out=tmp_path / "m", weights="random", settings=SMALL
+    evaluate(
+        "timm:test_vit", str(photos), ["equivariance"], out=tmp_path / "m", weights="random", settings=SMALL
     )  # fmt: skip
     subjects = {r.subject for r in read_records(tmp_path / "m" / "records.jsonl")}
     assert "random" in subjects
@@ -177,8 +177,9 @@ def test_random_weights_are_recorded_as_random(photos, tmp_path):
 
 
 def refused(*arguments, **options):
+    names, model, data = arguments
     with pytest.raises(UserError) as caught:
-        measure(*arguments, **options)
+        evaluate(model, data, names, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -192,7 +193,7 @@ def test_mistakes_are_told_in_a_line(vit, photos, tmp_path):
     assert "does not say how" in refused(["knn"], model, str(photos), settings=["train.epochs=3"])
     assert "does not say how" in refused(["knn"], model, str(photos), settings=["evaluation.network=momentum"])
     out = tmp_path / "kept"
-    measure(["knn"], model, str(photos), out=out, settings=SMALL)
+    evaluate(model, str(photos), ["knn"], out=out, settings=SMALL)
     held = (out / "records.jsonl").read_bytes()
     assert "holds measurements of" in refused(
         ["knn"], "timm:test_vit", str(photos), out=out, weights="random", settings=SMALL
@@ -220,34 +221,44 @@ def test_images_that_cannot_be_read_are_told_and_left_out(vit, photos, tmp_path,
     data = tmp_path / "torn"
     shutil.copytree(photos, data)
     (data / "test" / "dark" / "broken.jpg").write_bytes(b"\xff\xd8\xff no more")
-    measure(["knn"], f"hf:{vit}", str(data), out=tmp_path / "m", settings=SMALL)
+    evaluate(f"hf:{vit}", str(data), ["knn"], out=tmp_path / "m", settings=SMALL)
     assert any("1 of 23 images cannot be read" in m and "broken.jpg" in m for m in caplog.messages)
     assert {r.n for r in read_records(tmp_path / "m" / "records.jsonl")} == {22}
 
 
-def test_measure_lists_what_there_is():
-    done = equimid("measure")
-    assert done.returncode == 0
-    assert all(name in done.stdout for name in MEASUREMENTS)
-    half = equimid("measure", "knn", "--data", "digits")
-    assert half.returncode == 2
-    assert "--model" in half.stderr
+def test_evaluate_lists_what_can_be_measured():
+    for words in (["evaluate"], ["evaluate", "--help"]):
+        done = equimid(*words)
+        assert done.returncode == 0
+        assert all(name in done.stdout for name in MEASUREMENTS)
+    for words, named in (
+        (["knn", "--data", "digits"], "--model"),
+        (["knn", "knm", "--model", "timm:vit_small_patch16_224", "--data", "digits"], "'knm'"),
+        (["nowhere", "--data", "digits"], "'nowhere'"),
+        (["--model", "timm:vit_small_patch16_224"], "--data"),
+    ):
+        half = equimid("evaluate", *words)
+        assert half.returncode == 2
+        assert named in half.stderr
+        assert len(half.stderr.splitlines()) == 1
+    assert "equimid evaluate" in equimid("measure", "knn").stderr
 
 
 def test_values_to_vary_are_no_settings():
     words = ["sweep", "ser-tiny", "--seeds", "0", "1", "--vary", "ser.weight=0,1", "seed=3"]
     words += ["--vary", "train.epochs=1,2", "--out", "x", "optim.lr=1"]
-    arguments, settings = _sorted(words)
+    arguments, settings = _split(words)
     assert settings == ["seed=3", "optim.lr=1"]
-    command = _parse(arguments)
-    assert command.vary == ("ser.weight=0,1", "train.epochs=1,2")
-    assert command.seeds == (0, 1)
-    assert _parse(["sweep", "ser-tiny"]).vary == ()
+    _, parsers = _parsers()
+    found = parsers["sweep"].parse_whole(arguments[1:])
+    assert found.vary == ["ser.weight=0,1", "train.epochs=1,2"]
+    assert found.seeds == [0, 1]
+    assert parsers["sweep"].parse_whole(["ser-tiny"]).vary == []
 
 
 def test_every_subject_sees_the_same_images(vit, photos, tmp_path):
     """Probes of network, random network and pixels have the same n."""
-    measure(["knn"], f"hf:{vit}", str(photos), out=tmp_path / "m", settings=SMALL)
+    evaluate(f"hf:{vit}", str(photos), ["knn"], out=tmp_path / "m", settings=SMALL)
     assert {r.n for r in read_records(tmp_path / "m" / "records.jsonl")} == {22}
     assert np.isfinite([r.value for r in read_records(tmp_path / "m" / "records.jsonl")]).all()
 
@@ -260,7 +271,7 @@ def test_a_copied_backbone_is_measured_beside_the_start_of_its_run(photos, tmp_p
     shutil.copytree(tmp_path / "run" / "backbone", tmp_path / "copy")
     found = []
     for model in (tmp_path / "run", tmp_path / "copy"):
-        measure(["equivariance"], str(model), str(photos), out=None if model.name == "run" else tmp_path / "out",
+        evaluate(str(model), str(photos), ["equivariance"], out=None if model.name == "run" else tmp_path / "out",
                 settings=["evaluation.equivariance_images=6", "evaluation.crop=1"])  # fmt: skip
         folder = model if model.name == "run" else tmp_path / "out"
         records = [r for r in read_records(folder / "records.jsonl") if r.evaluation == "equivariance"]
@@ -272,6 +283,6 @@ def test_a_copied_backbone_is_measured_beside_the_start_of_its_run(photos, tmp_p
     content = json.loads(file.read_text())
     del content["initialisation"]
     file.write_text(json.dumps(content))
-    measure(["equivariance"], str(tmp_path / "copy"), str(photos), out=tmp_path / "old",
+    evaluate(str(tmp_path / "copy"), str(photos), ["equivariance"], out=tmp_path / "old",
             settings=["evaluation.equivariance_images=6"])  # fmt: skip
     assert "does not say how its weights began" in caplog.text

@@ -8,14 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 from drawing import drawn
-from equimid.addons import ESSLConfig, SERConfig
+from equimid.addons import ESSLConfig, SERConfig, plan_views
 from equimid.config import override
 from equimid.engine import OptimConfig, RuntimeConfig, TrainConfig, Trainer, make_fabric
 from equimid.errors import UserError
 from equimid.methods import DINOConfig, MoCoV3Config
 from equimid.recipes import recipe
 from equimid.runs.pretrain import pretrain
-from equimid.task import Task, plan_views
+from equimid.task import Task
 from equimid.views import ViewDataset, ViewsConfig
 from tasks import HEADS, TINY, make_task, make_views
 

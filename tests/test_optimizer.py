@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from equimid.engine.checkpoint import latest_checkpoint, save_checkpoint
-from equimid.engine.optimizer import OptimConfig, build_optimizer, clip_gradients, set_rates
+from equimid.engine.config import OptimConfig
+from equimid.engine.optimizer import build_optimizer, clip_gradients, set_rates
 from equimid.errors import UserError
 from equimid.schedules import StepInfo
 from test_engine import same_bits
@@ -255,7 +256,7 @@ def test_no_setting_is_left_out_above():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"name": "sgd"}, "adamw, lars"),
+        ({"name": "sgd"}, "'adamw' or 'lars'"),
         ({"schedule": "linear"}, "mocov3, dino"),
         *(({name: bad}, f"optim.{name}") for name in ("lr", "weight_decay", "weight_decay_end", "lr_1d",
           "warmup_epochs", "final_lr", "clip") for bad in (-1.0, math.nan, math.inf)),

@@ -17,6 +17,7 @@ from equimid.errors import UserError
 from equimid.losses import patch_ntxent, patch_ntxent_cross_view
 from equimid.poses import Pose
 from equimid.views import ViewsConfig
+from equimid.views.plan import standard_views
 
 # the function of that name hides its module
 patch_module = importlib.import_module("equimid.losses.patch_ntxent")
@@ -182,7 +183,7 @@ def test_the_add_on_gives_the_positions_of_the_grid():
 
 @pytest.mark.parametrize(("distance", "refused"), [(1, False), (2, False), (3, True), (9, True)])
 def test_a_distance_that_leaves_no_negatives_is_refused(distance, refused):
-    config, plan = SERConfig(negatives="all", negative_distance=distance), ViewsConfig().plan(32, 8)
+    config, plan = SERConfig(negatives="all", negative_distance=distance), standard_views(ViewsConfig(), 32, 8)
     setting = AddonContext(8, 32, 8, 3)
     if not refused:
         assert config.extend(plan, setting).posed is not None

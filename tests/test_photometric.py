@@ -9,7 +9,8 @@ from torchvision.transforms.v2 import functional as TF
 from equimid.errors import UserError
 from equimid.randomness import counted_generator
 from equimid.views import photometric
-from equimid.views.photometric import FIELDS, Photometric, apply, draw
+from equimid.views.config import Photometric
+from equimid.views.photometric import FIELDS, apply, draw
 
 NOTHING = {"jitter": 0.0, "grey": 0.0, "blur": 0.0, "solarise": 0.0}
 NO_JITTER = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
@@ -241,7 +242,7 @@ def test_probabilities_and_ranges() -> None:
     ],
 )
 def test_bad_configurations_are_named(name: str, value: object) -> None:
-    with pytest.raises(UserError, match=rf"photometric {name} = .*expected"):
+    with pytest.raises(UserError, match=rf"^{name}[. 0-9]*is .*; it must "):
         Photometric(**{name: value})  # type: ignore[arg-type]
 
 

@@ -8,12 +8,11 @@ import signal
 import pytest
 import torch
 
-from equimid.addons import SERConfig
+from equimid.addons import SERConfig, plan_views
 from equimid.backbones import BackboneConfig
 from equimid.engine import OptimConfig, Outcome, RuntimeConfig, TrainConfig, Trainer, latest_checkpoint, make_fabric
 from equimid.errors import UnreadableImage, UserError
 from equimid.methods import MoCoV3Config
-from equimid.task import plan_views
 from equimid.testing import on_ranks
 from equimid.views import ViewDataset, ViewsConfig
 from tasks import make_task

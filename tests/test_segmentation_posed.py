@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from equimid.backbones import Features
 from equimid.evaluation import EvaluationConfig
 from equimid.evaluation.config import RobustnessConfig, SegmentationConfig
 from equimid.evaluation.iou import class_iou, posed_iou_records
 from equimid.evaluation.posed import named_poses
 from equimid.evaluation.segmentation import measure_segmentation
 from equimid.evaluation.study import Scope
+from equimid.features import Features
 from probing import PatchColours, study
 from robust import value
 

@@ -10,13 +10,12 @@ import pytest
 import torch
 
 import equimid
-from equimid.addons import ADDONS, SERConfig
+from equimid.addons import ADDONS, SERConfig, plan_views
 from equimid.config import Config, differences, load_config, save_config
 from equimid.engine import OptimConfig
 from equimid.methods import METHODS, DINOConfig, MoCoV3Config
 from equimid.recipes import recipe
 from equimid.schedules import StepInfo
-from equimid.task import plan_views
 from equimid.views import LocalViews, Photometric, ViewsConfig
 from tasks import TINY, make_task, make_views
 
@@ -100,11 +99,14 @@ def parts(kind):
 
 
 def read_in(files):
-    """Names that are read in these files: attributes, and strings for getattr; checks of settings do not count."""
+    return read_in_code(*(Path(file).read_text() for file in files))
+
+
+def read_in_code(*codes):
+    """Names that this code reads: attributes, and strings for getattr; checks of settings do not count."""
     found = set()
-    for file in files:
-        tree = ast.parse(Path(file).read_text())
-        pending = [tree]
+    for code in codes:
+        pending = [ast.parse(code)]
         while pending:
             node = pending.pop()
             if isinstance(node, ast.FunctionDef) and node.name == "__post_init__":
@@ -123,10 +125,15 @@ SETTINGS = list(dict.fromkeys([*parts(Config), *(p for r in (METHODS, ADDONS) fo
 
 @pytest.mark.parametrize("kind", SETTINGS, ids=lambda kind: kind.__name__)
 def test_every_setting_is_read_somewhere(kind):
-    """A net: it finds a setting that no line reads. Settings of a method or an add-on are read in its own file."""
-    own = any(kind is registry[name] for registry in (METHODS, ADDONS) for name in registry)
-    files = {inspect.getfile(c) for c in kind.__mro__ if is_dataclass(c)} if own else EVERYWHERE
-    read = read_in(files) | (read_in([SOURCE / "task.py"]) if own else set())
+    """A net: it finds a setting that no line reads. Settings of a method or an add-on are read in its own file, or by
+    the methods of its class."""
+    own = [name for registry in (METHODS, ADDONS) for name in registry if kind is registry[name]]
+    if own:
+        room = Path(inspect.getfile(kind)).parent
+        read = read_in([room / f"{own[0]}.py", SOURCE / "task.py"])
+        read |= read_in_code(*(inspect.getsource(c) for c in kind.__mro__ if is_dataclass(c)))
+    else:
+        read = read_in(EVERYWHERE)
     unread = {f.name for f in fields(kind)} - read - {"name"}
     assert not unread, f"nothing reads {sorted(unread)} of {kind.__name__}"
 

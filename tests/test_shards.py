@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from equimid.addons import plan_views
 from equimid.data import (
     DataConfig,
     ShardSource,
@@ -23,7 +24,6 @@ from equimid.data import (
 )
 from equimid.engine.sampler import MicroBatches, epoch_order
 from equimid.errors import UnreadableImage, UserError
-from equimid.task import plan_views
 from equimid.views import ViewDataset, ViewsConfig, collate
 from packing_files import class_folders, packed, photograph
 from tasks import TINY

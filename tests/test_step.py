@@ -8,12 +8,13 @@ from bench_step import drawn_batch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from equimid.addons import AugSelfConfig, EquiModConfig, ESSLConfig, SERConfig, STLConfig
+from equimid.addons import AugSelfConfig, EquiModConfig, ESSLConfig, SERConfig, STLConfig, plan_views
 from equimid.backbones import create_backbone
-from equimid.engine.optimizer import OptimConfig, build_optimizer, clip_gradients, set_rates
+from equimid.engine.config import OptimConfig
+from equimid.engine.optimizer import build_optimizer, clip_gradients, set_rates
 from equimid.methods import BarlowTwinsConfig, DINOConfig, SimCLRConfig, SimSiamConfig, VICRegConfig
 from equimid.schedules import StepInfo
-from equimid.task import Task, plan_views
+from equimid.task import Task
 from equimid.views import ViewsConfig, sample_poses, to_device_views
 from tasks import HEADS, TINY, make_task
 

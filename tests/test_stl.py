@@ -12,9 +12,10 @@ from equimid.errors import UserError
 from equimid.features import Features
 from equimid.testing import assert_same_on_ranks, assert_trains
 from equimid.views import FIELDS, Key, Photometric, ViewDataset, ViewsConfig, collate, to_device_views
+from equimid.views.plan import standard_views
 
 D, TAU, WEIGHT = 5, 0.3, 0.25
-PLAN = ViewsConfig().plan(16, 8)
+PLAN = standard_views(ViewsConfig(), 16, 8)
 SETTING = AddonContext(batch=8, image_size=16, patch_size=8, cls_layer=0)
 SMALL = STLConfig(temperature=TAU, trans_weight=WEIGHT, trans_dim=4, hidden=7, dim=6)
 
@@ -229,10 +230,10 @@ def test_bad_settings_are_refused_in_one_line(key, value):
 @pytest.mark.parametrize("layer", [0, 2])
 def test_stl_in_a_task_trains_the_blocks_below_it(layer):
     # here: every rank of the test above would import them
-    from equimid.addons import SERConfig
+    from equimid.addons import SERConfig, plan_views
     from equimid.backbones import BackboneConfig
     from equimid.methods import MoCoV3Config
-    from equimid.task import Task, plan_views
+    from equimid.task import Task
 
     backbone = BackboneConfig(
         name="vit_tiny_patch16_224", image_size=16, patch_size=8, embed_dim=12, depth=3, num_heads=2, cls_layer=0,

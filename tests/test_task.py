@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from equimid.addons import SER, SERConfig, StudentOutputs, ser_loss
+from equimid.addons import SER, SERConfig, StudentOutputs, plan_views, ser_loss
 from equimid.backbones import BackboneConfig
 from equimid.distributed import CrossRankBatchNorm1d
 from equimid.errors import UserError
@@ -20,7 +20,6 @@ from equimid.methods import MoCoV3Config
 from equimid.poses import Pose, sample_pose_pair, transport
 from equimid.randomness import counted_generator
 from equimid.schedules import StepInfo
-from equimid.task import plan_views
 from equimid.testing import assert_trains, on_ranks
 from equimid.views import Views, ViewsConfig
 from tasks import HEADS, TINY, make_task, make_views

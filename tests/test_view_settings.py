@@ -24,6 +24,7 @@ from equimid.views import (
     sample_poses,
     to_device_views,
 )
+from equimid.views.plan import standard_views
 from pairs import CROPS, LOCAL, Images, in_pairs, make_batch, plan_of
 from photographs import near
 
@@ -81,7 +82,7 @@ def test_default_small_views_are_the_releases():
     [
         (lambda: plan_of(ViewsConfig(local=LocalViews(2, 18))), r"views\.local\.size is 18, .* 8 px patch; try 16$"),
         (lambda: plan_of(ViewsConfig(local=LocalViews(2, 3))), r"views\.local\.size is 3, .*; try 8$"),
-        (lambda: ViewsConfig().plan(33, 8), r"backbone\.image_size is 33, .*; try 32$"),
+        (lambda: standard_views(ViewsConfig(), 33, 8), r"backbone\.image_size is 33, .*; try 32$"),
         (lambda: plan_of(essl=ESSLConfig(size=23)), r"essl\.size is 23, .*; try 24$"),
         (lambda: LocalViews(count=-1), r"views\.local\.count is -1; it must be 0 or more"),
         (lambda: LocalViews(scale=(0.3, 0.2)), r"views\.local\.scale is \[0\.3, 0\.2\]"),
@@ -122,7 +123,7 @@ def test_the_centre_view_is_the_exact_centre_and_draws_nothing(size, fraction):
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     source = Images(1)
     source.load = lambda index: Image.fromarray(pixels)
-    plan = replace(ViewsConfig().plan(32, 8), extra={"clean": ExtraView(CentreView(32, fraction))})
+    plan = replace(standard_views(ViewsConfig(), 32, 8), extra={"clean": ExtraView(CentreView(32, fraction))})
     first, later = (ViewDataset(source, plan, seed)[Key(epoch, 0, False)] for seed, epoch in ((0, 0), (5, 3)))
     assert torch.equal(first.pixels[2], later.pixels[2])
     assert not torch.equal(first.rows[0], later.rows[0])

@@ -23,6 +23,7 @@ from equimid.views import (
     to_device_views,
 )
 from equimid.views.dataset import sample_crop
+from equimid.views.plan import standard_views
 from photographs import near
 
 CPU = torch.device("cpu")
@@ -123,7 +124,9 @@ def test_flips_follow_their_probability(flip):
 
 
 def test_both_views_are_drawn_from_their_own_settings():
-    only_second = replace(ViewsConfig(first=PLAIN, second=replace(PLAIN, solarise=1)).plan(16, 4), posed=POSED)
+    only_second = replace(
+        standard_views(ViewsConfig(first=PLAIN, second=replace(PLAIN, solarise=1)), 16, 4), posed=POSED
+    )
     dataset = ViewDataset(Drawn(), only_second, seed=0)
     for posed in (False, True):
         first, second = dataset[Key(0, 3, posed)].rows
@@ -258,7 +261,8 @@ def test_both_posed_views_show_the_whole_upright_image(cropped):
 
 def test_each_posed_view_has_its_own_photometric_draw():
     plan: ViewPlan = replace(
-        ViewsConfig(first=PLAIN, second=replace(PLAIN, solarise=1, solarise_threshold=0)).plan(16, 4), posed=STILL
+        standard_views(ViewsConfig(first=PLAIN, second=replace(PLAIN, solarise=1, solarise_threshold=0)), 16, 4),
+        posed=STILL,
     )
     batch = make_batch(plan, 2, 4)
     upright = [Pose.identity(4, (4, 4))] * 2
@@ -319,7 +323,8 @@ def test_poses_are_a_function_of_seed_and_step():
 
 def test_each_crop_has_its_own_photometric_draw():
     plan = replace(
-        ViewsConfig(first=PLAIN, second=replace(PLAIN, solarise=1, solarise_threshold=0)).plan(16, 4), posed=STILL
+        standard_views(ViewsConfig(first=PLAIN, second=replace(PLAIN, solarise=1, solarise_threshold=0)), 16, 4),
+        posed=STILL,
     )
     batch = make_batch(plan, 4, 4)
     views = to_device_views(batch, plan, sample_poses(plan, 0, 0, 0, 1), CPU)

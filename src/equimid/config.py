@@ -16,14 +16,13 @@ from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from equimid.addons import ADDONS, AddonConfig
+from equimid.addons import ADDONS, AddonConfig, plan_views
 from equimid.backbones import BackboneConfig
 from equimid.data import DataConfig
 from equimid.engine import OptimConfig, RuntimeConfig, TrainConfig
 from equimid.errors import UserError
 from equimid.evaluation import EvaluationConfig
 from equimid.methods import METHODS, MethodConfig, MoCoV3Config
-from equimid.task import plan_views
 from equimid.views import ViewPlan, ViewsConfig
 
 __all__ = ["Config", "differences", "flatten", "load_config", "override", "save_config"]
@@ -63,14 +62,16 @@ class Config:
 
 
 # What may differ when a run goes on. The data are compared by their content, so a folder may have moved.
-# EquiMod's constants go on from the checkpoint, wherever their file is now.
-_FREE = ("runtime.", "evaluation.", "data.source", "data.tolerated_unreadable", "equimod.constants")
+_FREE = ("runtime.", "evaluation.", "data.source", "data.tolerated_unreadable")
 
 # What runs did that were saved before there was such a setting, where its default is another.
 _BEFORE = {("ser", "grids"): 0}
 
 # {dotted key of an older version: its name in the same group now}
 _RENAMED = {"ser.share": "fraction", "evaluation.equivariance.readback_layers": "probe_layers"}
+
+# settings of an older version that nothing reads any more
+_REMOVED = (("equimod", "constants"),)
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -143,6 +144,9 @@ def load_config(file: Path) -> Config:
             group = group.get(name) if isinstance(group, dict) else None
         if isinstance(group, dict) and old in group:
             group[new] = group.pop(old)
+    for group, name in _REMOVED:
+        if isinstance(content.get(group), dict):
+            content[group].pop(name, None)
     kinds = _kinds(_parts(content))
     for key, _ in _leaves(content):
         _kind(key, kinds, content, str(file))

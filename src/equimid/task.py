@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from equimid.addons import Addon, AddonConfig, AddonContext, StudentOutputs
+from equimid.addons import Addon, AddonConfig, StudentOutputs
 from equimid.backbones import Backbone, BackboneConfig, build_backbone, without_drop_path
 from equimid.ema import ema_update_, momentum_copy
 from equimid.errors import UserError
@@ -15,9 +15,9 @@ from equimid.features import Features
 from equimid.methods import Method, MethodConfig
 from equimid.randomness import counted_torch_seed
 from equimid.schedules import StepInfo
-from equimid.views import ViewPlan, Views, ViewsConfig
+from equimid.views import ViewPlan, Views
 
-__all__ = ["GradientWatch", "Losses", "Task", "plan_views"]
+__all__ = ["GradientWatch", "Losses", "Task"]
 
 Addons = Mapping[str, AddonConfig]
 _START = StepInfo()
@@ -53,25 +53,6 @@ class GradientWatch:
 
     def _note(self, name: str, gradient: Tensor) -> None:
         self.norms[name] = torch.linalg.vector_norm(gradient.float())
-
-
-def plan_views(views: ViewsConfig, backbone: BackboneConfig, addons: Addons, batch_size: int) -> ViewPlan:
-    """What the method and the add-ons need of every (micro-)batch, united.
-
-    Raises:
-        UserError: they do not go together, or the batch cannot hold them.
-    """
-    context = AddonContext(batch_size, backbone.image_size, backbone.resolved_patch_size, backbone.cls_layer)
-    plan = views.plan(backbone.image_size, backbone.resolved_patch_size)
-    posing = [name for name, addon in addons.items() if addon.reads_posed]
-    if len(posing) > 1:
-        raise UserError(f"{' and '.join(posing)} both pose images; leave one out, such as {posing[-1]}=null")
-    # those that pose images first: what they leave is cropped
-    for addon in sorted(addons.values(), key=lambda addon: not addon.reads_posed):
-        plan = addon.extend(plan, context)
-    if plan.posed and plan.posed.count % plan.unit:
-        plan = replace(plan, posed=replace(plan.posed, count=plan.posed.count + 1))
-    return plan
 
 
 class Task(nn.Module):

@@ -18,103 +18,25 @@ left out, because our crops are not turned.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equimid.addons.base import ADDONS, Addon, AddonContext, EmbeddingAddonConfig, StudentOutputs
+from equimid.addons.base import Addon, StudentOutputs
+from equimid.addons.config import AugSelfConfig
 from equimid.distributed import mean_over_ranks
-from equimid.errors import UserError
 from equimid.heads import mlp_head
 from equimid.precision import no_autocast, upcast
 from equimid.views import FIELDS, Batch, CropView, ViewPlan
 
-__all__ = ["AugSelf", "AugSelfConfig", "colour_widths", "differences"]
+__all__ = ["AugSelf", "colour_widths", "differences"]
 
 _TARGETS = {"crop": 4, "colour": 4, "flip": 1, "blur": 1}  # columns
 _FACTORS = ("brightness", "contrast", "saturation")
 _COLOURS = [FIELDS.index(name) for name in (*_FACTORS, "hue")]
 _SIGMA = [FIELDS.index("sigma")]
-
-
-@ADDONS.register
-@dataclass(frozen=True)
-class AugSelfConfig(EmbeddingAddonConfig):
-    """
-    crop, colour, flip, blur: weight of each target; 0 = it has no predictor (the original on ImageNet: 0.5, 0.5, 0, 0)
-    hidden: width of the predictors
-    form:   "comparison": both features are the student's, with gradient (SER's comparison; the original on SimSiam);
-            "original": the second view's feature has no gradient, as in the original on MoCo: it is the momentum
-            network's, or where there is none the student's own
-    """
-
-    name: ClassVar[str] = "augself"
-
-    crop: float = 0.5
-    colour: float = 0.5
-    flip: float = 0.0
-    blur: float = 0.0
-    hidden: int = 512
-    form: Literal["comparison", "original"] = "comparison"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in _TARGETS:
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"augself.{name} is {getattr(self, name)}; it must be a weight of 0 or more")
-        if not self.weights:
-            raise UserError("augself predicts nothing: crop, colour, flip, blur all weigh 0; use augself.crop=0.5")
-        if self.hidden < 1:
-            raise UserError(f"augself.hidden is {self.hidden}; it must be a width of 1 or more")
-        if self.form not in ("comparison", "original"):
-            raise UserError(f"augself.form is {self.form!r}; it must be comparison or original")
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Of the targets that are predicted."""
-        return {name: getattr(self, name) for name in _TARGETS if getattr(self, name)}
-
-    def extend(self, plan: ViewPlan, context: AddonContext) -> ViewPlan:
-        """The plan as it is.
-
-        Raises:
-            UserError: a target is the same for all images, so that there is nothing to predict.
-        """
-        plan = super().extend(plan, context)
-        for name in self.weights:
-            constant, why, remedy = _CONSTANT[name]
-            if all(constant(view) for view in plan.crops[:2]):
-                raise UserError(
-                    f"augself.{name} is {getattr(self, name)}, but {why} in both views, so there is nothing to "
-                    f"predict; use augself.{name}=0, or {remedy}"
-                )
-        return plan
-
-    def build(self, embed_dim: int, plan: ViewPlan) -> "AugSelf":
-        return AugSelf(self, embed_dim, plan)
-
-
-def _colourless(view: CropView) -> bool:
-    drawn = view.photometric
-    return not drawn.jitter or not any((drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue))
-
-
-def _one_blur(view: CropView) -> bool:
-    drawn = view.photometric
-    return not drawn.blur or (drawn.blur == 1 and drawn.blur_sigma[0] == drawn.blur_sigma[1])
-
-
-# of each target: whether a view draws one value for all images, in words, and what to set
-_CONSTANT: dict[str, tuple[Callable[[CropView], bool], str, str]] = {
-    "crop": (lambda view: view.scale[0] == 1, "the crop is the whole image", "views.crop_scale=[0.2,1.0]"),
-    "colour": (_colourless, "no colour is jittered", "views.first.jitter=0.8 with views.first.brightness=0.4"),
-    "flip": (lambda view: view.flip in (0, 1), "the flip is always the same", "views.flip=0.5"),
-    "blur": (_one_blur, "the blur is always the same", "views.first.blur=0.5"),
-}
 
 
 class AugSelf(Addon):

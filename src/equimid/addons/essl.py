@@ -10,73 +10,20 @@ SER's comparison. The original's detached online classifier is left out.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equimid.addons.base import ADDONS, Addon, AddonContext, EmbeddingAddonConfig, StudentOutputs
+from equimid.addons.base import Addon, StudentOutputs
+from equimid.addons.config import ESSLConfig
 from equimid.distributed import mean_over_ranks
-from equimid.errors import UserError
 from equimid.precision import no_autocast, upcast
-from equimid.views import CropView, ExtraView, Photometric, ViewPlan, check_size
 
-__all__ = ["ESSL", "ESSLConfig", "turn_loss"]
+__all__ = ["ESSL", "turn_loss"]
 
 _TURNS = 4
-
-
-@ADDONS.register
-@dataclass(frozen=True)
-class ESSLConfig(EmbeddingAddonConfig):
-    """
-    size:        of the small crop, px, a multiple of the patch
-    scale:       range of its fraction of the image area
-    flip:        probability of its horizontal flip
-    photometric: its draw
-    widths:      of the head's hidden layers; none given = (D, D, 256), the comparison's. The original has
-                 (2048, 2048, 128) beside SimCLR and (2048, 2048, 256) beside Barlow Twins
-    """
-
-    name: ClassVar[str] = "essl"
-
-    size: int = 96
-    scale: tuple[float, float] = (0.05, 0.14)
-    flip: float = 0.5
-    photometric: Photometric = field(default_factory=lambda: Photometric(blur=0.1))
-    widths: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        low, high = self.scale
-        if not 0 < low <= high <= 1:
-            raise UserError(f"essl.scale is {[low, high]}; it must be a range within (0, 1]")
-        if not 0 <= self.flip <= 1:
-            raise UserError(f"essl.flip is {self.flip}; it must lie in 0..1")
-        if any(width < 1 for width in self.widths):
-            raise UserError(f"essl.widths is {list(self.widths)}; give widths of 1 or more, or none")
-
-    def extend(self, plan: ViewPlan, context: AddonContext) -> ViewPlan:
-        """A small crop beside the standard views, shown at its four turns.
-
-        Raises:
-            UserError: its size does not fit the patch or the image.
-        """
-        plan = super().extend(plan, context)
-        if self.size > context.image_size:
-            raise UserError(
-                f"essl.size is {self.size}, larger than the image of {context.image_size} px; "
-                f"use essl.size={context.image_size} or less"
-            )
-        check_size("essl.size", self.size, context.patch_size)
-        view = CropView(self.size, self.scale, self.flip, self.photometric)
-        return replace(plan, extra={**plan.extra, self.name: ExtraView(view, turns=4)})
-
-    def build(self, embed_dim: int, plan: ViewPlan) -> "ESSL":
-        return ESSL(self, embed_dim)
 
 
 class ESSL(Addon):

@@ -9,63 +9,15 @@ transformation is told by two views of one image and applied to the other image 
 g, p, q two-layer nets, M a linear map from t to a D x D matrix.
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 
-from equimid.addons.base import ADDONS, Addon, AddonContext, EmbeddingAddonConfig, StudentOutputs
-from equimid.addons.forms import FORMS, Form, check_form
+from equimid.addons.base import Addon, StudentOutputs
+from equimid.addons.config import STLConfig
+from equimid.addons.forms import FORMS
 from equimid.distributed import CrossRankBatchNorm1d
-from equimid.errors import UserError
-from equimid.views import ViewPlan
 
-__all__ = ["STL", "STLConfig"]
-
-
-@ADDONS.register
-@dataclass(frozen=True)
-class STLConfig(EmbeddingAddonConfig):
-    """
-    temperature:  tau of both losses
-    trans_weight: w, of L_trans beside L_equi
-    trans_dim:    of t, and the width of g and q;  hidden: width of p;  dim: of what is compared
-    form:         of both losses
-    """
-
-    name: ClassVar[str] = "stl"
-
-    temperature: float = 0.2
-    trans_weight: float = 0.1
-    trans_dim: int = 128
-    hidden: int = 512
-    dim: int = 128
-    form: Form = "comparison"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        widths = {"trans_dim": self.trans_dim, "hidden": self.hidden, "dim": self.dim}
-        check_form(self.name, self.form, self.temperature, **widths)
-        if not 0 <= self.trans_weight < float("inf"):
-            raise UserError(f"stl.trans_weight is {self.trans_weight}; it must be a number of 0 or more")
-
-    def extend(self, plan: ViewPlan, context: AddonContext) -> ViewPlan:
-        """The same views, aligned in pairs; the task rounds the posed images of an aligned plan up to whole pairs.
-
-        Raises:
-            UserError: an odd micro-batch.
-        """
-        plan = super().extend(plan, context)
-        if context.batch % 2:
-            raise UserError(
-                f"stl pairs the images of a micro-batch, and it has {context.batch}: an odd number; "
-                f"use {context.batch + 1} (train.batch_size / train.accumulate)"
-            )
-        return replace(plan, aligned=True)
-
-    def build(self, embed_dim: int, plan: ViewPlan) -> "STL":
-        return STL(self, embed_dim)
+__all__ = ["STL"]
 
 
 class STL(Addon):

@@ -1,148 +1,52 @@
-"""What a backbone is built from, and MoCo-v3's initialisation of it."""
+"""Settings of the backbone."""
 
-import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-import torch
-from timm.layers import DropPath
-from torch import Tensor, nn
-
-from equimid.backbones.vit import Backbone, create_backbone
 from equimid.errors import UserError
-from equimid.randomness import counted_torch_seed
+from equimid.settings import setting, settings
 
-__all__ = ["BackboneConfig", "build_backbone", "sincos_positions", "timm_arguments", "without_drop_path"]
+__all__ = ["BackboneConfig"]
 
 
-@dataclass(frozen=True)
+@settings("backbone")
 class BackboneConfig:
-    """A timm vision transformer; None leaves a number to timm's architecture.
+    """A timm vision transformer; null leaves a number to timm's architecture."""
 
-    name:        timm name, vit_*_patch*
-    image_size:  side of the training crops, pixels; a multiple of the patch
-    patch_size:  pixels
-    embed_dim, depth, num_heads: width, blocks, attention heads (MoCo-v3 uses 12 heads in its ViT-S, timm 6)
-    cls_layer:   k, CLS enters after block k; 0 = the ordinary vision transformer
-    positions:   learned, or fixed two-dimensional sin-cos as in MoCo-v3
-    init:        timm's (CLS near 0), DINO's (timm's, but CLS as the positions), or MoCo-v3's (Xavier, q k v apart)
-    freeze_patch_embed: keep the random patch embedding, as MoCo-v3 does for stability
-    drop_path:   stochastic depth of the last block, linear from 0
-    """
-
-    name: str = "vit_small_patch16_224"
-    image_size: int = 224
-    patch_size: int | None = None
-    embed_dim: int | None = None
-    depth: int | None = None
-    num_heads: int | None = None
-    cls_layer: int = 3
-    positions: Literal["learned", "sincos"] = "sincos"
-    init: Literal["timm", "dino", "mocov3"] = "mocov3"
-    freeze_patch_embed: bool = True
-    drop_path: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.drop_path < 1:
-            raise UserError(f"backbone.drop_path is {self.drop_path}; it must be a probability, 0 or more and below 1")
-        for name in ("image_size", "patch_size", "embed_dim", "depth", "num_heads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"backbone.{name} is {value}; it must be 1 or more")
-        if self.cls_layer < 0:
-            raise UserError(f"backbone.cls_layer is {self.cls_layer}; it must be 0 (CLS from the start) or more")
+    name: Annotated[str, setting("timm's name of a plain vision transformer, vit_*_patch*")] = "vit_small_patch16_224"
+    image_size: Annotated[
+        int, setting("side of the training crops, a multiple of the patch size", unit="pixels", ge=1)
+    ] = 224
+    patch_size: Annotated[int | None, setting("side of a patch", unit="pixels", ge=1)] = None
+    embed_dim: Annotated[int | None, setting("columns of a token", ge=1)] = None
+    depth: Annotated[int | None, setting("blocks", unit="blocks", ge=1)] = None
+    num_heads: Annotated[
+        int | None, setting("attention heads (MoCo-v3 has 12 in its ViT-S, timm 6)", unit="heads", ge=1)
+    ] = None
+    cls_layer: Annotated[
+        int, setting("CLS enters after this block; 0 = the ordinary vision transformer", unit="blocks", ge=0)
+    ] = 3
+    positions: Annotated[
+        Literal["learned", "sincos"], setting("sincos: fixed two-dimensional sines and cosines, as in MoCo-v3")
+    ] = "sincos"
+    init: Annotated[
+        Literal["timm", "dino", "mocov3"],
+        setting("initialisation: timm's (CLS near 0), DINO's (timm's, but CLS as the positions), or MoCo-v3's (Xavier; "
+                "queries, keys and values apart)"),
+    ] = "mocov3"  # fmt: skip
+    freeze_patch_embed: Annotated[bool, setting("keep the random patch embedding, as MoCo-v3 does for stability")] = (
+        True
+    )
+    drop_path: Annotated[float, setting("stochastic depth of the last block, linear from 0", ge=0, lt=1)] = 0.0
 
     @property
     def resolved_patch_size(self) -> int:
         """Side of a patch in pixels, from the setting or from timm's name.
 
         Raises:
-            UserError: neither tells it.
+            UserError: neither says it.
         """
-        told = re.search(r"patch(\d+)", self.name)
-        if self.patch_size is None and told is None:
+        named = re.search(r"patch(\d+)", self.name)
+        if self.patch_size is None and named is None:
             raise UserError(f"backbone.name is {self.name!r}; expected a plain vision transformer, vit_*_patch*")
-        return self.patch_size or int(told[1] if told else 0)
-
-
-def timm_arguments(config: BackboneConfig) -> dict[str, Any]:
-    """The keyword arguments that timm gets beside the name."""
-    given = {
-        "patch_size": config.patch_size,
-        "embed_dim": config.embed_dim,
-        "depth": config.depth,
-        "num_heads": config.num_heads,
-    }
-    return {"img_size": config.image_size} | {key: value for key, value in given.items() if value is not None}
-
-
-def build_backbone(config: BackboneConfig, taps: Sequence[int], seed: int, purpose: str = "backbone") -> Backbone:
-    """The network with weights drawn from (seed, purpose).
-
-    Raises:
-        UserError: see `create_backbone`; or the image size is not a multiple of the patch.
-    """
-    with counted_torch_seed(seed, purpose):
-        vit = create_backbone(
-            config.name, config.cls_layer, taps, drop_path_rate=config.drop_path, **timm_arguments(config)
-        )
-        patch = vit.patch_embed.patch_size[0]
-        if config.image_size % patch:
-            near = max(patch, round(config.image_size / patch) * patch)
-            raise UserError(
-                f"backbone.image_size is {config.image_size}, not a multiple of the {patch} px patch; try {near}"
-            )
-        if config.init == "mocov3":
-            _initialise_as_mocov3(vit)
-        elif config.init == "dino":
-            nn.init.trunc_normal_(vit.cls_token, std=0.02)
-    if config.positions == "sincos":
-        vit.pos_embed.data.copy_(sincos_positions(vit.patch_embed.grid_size, vit.embed_dim))
-        vit.pos_embed.requires_grad_(False)
-    if config.freeze_patch_embed:
-        vit.patch_embed.requires_grad_(False)
-    return vit
-
-
-def without_drop_path(network: nn.Module) -> nn.Module:
-    """The same network, changed in place to draw no stochastic depth: a momentum network has none."""
-    for module in network.modules():
-        if isinstance(module, DropPath):
-            module.drop_prob = 0.0
-    return network
-
-
-def sincos_positions(grid: tuple[int, int], width: int) -> Tensor:
-    """Fixed positions (1, h * w, D): sin, cos of row * omega, then of column * omega, omega_j = 10000^(-4 j / D).
-
-    Source: moco-v3 `vits.py`, `build_2d_sincos_position_embedding` (which names the row "w").
-
-    Raises:
-        UserError: the width is not a multiple of 4.
-    """
-    if width % 4:
-        raise UserError(f"sin-cos positions need a width that 4 divides, found {width}")
-    omega = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
-    angles = [index.flatten()[:, None] * omega for index in (rows, columns)]
-    return torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)[None].float()
-
-
-def _initialise_as_mocov3(vit: Backbone) -> None:
-    """moco-v3 `vits.py`: Xavier-uniform linears with q, k, v apart and zero biases; CLS N(0, 1e-6^2)."""
-    for name, module in vit.named_modules():
-        if isinstance(module, nn.Linear):
-            if name.endswith("qkv"):
-                bound = math.sqrt(6 / (module.weight.shape[0] // 3 + module.weight.shape[1]))
-                nn.init.uniform_(module.weight, -bound, bound)
-            else:
-                nn.init.xavier_uniform_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    nn.init.normal_(vit.cls_token, std=1e-6)
-    projection = vit.patch_embed.proj
-    bound = math.sqrt(6 / (projection.weight[0].numel() + vit.embed_dim))
-    nn.init.uniform_(projection.weight, -bound, bound)
-    nn.init.zeros_(projection.bias)
+        return self.patch_size or int(named[1] if named else 0)

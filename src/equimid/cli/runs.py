@@ -1,44 +1,70 @@
-"""Commands that train and measure: pretrain, evaluate, measure, sweep, report, demo."""
+"""Commands that train and measure. What they need is imported when they run."""
 
+import argparse
 import os
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-from tyro.conf import Positional, UseAppendAction, arg
 
 from equimid.cli.shared import eprint, reject_settings, strip_slash
 from equimid.errors import UserError
 
-__all__ = ["Demo", "Evaluate", "Measure", "Pretrain", "Report", "Sweep"]
+__all__ = ["Command", "Demo", "Evaluate", "Pretrain", "Report", "Sweep"]
 
 
-@dataclass
-class Pretrain:
-    """Pretrain on DATA, measure, and leave a run's folder with a report and a backbone.
+class Command:
+    """A command; its docstring is its help."""
 
-    Settings follow as key=value, such as ser.weight=0.3 train.epochs=50; `equimid recipes show NAME` lists them all.
-    The same command on the same folder goes on where it stopped.
+    def declare(self, parser: argparse.ArgumentParser) -> None:
+        """Its arguments."""
+
+    def epilog(self) -> str | None:
+        """What its help ends with."""
+        return None
+
+    def run(self, given: argparse.Namespace, settings: list[str]) -> None:
+        """Do it. settings: key=value."""
+        raise NotImplementedError
+
+
+class Pretrain(Command):
+    """Pretrain on images, measure, and leave a folder with a report and a backbone.
+
+    Settings follow as KEY=VALUE, such as ser.weight=0.3 train.epochs=50. The same command on the same folder resumes
+    a run that was stopped.
     """
 
-    data: Annotated[Positional[str], arg(metavar="DATA")]
-    """a folder of images, a text file of paths, or a name such as digits or cifar10"""
-    recipe: Annotated[str, arg(metavar="NAME")] = "ser-small"
-    """what to run; see `equimid recipes`"""
-    out: Annotated[Path | None, arg(metavar="RUN")] = None
-    """the run's folder; by default runs/NAME-DATA"""
+    def declare(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("data", metavar="DATA", help="a folder of images, a text file of paths, or a name: digits")
+        parser.add_argument("--recipe", metavar="NAME", default="ser-small", help="what to run (default: ser-small)")
+        parser.add_argument("--out", metavar="RUN", type=Path, help="the run's folder (default: runs/NAME-DATA)")
 
-    def run(self, settings: list[str]) -> None:
-        from equimid.console import is_main_process
+    def epilog(self) -> str:
+        from equimid.recipes.describe import most_used
+
+        return "\n".join(
+            [
+                "The ten settings that are changed most, with their values in ser-small:",
+                *most_used("ser-small"),
+                "",
+                "equimid recipes lists the recipes; equimid recipes show NAME lists all settings of one.",
+            ]
+        )
+
+    def run(self, given: argparse.Namespace, settings: list[str]) -> None:
+        from equimid.data.open import check_exists
         from equimid.recipes import configured
-        from equimid.runs.pretrain import pretrain
 
         if any(setting.startswith("data.source=") for setting in settings):
-            raise UserError(f"the images are named twice: {self.data} and data.source; leave data.source out")
-        config = configured(self.recipe, [*settings, f"data.source={strip_slash(self.data)}"])
-        folder = self.out or Path("runs") / f"{self.recipe}-{Path(self.data).stem or 'data'}"
+            raise UserError(f"the images are named twice: {given.data} and data.source; leave data.source out")
+        data = strip_slash(given.data)
+        config = configured(given.recipe, [*settings, f"data.source={data}"])
+        check_exists(data)
+
+        from equimid.console import is_main_process
+        from equimid.runs.pretrain import pretrain
+
+        folder = given.out or Path("runs") / f"{given.recipe}-{Path(data).stem or 'data'}"
         outcome = pretrain(config, folder)
         if not is_main_process():
             return
@@ -46,105 +72,119 @@ class Pretrain:
             name = signal.Signals(outcome.stopped_by).name
             eprint(
                 f"equimid: {name} after step {outcome.steps} of {outcome.total}; the checkpoint is written. "
-                "Run the same command again to go on"
+                "Run the same command again to resume"
             )
             sys.exit(128 + outcome.stopped_by)
         eprint(f"report:   {folder / 'report.html'}\nbackbone: {folder / 'backbone'}")
 
 
-@dataclass
-class Evaluate:
-    """Measure the backbone of RUN: kNN and linear probe where there are labels, equivariance always."""
+class Evaluate(Command):
+    """Measure any network: a run's, a backbone's, timm's or Hugging Face's.
 
-    run_: Annotated[Positional[Path], arg(metavar="RUN", name="run")]
-    """a run's folder"""
-    data: Annotated[str | None, arg(metavar="DATA")] = None
-    """labelled images (class folders, or train/ and test/ with class folders); by default the run's own"""
+    equimid evaluate --model runs/mine                  the routine: kNN and linear probe with labels, equivariance,
+                                                        pictures
+    equimid evaluate linear geometry --model runs/mine --data labelled
+    equimid evaluate equivariance --model timm:vit_small_patch16_224 --data photos
+    equimid evaluate runs/mine                          the routine, for short
 
-    def run(self, settings: list[str]) -> None:
-        from equimid.runs.pretrain import evaluate
-
-        reject_settings(settings)
-        eprint(f"report: {evaluate(self.run_, self.data and strip_slash(self.data))}")
-
-
-@dataclass
-class Measure:
-    """Measure WHAT of any network; `equimid measure` alone lists what there is.
-
-    Settings of the groups evaluation and runtime follow as key=value, such as evaluation.knn_k=10.
+    Settings of the groups evaluation and runtime follow as KEY=VALUE, such as evaluation.knn_k=10.
     """
 
-    what: Annotated[Positional[tuple[str, ...]], arg(metavar="WHAT")] = ()
-    """one or more measurements"""
-    model: Annotated[str | None, arg(metavar="MODEL")] = None
-    """a run's folder, a backbone's folder, timm:NAME, or hf:NAME (also a folder of Hugging Face's)"""
-    data: Annotated[str | None, arg(metavar="DATA")] = None
-    """what it is measured on"""
-    train: Annotated[str | None, arg(metavar="DATA")] = None
-    """labelled training images that lie elsewhere, for probes and robustness"""
-    out: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """records and page; by default the run's folder, or measured/MODEL"""
-    weights: Literal["auto", "pretrained", "random"] = "auto"
-    """of timm: and hf: models; auto takes pretrained ones, and says so where it cannot have them"""
-    random: bool = False
-    """measure a network of random weights beside it"""
+    def declare(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("what", metavar="WHAT", nargs="*", help="measurements; the routine where none is named")
+        parser.add_argument(
+            "--model",
+            metavar="MODEL",
+            help="a run's folder, a backbone's folder, timm:NAME, or hf:NAME (or its folder)",
+        )
+        parser.add_argument("--data", metavar="DATA", help="what it is measured on; by default the run's own images")
+        parser.add_argument(
+            "--train", metavar="DATA", help="labelled training images that lie elsewhere, for probes and robustness"
+        )
+        parser.add_argument(
+            "--out",
+            metavar="FOLDER",
+            type=Path,
+            help="records and page; by default the run's folder, or measured/MODEL",
+        )
+        parser.add_argument(
+            "--weights", choices=("auto", "pretrained", "random"), default="auto",
+            help="of timm: and hf: models; auto takes pretrained ones, and says so where it cannot have them",
+        )  # fmt: skip
+        parser.add_argument("--random", action="store_true", help="measure a network of random weights beside it")
 
-    def run(self, settings: list[str]) -> None:
-        if not self.what:
-            from equimid.evaluation import MEASUREMENTS
+    def epilog(self) -> str:
+        from equimid.evaluation.registry import MEASUREMENTS
 
-            lines = [f"  {name:16} {measurement.text}" for name, measurement in MEASUREMENTS.items()]
-            sys.stdout.write("\n".join(["equimid measure WHAT --model MODEL --data DATA", *lines]) + "\n")
+        return "\n".join(["What can be measured:", *(f"  {name:16} {m.text}" for name, m in MEASUREMENTS.items())])
+
+    def run(self, given: argparse.Namespace, settings: list[str]) -> None:
+        from equimid.evaluation.registry import MEASUREMENTS
+
+        what, model = list(given.what), given.model
+        if model is None and what and what[0] not in MEASUREMENTS:
+            model = what.pop(0)
+        if model is None:
+            if what:
+                raise UserError(f"evaluate needs --model: equimid evaluate {' '.join(what)} --model MODEL --data DATA")
+            sys.stdout.write(f"equimid evaluate [WHAT ...] --model MODEL --data DATA\n\n{self.epilog()}\n")
             return
-        if self.model is None or self.data is None:
-            missing = "--model" if self.model is None else "--data"
-            raise UserError(f"measure needs {missing}: equimid measure {' '.join(self.what)} --model MODEL --data DATA")
-        from equimid.console import is_main_process
-        from equimid.runs.measure import measure
+        for name in what:
+            if name not in MEASUREMENTS:
+                raise UserError(f"there is no measurement {name!r}; there are {', '.join(MEASUREMENTS)}")
+        if not model.startswith(("timm:", "hf:")) and not Path(model).exists():
+            kind = "model" if given.model or what else "measurement and no model"
+            raise UserError(
+                f"no {kind} {model!r}: expected a run's folder, a backbone's folder, timm:NAME or hf:NAME"
+                + ("" if kind == "model" else f", or measurements: {', '.join(MEASUREMENTS)}")
+            )
 
-        page = measure(
-            self.what,
-            self.model.rstrip(os.sep),
-            strip_slash(self.data),
-            train=self.train and strip_slash(self.train),
-            out=self.out,
-            weights=self.weights,
-            random=self.random,
+        from equimid.console import is_main_process
+        from equimid.runs.evaluate import evaluate
+
+        page = evaluate(
+            model.rstrip(os.sep),
+            given.data and strip_slash(given.data),
+            what,
+            train=given.train and strip_slash(given.train),
+            out=given.out,
+            weights=given.weights,
+            random=given.random,
             settings=settings,
         )
         if is_main_process():
             eprint(f"records: {page.parent / 'records.jsonl'}\nreport:  {page}")
 
 
-@dataclass
-class Sweep:
-    """Run RECIPE for several seeds and values of settings, and compare them: means, intervals, paired differences.
+class Sweep(Command):
+    """Run a recipe for several seeds and values of settings, and compare them: means, intervals, paired differences.
 
-    Settings for all runs follow as key=value. The same command goes on where it stopped. A file of a declared study,
-    such as experiments/e1.yaml, stands in place of RECIPE and of all else but --out.
+    Settings for all runs follow as KEY=VALUE. The same command resumes a sweep that was stopped. A file that declares a
+    study, such as experiments/e1.yaml, stands in place of RECIPE and of all else but --out.
     """
 
-    recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
-    """see `equimid recipes`; or STUDY.yaml"""
-    data: Annotated[str, arg(metavar="DATA")] = "digits"
-    """a folder of images, a text file of paths, or a name"""
-    seeds: tuple[int, ...] = (0, 1, 2)
-    """of weights, order, views and probes"""
-    vary: UseAppendAction[Annotated[tuple[str, ...], arg(metavar="KEY=VALUE,VALUE")]] = ()
-    """a setting with its values; given several times, every combination is run"""
-    out: Annotated[Path | None, arg(metavar="FOLDER")] = None
-    """where the runs and the page go; by default sweeps/RECIPE-DATA"""
+    def declare(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("recipe", metavar="RECIPE", help="see equimid recipes; or STUDY.yaml")
+        parser.add_argument("--data", metavar="DATA", help="a folder of images, a text file of paths, or a name")
+        parser.add_argument("--seeds", metavar="N", type=int, nargs="+", help="of weights, order, views and probes")
+        parser.add_argument(
+            "--vary", metavar="KEY=VALUE,VALUE", action="append", default=[],
+            help="a setting with its values; given several times, every combination is run",
+        )  # fmt: skip
+        parser.add_argument(
+            "--out", metavar="FOLDER", type=Path, help="where the runs and the page go (default: sweeps/RECIPE-DATA)"
+        )
 
-    def run(self, settings: list[str]) -> None:
+    def run(self, given: argparse.Namespace, settings: list[str]) -> None:
+        if given.recipe.endswith((".yaml", ".yml")):
+            self._run_study(given, settings)
+            return
         from equimid.console import is_main_process
         from equimid.runs.sweep import run_sweep
 
-        if self.recipe.endswith((".yaml", ".yml")):
-            self._run_study(settings)
-            return
-        out = self.out or Path("sweeps") / f"{self.recipe}-{Path(self.data).stem or 'data'}"
-        page, failures = run_sweep(self.recipe, strip_slash(self.data), self.seeds, self.vary, out, settings)
+        data = strip_slash(given.data or "digits")
+        out = given.out or Path("sweeps") / f"{given.recipe}-{Path(data).stem or 'data'}"
+        page, failures = run_sweep(given.recipe, data, given.seeds or (0, 1, 2), given.vary, out, settings)
         if is_main_process():
             eprint(f"the page that compares them: {page.resolve()}")
             for failure in failures:
@@ -152,48 +192,46 @@ class Sweep:
         if failures:
             sys.exit(2)
 
-    def _run_study(self, settings: list[str]) -> None:
+    def _run_study(self, given: argparse.Namespace, settings: list[str]) -> None:
+        reject_settings(settings)
+        if given.vary or given.seeds or given.data:
+            raise UserError(f"{given.recipe} declares data, seeds and arms; leave --data, --seeds and --vary out")
         from equimid.console import is_main_process
         from equimid.runs.experiment import run_experiment
 
-        reject_settings(settings)
-        if self.vary or self.seeds != Sweep.seeds or self.data != Sweep.data:
-            raise UserError(f"{self.recipe} declares data, seeds and arms; leave --data, --seeds and --vary out")
-        written = run_experiment(Path(self.recipe), self.out or Path("sweeps") / Path(self.recipe).stem)
+        written = run_experiment(Path(given.recipe), given.out or Path("sweeps") / Path(given.recipe).stem)
         if is_main_process():
-            eprint(f"{len(written)} cell(s) finished, in {Path(self.recipe).with_suffix('')}")
+            eprint(f"{len(written)} cell(s) finished, in {Path(given.recipe).with_suffix('')}")
 
 
-@dataclass
-class Report:
-    """Write one page that shows RUNS side by side."""
+class Report(Command):
+    """Write one page that shows runs side by side."""
 
-    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN")]
-    """one or more runs' folders"""
-    out: Annotated[Path | None, arg(metavar="PAGE")] = None
-    """the page; by default report.html in the run's folder, or in the current one for several runs"""
+    def declare(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="runs' folders")
+        parser.add_argument(
+            "--out", metavar="PAGE", type=Path,
+            help="the page; by default report.html in the run's folder, or in the current one for several runs",
+        )  # fmt: skip
 
-    def run(self, settings: list[str]) -> None:
+    def run(self, given: argparse.Namespace, settings: list[str]) -> None:
         from equimid.report import write_report
 
         reject_settings(settings)
-        if not self.runs:
-            raise UserError("report needs at least one run's folder: equimid report RUN")
-        page = self.out or (self.runs[0] / "report.html" if len(self.runs) == 1 else Path("report.html"))
-        eprint(f"report: {write_report(list(self.runs), page)}")
+        page = given.out or (given.runs[0] / "report.html" if len(given.runs) == 1 else Path("report.html"))
+        eprint(f"report: {write_report(given.runs, page)}")
 
 
-@dataclass
-class Demo:
+class Demo(Command):
     """Three runs on the digits that scikit-learn bundles, compared on one page; minutes on two cores."""
 
-    out: Annotated[Path, arg(metavar="FOLDER")] = Path("demo")
-    """where the runs and the page go"""
+    def declare(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--out", metavar="FOLDER", type=Path, default=Path("demo"), help="default: demo")
 
-    def run(self, settings: list[str]) -> None:
+    def run(self, given: argparse.Namespace, settings: list[str]) -> None:
         from equimid.console import is_main_process
         from equimid.runs.demo import run_demo
 
-        page = run_demo(self.out, settings)
+        page = run_demo(given.out, settings)
         if is_main_process():
             eprint(f"the page that compares them: {page.resolve()}")

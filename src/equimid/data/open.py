@@ -14,7 +14,7 @@ from equimid.data.shards.source import open_shards
 from equimid.data.sources import FileSource, Source, holdout, pack_paths
 from equimid.errors import UserError
 
-__all__ = ["KNOWN_NAMES", "open_source"]
+__all__ = ["KNOWN_NAMES", "check_exists", "open_source"]
 
 KNOWN_NAMES = tuple(NAMED)
 
@@ -42,9 +42,8 @@ def open_source(data: str, split: str | None = None) -> Source:
         raise UserError(f"unknown split '{split}'; expected 'train', 'test', 'whole', 'fit' or none")
     if data in NAMED:
         return NAMED[data]({"whole": "test", "fit": "train"}.get(split or "", split))
+    check_exists(data)
     path = Path(data).expanduser()
-    if not data or not path.exists():
-        raise UserError(_nothing_there(data))
     if path.is_dir():
         return open_shards(data, path, split) if is_packed(path) else _open_folder(data, path, split)
     if path.suffix.lower() in _LIST_SUFFIXES:
@@ -55,13 +54,19 @@ def open_source(data: str, split: str | None = None) -> Source:
     )
 
 
-def _nothing_there(data: str) -> str:
+def check_exists(data: str) -> None:
+    """
+    Raises:
+        UserError: no known name, and nothing lies there.
+    """
+    if data in NAMED or (data and Path(data).expanduser().exists()):
+        return
     known = ", ".join(KNOWN_NAMES)
     if os.sep in data or (os.altsep and os.altsep in data):
-        return f"{data} does not exist; expected a folder of images, a text file of paths, or one of: {known}"
+        raise UserError(f"{data} does not exist; expected a folder of images, a text file of paths, or one of: {known}")
     close = difflib.get_close_matches(data.lower(), KNOWN_NAMES, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
-    return f"'{data}' is neither an existing folder or text file nor one of: {known}{hint}"
+    raise UserError(f"'{data}' is neither an existing folder or text file nor one of: {known}{hint}")
 
 
 def _split(source: FileSource, split: str | None) -> Source:

@@ -28,12 +28,12 @@ from equimid.engine.checkpoint import (
     save_checkpoint,
     save_sharded_checkpoint,
 )
-from equimid.engine.config import RuntimeConfig, TrainConfig
+from equimid.engine.config import OptimConfig, RuntimeConfig, TrainConfig
 from equimid.engine.health import HealthCheck, effective_rank, feature_std, map_variance
 from equimid.engine.launch import StopRequest
 from equimid.engine.machine import OutOfMemory, give_back_freed_memory, is_out_of_memory, loader_remedy
 from equimid.engine.metrics import Metrics
-from equimid.engine.optimizer import OptimConfig, build_optimizer, clip_gradients, set_rates
+from equimid.engine.optimizer import build_optimizer, clip_gradients, set_rates
 from equimid.engine.sampler import EpochOrder, MicroBatches
 from equimid.engine.sharding import is_sharded, own_part
 from equimid.errors import UserError

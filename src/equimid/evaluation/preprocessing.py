@@ -11,9 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from equimid.backbones import Encoder, Features
+from equimid.backbones import Encoder
 from equimid.data import Source, loaded_batches
 from equimid.errors import UnreadableImage, UserError
+from equimid.features import Features
 
 __all__ = ["FeatureTable", "Pixels", "Preprocessing", "Progress", "image_batches", "load_image"]
 

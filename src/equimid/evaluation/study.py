@@ -31,7 +31,7 @@ from equimid.evaluation.preprocessing import FeatureTable, Preprocessing, Progre
 from equimid.randomness import counted_generator
 from equimid.records import Record
 
-__all__ = ["Measurement", "Study", "images_of", "labelled_splits", "readable", "same_place", "sample_images"]
+__all__ = ["Study", "images_of", "labelled_splits", "readable", "same_place", "sample_images"]
 
 logger = logging.getLogger("equimid")
 
@@ -224,21 +224,6 @@ class Study:
         if not encoder.reads_cls or not found.cls_at:
             earlier = [found.maps[layer].mean((2, 3)) for layer in layers]
         return torch.cat([*(encoder.final_norm(x) for x in earlier), found.cls], dim=1)
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """
-    name:       on the command line
-    text:       what it measures, one line
-    run:        (study, data, train) -> records
-    references: subjects that are measured beside the network by default: "random", "pixels"
-    """
-
-    name: str
-    text: str
-    run: Callable[[Study, str, str | None], list[Record]]
-    references: tuple[str, ...] = ()
 
 
 def readable(source: Source) -> Source:

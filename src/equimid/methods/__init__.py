@@ -1,29 +1,5 @@
 """Base objectives on the final embedding. Each is one file; `Method` is what the task asks of it."""
 
-from equimid.methods.barlow_twins import BarlowTwins, BarlowTwinsConfig
-from equimid.methods.base import METHODS, Method, MethodConfig, unordered_pairs, view_pairs
-from equimid.methods.dino import DINO, DINOConfig
-from equimid.methods.mocov3 import MoCoV3, MoCoV3Config
-from equimid.methods.simclr import SimCLR, SimCLRConfig
-from equimid.methods.simsiam import SimSiam, SimSiamConfig
-from equimid.methods.vicreg import VICReg, VICRegConfig
+import lazy_loader
 
-__all__ = [
-    "DINO",
-    "METHODS",
-    "BarlowTwins",
-    "BarlowTwinsConfig",
-    "DINOConfig",
-    "Method",
-    "MethodConfig",
-    "MoCoV3",
-    "MoCoV3Config",
-    "SimCLR",
-    "SimCLRConfig",
-    "SimSiam",
-    "SimSiamConfig",
-    "VICReg",
-    "VICRegConfig",
-    "unordered_pairs",
-    "view_pairs",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,40 +8,17 @@ rates, its clipping and the weight of an add-on mean something else there. Pairs
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from equimid.heads import mlp_head
 from equimid.losses import barlow_twins_loss
-from equimid.methods.base import METHODS, Method, MethodConfig, unordered_pairs
-from equimid.methods.checks import not_negative, positive
+from equimid.methods.base import Method, unordered_pairs
+from equimid.methods.config import BarlowTwinsConfig
 from equimid.schedules import StepInfo
 
-__all__ = ["BarlowTwins", "BarlowTwinsConfig"]
-
-
-@METHODS.register
-@dataclass(frozen=True)
-class BarlowTwinsConfig(MethodConfig):
-    """
-    off_diagonal_weight: lambda
-    hidden, dim:         widths of the projector (three linears) and of the embedding
-    """
-
-    name: Literal["barlow_twins"] = "barlow_twins"
-    off_diagonal_weight: float = 0.0051
-    hidden: int = 8192
-    dim: int = 8192
-
-    def __post_init__(self) -> None:
-        not_negative(self, "off_diagonal_weight")
-        positive(self, "hidden", "dim")
-
-    def build(self, embed_dim: int) -> "BarlowTwins":
-        return BarlowTwins(self, embed_dim)
+__all__ = ["BarlowTwins"]
 
 
 class BarlowTwins(Method):

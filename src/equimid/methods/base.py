@@ -1,23 +1,23 @@
-"""What every base objective is to the task. A new one is one file: a configuration and a module, as below.
+"""What every base objective is to the task. A new one is its settings and its module:
 
 @METHODS.register
-@dataclass(frozen=True)
+@settings("method")
 class MineConfig(MethodConfig):
     name: Literal["mine"] = "mine"
-    def build(self, width): return Mine(self, width)
+    def build(self, embed_dim): return Mine(self, embed_dim)
+
+class Mine(Method):
+    def forward(self, student, momentum, when): ...
 """
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from equimid.errors import UserError
-from equimid.plugins import Registry
 from equimid.schedules import StepInfo
 
-__all__ = ["METHODS", "Method", "MethodConfig", "unordered_pairs", "view_pairs"]
+__all__ = ["Method", "unordered_pairs", "view_pairs"]
 
 
 class Method(nn.Module):
@@ -49,26 +49,12 @@ class Method(nn.Module):
         return 0.0
 
     def momentum_heads(self) -> list[tuple[nn.Module, nn.Module]]:
-        """Pairs (follower, leader) of this method's heads that the EMA moves."""
+        """Pairs (teacher, student) of this method's heads that the EMA moves."""
         return []
 
     def frozen_at(self, when: StepInfo) -> list[nn.Parameter]:
         """Parameters that this step leaves as they are."""
         return []
-
-
-@dataclass(frozen=True)
-class MethodConfig:
-    """Settings of a base objective. A subclass narrows `name` to a Literal: its registered name and its loss's."""
-
-    name: str = ""
-
-    def build(self, embed_dim: int) -> Method:
-        """The objective for CLS embeddings of `embed_dim` columns."""
-        raise UserError(f"the method {self.name!r} has no build(width): write one that gives its Method")
-
-
-METHODS: Registry[type[MethodConfig]] = Registry("method", "equimid.methods", MethodConfig)
 
 
 def view_pairs(views: int) -> list[tuple[int, int]]:

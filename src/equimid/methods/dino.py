@@ -8,8 +8,6 @@ along a cosine. tau_t rises linearly per epoch; in the first epochs the prototyp
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,57 +15,11 @@ from torch import Tensor, nn
 from equimid.ema import momentum_copy
 from equimid.heads import DINOHead
 from equimid.losses import DINOLoss
-from equimid.methods.base import METHODS, Method, MethodConfig
-from equimid.methods.checks import fraction, not_negative, positive
+from equimid.methods.base import Method
+from equimid.methods.config import DINOConfig
 from equimid.schedules import StepInfo, cosine
 
-__all__ = ["DINO", "DINOConfig"]
-
-
-@METHODS.register
-@dataclass(frozen=True)
-class DINOConfig(MethodConfig):
-    """
-    out_dim:                    prototypes K
-    hidden, bottleneck:         widths of the head
-    norm_last_layer:            whether the prototypes keep length 1 (the original trains ViT-S without)
-    student_temperature:        tau_s
-    teacher_temperature_start:  tau_t in epoch 0
-    teacher_temperature:        tau_t from the last epoch of its warm-up on
-    teacher_warmup_epochs:      epochs of that warm-up; 0 = none (the original also gives 0.04 to 0.07 over 30)
-    center_momentum:            of the center's EMA
-    momentum:                   EMA coefficient at step 0; 1 at the end
-    freeze_last_layer_epochs:   first epochs in which the prototypes stay as they are
-    """
-
-    name: Literal["dino"] = "dino"
-    out_dim: int = 65536
-    hidden: int = 2048
-    bottleneck: int = 256
-    norm_last_layer: bool = False
-    student_temperature: float = 0.1
-    teacher_temperature_start: float = 0.04
-    teacher_temperature: float = 0.04
-    teacher_warmup_epochs: int = 0
-    center_momentum: float = 0.9
-    momentum: float = 0.996
-    freeze_last_layer_epochs: int = 1
-
-    def __post_init__(self) -> None:
-        positive(self, "out_dim", "hidden", "bottleneck")
-        positive(self, "student_temperature", "teacher_temperature_start", "teacher_temperature")
-        fraction(self, "center_momentum", "momentum")
-        not_negative(self, "teacher_warmup_epochs", "freeze_last_layer_epochs")
-
-    def build(self, embed_dim: int) -> "DINO":
-        return DINO(self, embed_dim)
-
-    def teacher_temperature_at(self, epoch: int) -> float:
-        """tau_t of an epoch, counted from 0."""
-        start, end, last = self.teacher_temperature_start, self.teacher_temperature, self.teacher_warmup_epochs - 1
-        if epoch > last:
-            return end
-        return start + (end - start) * epoch / max(last, 1)
+__all__ = ["DINO"]
 
 
 class DINO(Method):

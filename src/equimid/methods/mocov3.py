@@ -9,49 +9,18 @@ cosine.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from equimid.ema import momentum_copy
-from equimid.errors import UserError
 from equimid.heads import mlp_head
 from equimid.losses import info_nce
-from equimid.methods.base import METHODS, Method, MethodConfig, view_pairs
-from equimid.methods.checks import fraction, positive
+from equimid.methods.base import Method, view_pairs
+from equimid.methods.config import MoCoV3Config
 from equimid.schedules import StepInfo, cosine
 
-__all__ = ["MoCoV3", "MoCoV3Config"]
-
-
-@METHODS.register
-@dataclass(frozen=True)
-class MoCoV3Config(MethodConfig):
-    """
-    temperature: tau
-    momentum:    EMA coefficient at step 0; 1 at the end
-    hidden, dim: widths of the heads and of the embedding
-    multi_crop:  of three or more views: "mean" keeps the scale of two, "sum" adds the terms of all pairs up as the SER
-                 release does (of 2 + 4 views 5 times as much, which dilutes an add-on)
-    """
-
-    name: Literal["mocov3"] = "mocov3"
-    temperature: float = 0.2
-    momentum: float = 0.99
-    hidden: int = 4096
-    dim: int = 256
-    multi_crop: Literal["mean", "sum"] = "mean"
-
-    def __post_init__(self) -> None:
-        positive(self, "temperature", "hidden", "dim")
-        fraction(self, "momentum")
-        if self.multi_crop not in ("mean", "sum"):
-            raise UserError(f"method.multi_crop is {self.multi_crop!r}; it must be 'mean' or 'sum'")
-
-    def build(self, embed_dim: int) -> "MoCoV3":
-        return MoCoV3(self, embed_dim)
+__all__ = ["MoCoV3"]
 
 
 class MoCoV3(Method):

@@ -8,39 +8,17 @@ a scale).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from equimid.heads import mlp_head
 from equimid.losses import nt_xent
-from equimid.methods.base import METHODS, Method, MethodConfig, unordered_pairs
-from equimid.methods.checks import positive
+from equimid.methods.base import Method, unordered_pairs
+from equimid.methods.config import SimCLRConfig
 from equimid.schedules import StepInfo
 
-__all__ = ["SimCLR", "SimCLRConfig"]
-
-
-@METHODS.register
-@dataclass(frozen=True)
-class SimCLRConfig(MethodConfig):
-    """
-    temperature: tau
-    hidden, dim: widths of the projector (two linears) and of the embedding
-    """
-
-    name: Literal["simclr"] = "simclr"
-    temperature: float = 0.1
-    hidden: int = 2048
-    dim: int = 128
-
-    def __post_init__(self) -> None:
-        positive(self, "temperature", "hidden", "dim")
-
-    def build(self, embed_dim: int) -> "SimCLR":
-        return SimCLR(self, embed_dim)
+__all__ = ["SimCLR"]
 
 
 class SimCLR(Method):

@@ -7,39 +7,17 @@ Of two views that is the paper's D(p_1, z_2) / 2 + D(p_2, z_1) / 2.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from equimid.heads import mlp_head
 from equimid.losses import simsiam_loss
-from equimid.methods.base import METHODS, Method, MethodConfig, view_pairs
-from equimid.methods.checks import positive
+from equimid.methods.base import Method, view_pairs
+from equimid.methods.config import SimSiamConfig
 from equimid.schedules import StepInfo
 
-__all__ = ["SimSiam", "SimSiamConfig"]
-
-
-@METHODS.register
-@dataclass(frozen=True)
-class SimSiamConfig(MethodConfig):
-    """
-    hidden, dim: widths of the projector (three linears) and of the embedding
-    bottleneck:  hidden width of the predictor
-    """
-
-    name: Literal["simsiam"] = "simsiam"
-    hidden: int = 2048
-    dim: int = 2048
-    bottleneck: int = 512
-
-    def __post_init__(self) -> None:
-        positive(self, "hidden", "dim", "bottleneck")
-
-    def build(self, embed_dim: int) -> "SimSiam":
-        return SimSiam(self, embed_dim)
+__all__ = ["SimSiam"]
 
 
 class SimSiam(Method):

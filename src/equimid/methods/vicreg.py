@@ -7,42 +7,17 @@ in full in `equimid.losses.vicreg`. Pairs are of a full view with any other.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from equimid.heads import mlp_head
 from equimid.losses import vicreg_loss
-from equimid.methods.base import METHODS, Method, MethodConfig, unordered_pairs
-from equimid.methods.checks import not_negative, positive
+from equimid.methods.base import Method, unordered_pairs
+from equimid.methods.config import VICRegConfig
 from equimid.schedules import StepInfo
 
-__all__ = ["VICReg", "VICRegConfig"]
-
-
-@METHODS.register
-@dataclass(frozen=True)
-class VICRegConfig(MethodConfig):
-    """
-    invariance, variance, covariance: weights of the three terms (a, b, c)
-    hidden, dim:                      widths of the expander (three linears) and of the embedding
-    """
-
-    name: Literal["vicreg"] = "vicreg"
-    invariance: float = 25.0
-    variance: float = 25.0
-    covariance: float = 1.0
-    hidden: int = 8192
-    dim: int = 8192
-
-    def __post_init__(self) -> None:
-        not_negative(self, "invariance", "variance", "covariance")
-        positive(self, "hidden", "dim")
-
-    def build(self, embed_dim: int) -> "VICReg":
-        return VICReg(self, embed_dim)
+__all__ = ["VICReg"]
 
 
 class VICReg(Method):

@@ -92,7 +92,7 @@ def read_run(path: Path, name: str, index: int) -> Run:
     if settings is None:
         raise UserError(
             f"{path} is not a run: found no {' and no '.join(SETTINGS)} in it, expected the folder that 'equimid "
-            "pretrain' or 'equimid measure' wrote; check the path"
+            "pretrain' or 'equimid evaluate' wrote; check the path"
         )
     text = _read(settings)
     try:

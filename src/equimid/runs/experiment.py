@@ -32,7 +32,7 @@ from equimid.errors import UserError
 from equimid.evaluation import MEASUREMENTS
 from equimid.recipes import configured
 from equimid.records import Record, read_records
-from equimid.runs.measure import measure
+from equimid.runs.evaluate import evaluate
 from equimid.runs.pretrain import on_one_device, pretrain
 from equimid.task import Task
 
@@ -228,7 +228,7 @@ def _run_cell(experiment: Experiment, arm: str, seed: int, folder: Path, target:
     for data, names in experiment.measured.items():
         todo = [name for name in names if (_EVALUATIONS.get(name, name), data) not in done]
         if todo:
-            measure(todo, str(folder), data, references=False)
+            evaluate(str(folder), data, todo, references=False)
     if not is_main_process():
         return
     kept = [_compact(r, experiment.data) for r in read_records(records) if _is_kept(r, experiment)]

@@ -11,7 +11,7 @@ import torch
 
 from equimid.backbones import Backbone, build_backbone, timm_arguments
 from equimid.config import Config, differences, load_config, save_config
-from equimid.console import is_main_process
+from equimid.console import is_main_process, progress_bar
 from equimid.data import ImageCheck, Source, image_check_for, open_source
 from equimid.distributed import barrier, leave_group
 from equimid.engine import (
@@ -33,12 +33,13 @@ from equimid.engine import (
 )
 from equimid.errors import UserError
 from equimid.export import save_backbone
+from equimid.files import locked
+from equimid.runs.evaluate import is_measured, measure_run
 from equimid.runs.flops import step_memory
-from equimid.runs.measure import is_measured, locked, measure_run, progress_bar
 from equimid.task import Task
 from equimid.views import ViewDataset
 
-__all__ = ["evaluate", "on_one_device", "pretrain"]
+__all__ = ["on_one_device", "pretrain"]
 
 logger = logging.getLogger("equimid")
 
@@ -135,22 +136,6 @@ def on_one_device(config: Config) -> Config:
             "out, or run each with equimid pretrain"
         )
     return one
-
-
-def evaluate(folder: Path, data: str | None = None) -> Path:
-    """Measure the backbone of a run's folder, write records and the report; returns the report's path.
-
-    Args:
-        data: labelled images for the probes; None = the run's own data.
-
-    Raises:
-        UserError: no run, no backbone, or bad data.
-    """
-    config = load_config(folder / "config.yaml")
-    with locked(folder):
-        # where it was trained does not bind where it is measured
-        fabric = make_fabric(replace(config.runtime, devices=1, accelerator="auto"))
-        return measure_run(config, folder, data or config.data.source, fabric.device)
 
 
 def _prepare(config: Config, folder: Path, patch_size: int) -> tuple[Source, bool]:

@@ -21,9 +21,9 @@ from equimid.config import Config, differences, flatten
 from equimid.console import is_main_process
 from equimid.data import open_source
 from equimid.errors import UserError
+from equimid.files import locked
 from equimid.recipes import configured
 from equimid.report import SweepPlan, read_sweep, write_sweep_report
-from equimid.runs.measure import locked
 from equimid.runs.pretrain import on_one_device, pretrain
 from equimid.task import Task
 

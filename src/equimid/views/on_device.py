@@ -7,8 +7,9 @@ from torch import Tensor
 
 from equimid.poses import Pose, sample_pose_pair
 from equimid.randomness import counted_generator
+from equimid.views.config import Photometric
 from equimid.views.dataset import Batch
-from equimid.views.photometric import Photometric, apply
+from equimid.views.photometric import apply
 from equimid.views.plan import CentreView, CropView, ViewPlan
 
 __all__ = ["Views", "normalise", "sample_poses", "to_device_views"]

@@ -9,7 +9,6 @@ ColorJitter, RandomGrayscale, GaussianBlur, RandomSolarize. Values: Chen et al. 
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from equimid.errors import UserError
+from equimid.views.config import Photometric
 
-__all__ = ["FIELDS", "Photometric", "apply", "draw", "share_colours", "untouched"]
+__all__ = ["FIELDS", "apply", "draw", "share_colours", "untouched"]
 
 # The columns of a row. An operation that is not applied leaves its identity: factor 1, hue 0, sigma 0, bit 0,
 # order_s = s. order_s is the jitter operation at place s: 0 brightness, 1 contrast, 2 saturation, 3 hue.
@@ -46,46 +45,6 @@ _UNTOUCHED: dict[str, float] = {
 # cache (1.7 times as fast as the whole batch); elsewhere only a bound on memory.
 _CHUNK_CPU, _CHUNK_DEVICE = 2**19, 2**26
 _TILE = 32  # pixels of a row that one matrix product of the blur writes
-
-
-@dataclass(frozen=True)
-class Photometric:
-    """What one view draws. The defaults are MoCo-v3's first view.
-
-    `brightness`, `contrast`, `saturation` give factors in [max(0, 1 - x), 1 + x], `hue` turns in [-x, x], as
-    ColorJitter. A kernel wider than an image's reflection allows (2 min(H, W) - 1) is shrunk to that.
-    """
-
-    jitter: float = 0.8  # probability, as grey, blur, solarise
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1
-    grey: float = 0.2
-    blur: float = 1.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
-    blur_kernel: int = 23  # pixels, odd
-    solarise: float = 0.0
-    solarise_threshold: float = 128 / 255  # images are in [0, 1]
-
-    def __post_init__(self) -> None:
-        def check(name: str, holds: bool, expected: str) -> None:
-            if not holds:
-                raise UserError(f"photometric {name} = {getattr(self, name)}; expected {expected}")
-
-        # `0 <= x <= most` is also false for NaN
-        for name in ("jitter", "grey", "blur", "solarise"):
-            check(name, 0 <= getattr(self, name) <= 1, "a probability; give one in [0, 1]")
-        for name in ("brightness", "contrast", "saturation"):
-            check(name, 0 <= getattr(self, name) < math.inf, "a range of 0 or more; give 0 to turn it off")
-        check("hue", 0 <= self.hue <= 0.5, "a range in [0, 0.5] turns; divide degrees by 360")
-        sigma, kernel = self.blur_sigma, self.blur_kernel
-        ascending = len(sigma) == 2 and 0 < sigma[0] <= sigma[1] < math.inf
-        check("blur_sigma", ascending, "0 < lowest <= highest, in pixels; give blur = 0 for no blur")
-        odd = max(1, kernel // 2 * 2 + 1)
-        check("blur_kernel", kernel == odd, f"an odd number of pixels; give for example {odd}")
-        threshold = self.solarise_threshold
-        check("solarise_threshold", 0 <= threshold <= 1, "a value in [0, 1]; divide an 8-bit one by 255")
 
 
 def draw(config: Photometric, rng: np.random.Generator) -> npt.NDArray[np.float32]:

@@ -6,18 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from equimid.errors import UserError
-from equimid.views.photometric import Photometric
+from equimid.views.config import Photometric, ViewsConfig
 
-__all__ = [
-    "CentreView",
-    "CropView",
-    "ExtraView",
-    "LocalViews",
-    "PosedViews",
-    "ViewPlan",
-    "ViewsConfig",
-    "check_size",
-]
+__all__ = ["CentreView", "CropView", "ExtraView", "PosedViews", "ViewPlan", "check_size", "standard_views"]
 
 
 @dataclass(frozen=True)
@@ -105,73 +96,20 @@ class ViewPlan:
         return " + ".join(f"{count} x {size}" for size, count in sorted(sizes.items(), reverse=True))
 
 
-@dataclass(frozen=True)
-class LocalViews:
-    """Small views of every image, for the student only (multi-crop).
+def standard_views(config: ViewsConfig, image_size: int, patch_size: int) -> ViewPlan:
+    """The plan of the standard views alone, full ones of `image_size` px.
 
-    count: 0 = none;  size: px, a multiple of the patch;  scale: range of a crop's fraction of the image area
+    Raises:
+        UserError: a size is not a multiple of the patch size.
     """
-
-    count: int = 0
-    size: int = 96
-    scale: tuple[float, float] = (0.05, 0.25)
-    photometric: Photometric = field(default_factory=lambda: Photometric(blur=0.5, grey=0.0))
-
-    def __post_init__(self) -> None:
-        if self.count < 0:
-            raise UserError(f"views.local.count is {self.count}; it must be 0 or more")
-        _check_scale("views.local.scale", self.scale)
-
-
-@dataclass(frozen=True)
-class ViewsConfig:
-    """The views of every image; photometric defaults are MoCo-v3's.
-
-    full:          full-size views: 2, or 3 (the third, drawn as the first, is the student's alone)
-    local:         small views beside them
-    crop_scale:    range of a full crop's fraction of the image area
-    flip:          probability of the horizontal flip
-    interpolation: of crops
-    first, second: photometric draw of the first and the second view
-    mean, std:     normalisation (ImageNet's)
-    """
-
-    full: int = 2
-    local: LocalViews = field(default_factory=LocalViews)
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    flip: float = 0.5
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    first: Photometric = field(default_factory=Photometric)
-    second: Photometric = field(default_factory=lambda: Photometric(blur=0.1, solarise=0.2))
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self) -> None:
-        _check_scale("views.crop_scale", self.crop_scale)
-        if self.full not in (2, 3):
-            raise UserError(f"views.full is {self.full}; it must be 2 or 3 (views.local.count adds small views)")
-        if not all(0 < std < float("inf") for std in self.std) or not all(abs(mean) < 1e6 for mean in self.mean):
-            raise UserError(
-                f"views.mean is {list(self.mean)} and views.std {list(self.std)}; give three finite numbers each, "
-                "deviations above 0"
-            )
-        if not 0 <= self.flip <= 1:
-            raise UserError(f"views.flip is {self.flip}; it must lie in 0..1")
-
-    def plan(self, image_size: int, patch_size: int) -> ViewPlan:
-        """The standard views, full ones of `image_size` px.
-
-        Raises:
-            UserError: a size is not a multiple of the patch.
-        """
-        check_size("backbone.image_size", image_size, patch_size)
-        kinds = (self.first, self.second, self.first)[: self.full]
-        crops = [CropView(image_size, self.crop_scale, self.flip, kind) for kind in kinds]
-        if self.local.count:
-            check_size("views.local.size", self.local.size, patch_size)
-            local = CropView(self.local.size, self.local.scale, self.flip, self.local.photometric)
-            crops += [local] * self.local.count
-        return ViewPlan(tuple(crops), None, self.interpolation, self.mean, self.std)
+    check_size("backbone.image_size", image_size, patch_size)
+    kinds = (config.first, config.second, config.first)[: config.full]
+    crops = [CropView(image_size, config.crop_scale, config.flip, kind) for kind in kinds]
+    if config.local.count:
+        check_size("views.local.size", config.local.size, patch_size)
+        local = CropView(config.local.size, config.local.scale, config.flip, config.local.photometric)
+        crops += [local] * config.local.count
+    return ViewPlan(tuple(crops), None, config.interpolation, config.mean, config.std)
 
 
 def check_size(setting: str, size: int, patch_size: int) -> None:
@@ -182,9 +120,3 @@ def check_size(setting: str, size: int, patch_size: int) -> None:
     if size < patch_size or size % patch_size:
         near = max(patch_size, round(size / patch_size) * patch_size)
         raise UserError(f"{setting} is {size}, not a multiple of the {patch_size} px patch; try {near}")
-
-
-def _check_scale(setting: str, scale: tuple[float, float]) -> None:
-    low, high = scale
-    if not 0 < low <= high <= 1:
-        raise UserError(f"{setting} is {[low, high]}; it must be a range within (0, 1]")

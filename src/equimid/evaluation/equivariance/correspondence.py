@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from equimid.backbones import Encoder, Features
+from equimid.backbones import Encoder
 from equimid.errors import UserError
 from equimid.evaluation.equivariance.agreement import Tokens, cosines, hits
 from equimid.evaluation.equivariance.map_statistics import mean_tokens, normalised_maps, shows_content
@@ -34,6 +34,7 @@ from equimid.evaluation.equivariance.maps import NOT_FINITE, input_grid, neighbo
 from equimid.evaluation.equivariance.pose_probe import some_layers
 from equimid.evaluation.equivariance.transforms import Transform, transforms_of
 from equimid.evaluation.study import Scope, Study, images_of, sample_images
+from equimid.features import Features
 from equimid.records import Record
 
 __all__ = ["PatchColours", "correspondence", "measure_correspondence"]

@@ -88,7 +88,7 @@ def _not_placed(run: Run) -> Note:
     command = (
         f"equimid evaluate {run.path}"
         if run.trained_here
-        else f"equimid measure equivariance --model {run.model} --data {data} --out {run.path}"
+        else f"equimid evaluate equivariance --model {run.model} --data {data} --out {run.path}"
     )
     return Note(
         "holds equivariance of an older version: place was not measured, and only the old measures are in the table. "

@@ -24,7 +24,7 @@ def unmeasured(runs: Sequence[Run]) -> list[Block]:
     return [
         Note(f"is not evaluated yet: equimid evaluate {run.path}", run.name)
         if run.trained_here
-        else Note(f"holds no records: equimid measure knn linear --model {run.model} --data DATA", run.name)
+        else Note(f"holds no records: equimid evaluate knn linear --model {run.model} --data DATA", run.name)
         for run in runs
         if not run.records
     ]

@@ -1,4 +1,4 @@
-"""Everything that is measured of a network: of a run's, and of anybody's."""
+"""Measure a network, of a run or of others: records into its folder, and a page."""
 
 import logging
 import os
@@ -22,9 +22,9 @@ from equimid.evaluation import MEASUREMENTS, Measurement, PatchColours, Pixels, 
 from equimid.files import locked
 from equimid.records import Record, read_records, write_records
 from equimid.report import write_report
-from equimid.runs.networks import first_seed, open_encoder, open_network, run_of
+from equimid.runs.networks import first_seed, open_network, run_of
 
-__all__ = ["ROUTINE", "is_measured", "locked", "measure", "measure_run", "open_encoder", "progress_bar", "study_of"]
+__all__ = ["ROUTINE", "evaluate", "is_measured", "measure_run", "study_of"]
 
 logger = logging.getLogger("equimid")
 
@@ -36,21 +36,15 @@ ROUTINE = ("equivariance", "feature-maps", "attention", "neighbours", "explorer"
 def measure_run(config: Config, folder: Path, data: str, device: torch.device) -> Path:
     """The routine measurements of a run's network on `data`; then the report, whose path is returned."""
     study = study_of(str(folder), data, config, folder, device)
-    try:
-        labelled_splits(data)
-        names = [*_PROBES, *ROUTINE]
-    except UserError as error:
-        logger.info("no kNN and no linear probe: %s", error)
-        names = [*ROUTINE]
     write_records(folder / "records.jsonl", [_training(config, folder, study.scope)])
-    _measure(study, [MEASUREMENTS[name] for name in names], data, None)
+    _measure(study, [MEASUREMENTS[name] for name in _routine(data)], data, None)
     return write_report([folder], folder / "report.html")
 
 
-def measure(
-    names: Sequence[str],
+def evaluate(
     model: str,
-    data: str,
+    data: str | None = None,
+    names: Sequence[str] = (),
     *,
     train: str | None = None,
     out: Path | None = None,
@@ -62,9 +56,10 @@ def measure(
     """Measure any network; returns the path of the page.
 
     Args:
-        names: of MEASUREMENTS.
         model: a run's folder, a backbone's folder, "timm:NAME" or "hf:NAME".
-        data, train: what is measured on, and labelled training images that lie elsewhere.
+        data: what it is measured on; by default a run's own images.
+        names: of MEASUREMENTS; none = the routine: kNN and linear probe where there are labels, equivariance, pictures.
+        train: labelled training images that lie elsewhere.
         out: where records and page go; by default the run's folder, or measured/MODEL for networks of others.
         weights: of networks of others, see `open_pretrained`.
         random: whether a network of random weights is measured beside it where that is not the rule anyway.
@@ -74,10 +69,14 @@ def measure(
     Raises:
         UserError: no such measurement, network, images or setting, or a folder of another network.
     """
-    chosen = [_measurement(name) for name in dict.fromkeys(names)]
     config = _settings(model, settings)
-    fabric = make_fabric(config.runtime)
     run = run_of(model)
+    if data is None:
+        if run is None:
+            raise UserError(f"{model} names no images of its own; give what it is measured on: --data DATA")
+        data = config.data.source
+    chosen = [_measurement(name) for name in dict.fromkeys(names or _routine(data))]
+    fabric = make_fabric(config.runtime)
     folder = out or run or Path("measured") / _file_name(model)
     _refuse_other_files(folder)
     new = not folder.exists()
@@ -89,6 +88,8 @@ def measure(
             study.encoder.pretrained_cfg = {**study.encoder.pretrained_cfg, "crop_pct": config.evaluation.crop}
         if folder != run:
             _describe(folder, model, study.scope.subject, config)
+        elif not names and is_main_process():
+            write_records(folder / "records.jsonl", [_training(config, folder, study.scope)])
         details = {"settings": " ".join(changed)} if changed else {}
         try:
             alone = [replace(measurement, references=()) for measurement in chosen]
@@ -106,6 +107,15 @@ def measure(
             raise
         page = folder / "report.html"
         return write_report([folder], page) if is_main_process() else page
+
+
+def _routine(data: str) -> list[str]:
+    try:
+        labelled_splits(data)
+        return [*_PROBES, *ROUTINE]
+    except UserError as error:
+        logger.info("no kNN and no linear probe: %s", error)
+        return [*ROUTINE]
 
 
 def study_of(

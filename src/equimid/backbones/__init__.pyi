@@ -1,0 +1,15 @@
+from .build import build_backbone as build_backbone
+from .build import timm_arguments as timm_arguments
+from .build import without_drop_path as without_drop_path
+from .config import BackboneConfig as BackboneConfig
+from .encoder import Encoder as Encoder
+from .encoder import TimmEncoder as TimmEncoder
+from .hugging_face import HuggingFaceEncoder as HuggingFaceEncoder
+from .packed_forward import run_block as run_block
+from .pretrained import Weights as Weights
+from .pretrained import open_pretrained as open_pretrained
+from .registry import equimid_vit as equimid_vit
+from .vit import Backbone as Backbone
+from .vit import LateCLSViT as LateCLSViT
+from .vit import compile_blocks as compile_blocks
+from .vit import create_backbone as create_backbone

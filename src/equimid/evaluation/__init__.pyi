@@ -1,0 +1,11 @@
+from .config import DetectionConfig as DetectionConfig
+from .config import EvaluationConfig as EvaluationConfig
+from .equivariance import PatchColours as PatchColours
+from .preprocessing import FeatureTable as FeatureTable
+from .preprocessing import Pixels as Pixels
+from .preprocessing import Preprocessing as Preprocessing
+from .registry import MEASUREMENTS as MEASUREMENTS
+from .registry import Measurement as Measurement
+from .study import Scope as Scope
+from .study import Study as Study
+from .study import labelled_splits as labelled_splits

@@ -1,0 +1,17 @@
+from .barlow_twins import BarlowTwins as BarlowTwins
+from .base import Method as Method
+from .base import unordered_pairs as unordered_pairs
+from .base import view_pairs as view_pairs
+from .config import METHODS as METHODS
+from .config import BarlowTwinsConfig as BarlowTwinsConfig
+from .config import DINOConfig as DINOConfig
+from .config import MethodConfig as MethodConfig
+from .config import MoCoV3Config as MoCoV3Config
+from .config import SimCLRConfig as SimCLRConfig
+from .config import SimSiamConfig as SimSiamConfig
+from .config import VICRegConfig as VICRegConfig
+from .dino import DINO as DINO
+from .mocov3 import MoCoV3 as MoCoV3
+from .simclr import SimCLR as SimCLR
+from .simsiam import SimSiam as SimSiam
+from .vicreg import VICReg as VICReg
