@@ -8,10 +8,7 @@ Here the base loss is a toy (predict the mean colour); put your own in its place
 import numpy as np
 import torch
 
-from equimid import create_backbone
-from equimid.addons import ser_loss
-from equimid.heads import patch_projector
-from equimid.poses import sample_pose_pair
+from equimid import create_backbone, patch_projector, sample_pose_pair, ser_loss
 
 
 def main(steps: int = 60) -> list[float]:
@@ -32,7 +29,7 @@ def main(steps: int = 60) -> list[float]:
         poses = sample_pose_pair(len(posed), grid=(4, 4), rng=rng)
         views = [pose.act(posed, patch_size=16) for pose in poses]
         maps = [features.maps[2] for features in backbone.forward_packed(views)]
-        equivariance = ser_loss(phi, maps, [], poses, image_ids=torch.arange(len(posed)), temperature=0.3)
+        equivariance = ser_loss(phi, maps, poses, image_ids=torch.arange(len(posed)), temperature=0.3)
 
         loss = base_loss + 1.0 * equivariance
         optimizer.zero_grad()

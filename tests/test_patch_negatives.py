@@ -174,11 +174,11 @@ def test_the_add_on_gives_the_positions_of_the_grid():
     ids, cells = torch.arange(3).repeat_interleave(16), torch.cartesian_prod(*[torch.arange(4)] * 2).repeat(3, 1)
     rows = [x.flatten(2).mT.flatten(0, 1) for x in maps]
     found = ser_loss(
-        torch.nn.Identity(), maps, [], [upright, upright], torch.arange(3), 0.3, negatives="all", negative_distance=2
+        torch.nn.Identity(), maps, [upright, upright], torch.arange(3), 0.3, negatives="all", negative_distance=2
     )
     torch.testing.assert_close(found, patch_ntxent(*rows, ids, 0.3, cells, 2))
     with pytest.raises(ValueError, match="negatives is 'every'"):
-        ser_loss(torch.nn.Identity(), maps, [], [upright, upright], torch.arange(3), 0.3, negatives="every")
+        ser_loss(torch.nn.Identity(), maps, [upright, upright], torch.arange(3), 0.3, negatives="every")
 
 
 @pytest.mark.parametrize(("distance", "refused"), [(1, False), (2, False), (3, True), (9, True)])

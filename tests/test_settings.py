@@ -1,7 +1,10 @@
 """Every setting is read and has an effect (T26): base methods and SER here, other add-ons beside their tests."""
 
 import ast
+import importlib.util
 import inspect
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import get_args, get_type_hints
@@ -11,15 +14,19 @@ import torch
 
 import equimid
 from equimid.addons import ADDONS, SERConfig, plan_views
-from equimid.config import Config, differences, load_config, save_config
-from equimid.engine import OptimConfig
+from equimid.config import Config, differences, flatten, load_config, override, save_config
+from equimid.engine import OptimConfig, TrainConfig
+from equimid.errors import UserError
+from equimid.evaluation import EvaluationConfig
 from equimid.methods import METHODS, DINOConfig, MoCoV3Config
 from equimid.recipes import recipe
+from equimid.recipes.describe import every_setting
 from equimid.schedules import StepInfo
 from equimid.views import LocalViews, Photometric, ViewsConfig
 from tasks import TINY, make_task, make_views
 
 SOURCE = Path(equimid.__file__).parent
+ROOT = Path(__file__).parent.parent
 
 
 def signature(config):
@@ -150,3 +157,96 @@ def test_a_run_that_was_saved_before_a_setting_existed_keeps_what_it_did(tmp_pat
     assert differences(load_config(file), config) == {}
     file.write_text("".join(line for line in file.read_text().splitlines(True) if "grids:" not in line))
     assert differences(load_config(file), config) == {"ser.grids": (0, 16)}
+
+
+def test_every_setting_is_described_with_its_unit_or_range():
+    settings = [d for name in METHODS for d in every_setting(name)]
+    assert len({d.key for d in settings}) > 150
+    for d in settings:
+        assert len(d.text) > 1, f"{d.key} has no description"
+        assert not d.text.endswith("."), d.key
+        assert d.limits or d.unit or d.kind != "value", f"{d.key} has no range, unit or type"
+
+
+def test_every_setting_of_a_recipe_is_one_that_is_described():
+    for name in ("ser-tiny", "dino-small", "mocov3+essl-tiny", "equimod-small", "stl-tiny", "augself-tiny"):
+        config = recipe(name)
+        known = {d.key for d in every_setting(config.method.name)} | set(ADDONS)
+        assert set(flatten(config)) <= known
+
+
+def test_the_page_of_settings_is_that_of_the_declarations():
+    """python docs/make_settings.py"""
+    spec = importlib.util.spec_from_file_location("make_settings", ROOT / "docs" / "make_settings.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.PAGE.read_text() == module.page()
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: TrainConfig(batch_size=0), "train.batch_size is 0; it must be 1 or more"),
+        (lambda: TrainConfig(epochs=2.5), "train.epochs is 2.5; it must be a whole number"),
+        (lambda: replace(TrainConfig(), batch_size=10, accumulate=3), "train.batch_size is 10"),
+        (lambda: SERConfig(weight=float("nan")), "ser.weight is nan; it must be a finite number"),
+        (lambda: SERConfig(fraction=1.5), "ser.fraction is 1.5; it must be in (0, 1]"),
+        (lambda: SERConfig(layers=()), "ser.layers is (); it must have 1 value(s) or more"),
+        (lambda: EvaluationConfig(linear_rates=(1.0, -1.0)), "evaluation.linear_rates.1 is -1.0; it must be greater"),
+        (lambda: MoCoV3Config(multi_crop="max"), "method.multi_crop is 'max'; it must be one of 'mean' or 'sum'"),
+        (lambda: SERConfig(wieght=1), "unknown setting 'ser.wieght'"),
+    ],
+)
+def test_mistakes_name_setting_value_and_range(make, named):
+    with pytest.raises(UserError) as caught:
+        make()
+    assert str(caught.value).startswith(named)
+
+
+def test_a_mistake_of___post_init___has_its_group_wherever_it_is_built():
+    config = recipe("ser-tiny")
+    for setting, named in (
+        ("views.first.blur_kernel=4", "views.first.blur_kernel is 4"),
+        ("ser.layers=2,2", "ser.layers is [2, 2]"),
+        ("views.local.scale=0.5,0.1", "views.local.scale is [0.5, 0.1]"),
+    ):
+        with pytest.raises(UserError) as caught:
+            override(config, [setting])
+        assert named in str(caught.value)
+
+
+HEAVY = {"torch", "torchvision", "timm", "lightning", "sklearn", "scipy", "matplotlib", "transformers", "pandas"}
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["recipes"], 0),
+        (["recipes", "show", "ser-small"], 0),
+        (["recipes", "show", "dino+essl@3-tiny", "essl.weight=2"], 0),
+        (["pretrain", "--help"], 0),
+        (["evaluate"], 0),
+        (["pretrain", "digits", "ser.wieght=1"], 2),
+        (["pretrain", "digits", "ser.weight=-1"], 2),
+        (["pretrain", "no/such/folder"], 2),
+        (["pretrain", "digits", "--recipe", "sre-small"], 2),
+        (["evaluate", "knn", "--model", "no/such/run"], 2),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_lists_help_and_mistakes_do_not_wait_for_torch(words, status, tmp_path):
+    """A count of heavy modules, since seconds depend on the machine."""
+    program = f"""
+import sys
+sys.argv = ["equimid", *{words!r}]
+from equimid.cli import main
+try:
+    main()
+    status = 0
+except SystemExit as stop:
+    status = stop.code or 0
+heavy = sorted({HEAVY!r} & set(sys.modules))
+sys.exit(f"{{status}} {{heavy}}" if heavy or status != {status} else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

@@ -152,7 +152,7 @@ def test_the_transported_side_passes_phi_without_gradient():
     maps = [torch.randn(3, 24, *pose.grid) for pose in poses]
     other = [torch.randn(3, 24, *pose.grid) for pose in poses]
     ids = torch.arange(3)
-    loss = ser_loss(phi, maps, other, poses, ids, 0.3)
+    loss = ser_loss(phi, maps, poses, ids, 0.3, momentum_maps=other)
     (found,) = torch.autograd.grad(loss, phi.layers[0].weight)
     detached = [
         patch_ntxent(
@@ -187,9 +187,9 @@ def test_an_equivariant_map_has_a_lower_loss_than_one_read_with_the_wrong_pose()
     other = Pose(torch.tensor([3, 3, 1]), torch.tensor([True, False, False]), (4, 4))
     content = torch.randn(3, 24, 4, 4)
     maps = [pose.act(content), other.act(content)]
-    right = ser_loss(torch.nn.Identity(), maps, [], [pose, other], torch.arange(3), 0.1)
+    right = ser_loss(torch.nn.Identity(), maps, [pose, other], torch.arange(3), 0.1)
     wrong_pose = Pose(other.turns + 1, other.flip, (4, 4))
-    wrong = ser_loss(torch.nn.Identity(), maps, [], [pose, wrong_pose], torch.arange(3), 0.1)
+    wrong = ser_loss(torch.nn.Identity(), maps, [pose, wrong_pose], torch.arange(3), 0.1)
     assert float(right) < 0.2 * float(wrong)
 
 
@@ -204,7 +204,7 @@ def test_with_several_layers_the_watched_base_gradient_is_the_base_objective_alo
 
 def test_an_unknown_form_is_refused():
     with pytest.raises(ValueError, match="canonicl"):
-        ser_loss(torch.nn.Identity(), [], [], [], torch.arange(0), 0.3, form="canonicl")
+        ser_loss(torch.nn.Identity(), [], [], torch.arange(0), 0.3, form="canonicl")
 
 
 def test_late_cls_alone_and_layer_12_can_be_built():
@@ -295,7 +295,7 @@ def test_a_step_is_its_definition(form):
 def test_cross_view_without_momentum_has_both_directions():
     poses = sample_pose_pair(3, (4, 4), counted_generator(0, "pose"))
     maps = [torch.randn(3, 8, *pose.grid) for pose in poses]
-    found = [ser_loss(nn.Identity(), maps[::d], [], poses[::d], torch.arange(3), 0.3, "cross_view") for d in (1, -1)]
+    found = [ser_loss(nn.Identity(), maps[::d], poses[::d], torch.arange(3), 0.3, form="cross_view") for d in (1, -1)]
     assert torch.allclose(*found)
 
 

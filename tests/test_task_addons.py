@@ -192,7 +192,9 @@ def test_ser_of_many_views_is_the_mean_over_pairs(views, pairs, method):
 
     def of_pair(keys, j):
         pair = slice(2 * j, 2 * j + 2)
-        return ser_loss(phi, student[pair], keys[pair], batch.poses[pair], batch.image_ids, config.temperature)
+        return ser_loss(
+            phi, student[pair], batch.poses[pair], batch.image_ids, config.temperature, momentum_maps=keys[pair]
+        )
 
     losses = task(batch)
     expected = torch.stack([of_pair(momentum, j) for j in range(pairs)]).detach()

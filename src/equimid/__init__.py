@@ -1,27 +1,23 @@
 """equimid: vision transformers that are equivariant in the middle and invariant at the end.
 
     import equimid
-    backbone = equimid.load_backbone("runs/mine/backbone")
+
+    run = equimid.pretrain("photos", "runs/mine", recipe="ser-small")
+    backbone = equimid.load_backbone(run)
     features = backbone(images)          # features.cls (B, D), features.maps {layer: (B, D, h, w)}
 
-Names are loaded at first use, so that `equimid --help` does not wait for torch.
+Names are imported when they are first used, so that `import equimid` does not wait for torch.
 """
 
-from importlib import import_module
-from typing import Any
+from importlib.metadata import version as _version
 
-_HOMES = {
-    "Pose": "equimid.poses",
-    "transport": "equimid.poses",
-    "create_backbone": "equimid.backbones",
-    "load_backbone": "equimid.export",
-    "patch_ntxent": "equimid.losses",
-}
+import lazy_loader
 
-__all__ = ["Pose", "create_backbone", "load_backbone", "patch_ntxent", "transport"]
+__getattr__, _names, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+__version__ = _version("equimid")
+__all__ += ["__version__"]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'equimid' has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -23,6 +23,7 @@ from equimid.engine import OptimConfig, RuntimeConfig, TrainConfig
 from equimid.errors import UserError
 from equimid.evaluation import EvaluationConfig
 from equimid.methods import METHODS, MethodConfig, MoCoV3Config
+from equimid.settings import explain
 from equimid.views import ViewPlan, ViewsConfig
 
 __all__ = ["Config", "differences", "flatten", "load_config", "override", "save_config"]
@@ -111,7 +112,7 @@ def override(config: Config, assignments: Sequence[str], starting: Mapping[str, 
                 place[parent] = _plain(starting[parent]) if starting and parent in starting else {}
             place = place[parent]
         place[last] = _value(key, text, kind)
-    return _build(content, "the settings")
+    return _build(content, "")
 
 
 def save_config(config: Config, file: Path) -> None:
@@ -254,10 +255,4 @@ def _validated(kind: Any, value: Any, where: str, name: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        if first["type"] == "value_error":
-            raise UserError(first["msg"].removeprefix("Value error, ")) from None
-        if first["type"] == "missing":
-            raise UserError(f"{where}: {name} is {value!r}; a value is missing in it") from None
-        key = ".".join([name, *(str(part) for part in first["loc"] if not str(part).endswith("Config"))])
-        raise UserError(f"{where}: {key} is {first['input']!r}; {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+        raise UserError(explain(error, name, kind, where)) from None

@@ -11,6 +11,7 @@ types, NaN and infinite numbers are refused. What no declaration says is checked
 ValueError begins with the name of the setting; the group is put before it.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import fields
@@ -73,7 +74,8 @@ def explain(error: ValidationError, group: str, kind: Any = None, where: str = "
         where: the file, if it was read from one.
     """
     first = error.errors()[0]
-    loc = [str(part) for part in first["loc"] if not str(part).endswith("Config")]
+    # of a union, pydantic names the member too, such as SERConfig or constrained-int
+    loc = [str(part) for part in first["loc"] if re.fullmatch(r"[a-z_0-9]+", str(part))]
     key = ".".join([group, *loc]).strip(".")
     where = f"{where}: " if where else ""
     if first["type"] == "value_error":  # of a __post_init__, which begins with the name of the setting
@@ -111,7 +113,8 @@ _WORDS = {
 def _expected(first: Any) -> str:
     words = _WORDS.get(first["type"])
     if words is not None:
-        return words.format(**(first.get("ctx") or {}))
+        context = first.get("ctx") or {}
+        return words.format(**{k: f"{v:g}" if isinstance(v, float) else v for k, v in context.items()})
     message: str = first["msg"]
     return message[:1].lower() + message[1:]
 
@@ -166,20 +169,22 @@ class Described:
     default: Any
 
 
-def described(cls: Any, group: str) -> Iterator[Described]:
-    """Every setting of a class and of the groups in it."""
-    hints = get_type_hints(cls)
+def described(cls: Any, group: str, values: Any = None) -> Iterator[Described]:
+    """Every setting of a class and of the groups in it.
+
+    Args:
+        values: an instance whose values are the defaults; by default the class's own.
+    """
+    hints, values = get_type_hints(cls), values or cls()
     for field in fields(cls):
         key, info = f"{group}.{field.name}".strip("."), cls.__pydantic_fields__[field.name]
         inner = next((k for k in (hints[field.name], *get_args(hints[field.name])) if is_pydantic_dataclass(k)), None)
         if inner is not None:
-            yield from described(inner, key)
+            yield from described(inner, key, getattr(values, field.name))
             continue
         extra = info.json_schema_extra or {}
-        default = info.get_default(call_default_factory=True)
-        yield Described(
-            key, info.description or "", str(extra.get("unit", "")), _limits(info), _kind(hints[field.name]), default
-        )
+        kind, default = _kind(hints[field.name]), getattr(values, field.name)
+        yield Described(key, info.description or "", str(extra.get("unit", "")), _limits(info), kind, default)
 
 
 def _kind(hint: Any) -> str:

@@ -56,16 +56,37 @@ class GradientWatch:
 
 
 class Task(nn.Module):
-    """Everything that is trained. All weights are a function of `seed`.
+    """Everything that is trained: backbone, base objective, add-ons, momentum network. All weights are a function of
+    `seed`.
+
+    Args:
+        backbone, method, addons: settings; no add-ons by default.
+        plan: the views that the add-ons were planned with (`equimid.addons.plan_views`); needed with add-ons.
 
     Raises:
         UserError: a layer lies outside the network; see `create_backbone`.
+        ValueError: add-ons without a plan.
+
+    Example: MoCo-v3 alone, on two batches of augmented images (b, 3, H, W).
+        >>> task = Task(BackboneConfig(image_size=96, name="vit_tiny_patch16_224", cls_layer=0), MoCoV3Config())
+        >>> step = StepInfo(step=0, total=1000, steps_per_epoch=100)
+        >>> task.update_teacher(step)
+        >>> losses = task(Views([first, second]), step)
+        >>> losses.total.backward()
     """
 
     def __init__(
-        self, backbone: BackboneConfig, method: MethodConfig, addons: Addons, plan: ViewPlan, seed: int
+        self,
+        backbone: BackboneConfig,
+        method: MethodConfig,
+        addons: Addons | None = None,
+        plan: ViewPlan | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        addons = addons or {}
+        if addons and plan is None:
+            raise ValueError(f"the add-ons {', '.join(addons)} need the plan of the views; give plan=plan_views(...)")
         self.configs = dict(addons)
         taps = sorted({layer for addon in addons.values() for layer in addon.taps})
         self.student = build_backbone(backbone, taps, seed=seed)
@@ -78,7 +99,7 @@ class Task(nn.Module):
         self.addons = nn.ModuleDict()
         for name, addon in addons.items():
             with counted_torch_seed(seed, "addon " + name):
-                self.addons[name] = _built(addon.build(self.student.embed_dim, plan), Addon, name)
+                self.addons[name] = _built(addon.build(self.student.embed_dim, cast(ViewPlan, plan)), Addon, name)
         self.momentum: nn.Module | None = None
         if self.method.uses_momentum:
             self.momentum = without_drop_path(momentum_copy(self.student))

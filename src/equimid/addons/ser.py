@@ -57,8 +57,9 @@ class SER(Addon):
         pairs = [slice(v, v + 2) for v in range(0, len(student) - 1, 2)]
         losses = [
             ser_loss(
-                projector, student[pair], momentum[pair], outputs.views.poses[pair], outputs.views.image_ids,
-                config.temperature, config.form, config.negatives, config.negative_distance,
+                projector, student[pair], outputs.views.poses[pair], outputs.views.image_ids, config.temperature,
+                momentum_maps=momentum[pair], form=config.form, negatives=config.negatives,
+                negative_distance=config.negative_distance,
             )
             for pair in pairs
         ]  # fmt: skip
@@ -68,21 +69,41 @@ class SER(Addon):
 def ser_loss(
     projector: nn.Module,
     maps: Sequence[Tensor],
-    momentum_maps: Sequence[Tensor],
     poses: Sequence[Pose],
     image_ids: Tensor,
     temperature: float,
+    *,
+    momentum_maps: Sequence[Tensor] = (),
     form: Literal["canonical", "cross_view"] = "canonical",
     negatives: Literal["images", "all"] = "images",
     negative_distance: int = 1,
 ) -> Tensor:
-    """L_eq of one layer's maps: (n, D, *poses[v].grid) per posed view v.
+    """L_eq of one layer (arXiv 2603.06693): the maps of two posed views of n images agree, patch by patch, after the
+    map of one view is transported into the frame of the other.
 
-    Without momentum maps both sides are the student's, and one direction holds every pair. Returns a scalar; see
-    `equimid.losses.patch_ntxent` for its meaning over ranks. `negatives` and `negative_distance` as in `SERConfig`.
+    Args:
+        projector: phi, such as `patch_projector(D, hidden)`; give its parameters to the optimizer.
+        maps: per posed view v, token maps (n, D, *poses[v].grid).
+        poses: of the two views, as `sample_pose_pair` draws them.
+        image_ids: (n,) int64, another number for every image; patches of other images are the negatives.
+        temperature: tau, above 0 (the paper: 0.3).
+        momentum_maps: the same maps by the momentum network, if there is one: the transported side, without gradient.
+            Without them both sides are the student's, and one direction holds every pair.
+        form: "canonical" (the paper) or "cross_view" (the SER release: negatives in the other view only).
+        negatives: "images" (the paper) or "all": patches of the same image are negatives too, ...
+        negative_distance: ... but for those within so many rows and columns of the partner.
+
+    Returns:
+        Scalar; `equimid.losses.patch_ntxent` says what it means over several processes.
 
     Raises:
-        ValueError: a form or a kind of negatives that there is not.
+        ValueError: an unknown form or kind of negatives, or shapes that do not fit.
+
+    Example:
+        >>> poses = sample_pose_pair(len(images), grid=(14, 14), rng=np.random.default_rng(0))
+        >>> views = [pose.act(images, patch_size=16) for pose in poses]
+        >>> maps = [features.maps[3] for features in backbone.forward_packed(views)]
+        >>> loss = ser_loss(phi, maps, poses, image_ids=torch.arange(len(images)), temperature=0.3)
     """
     if form not in _FORMS:
         raise ValueError(f"form is {form!r}; expected one of {', '.join(_FORMS)}")

@@ -22,7 +22,7 @@ from equimid.evaluation import MEASUREMENTS, Measurement, PatchColours, Pixels, 
 from equimid.files import locked
 from equimid.records import Record, read_records, write_records
 from equimid.report import write_report
-from equimid.runs.networks import first_seed, open_network, run_of
+from equimid.runs.networks import first_seed, images_of, open_network, run_of
 
 __all__ = ["ROUTINE", "evaluate", "is_measured", "measure_run", "study_of"]
 
@@ -71,10 +71,7 @@ def evaluate(
     """
     config = _settings(model, settings)
     run = run_of(model)
-    if data is None:
-        if run is None:
-            raise UserError(f"{model} names no images of its own; give what it is measured on: --data DATA")
-        data = config.data.source
+    data = images_of(model) if data is None else data
     chosen = [_measurement(name) for name in dict.fromkeys(names or _routine(data))]
     fabric = make_fabric(config.runtime)
     folder = out or run or Path("measured") / _file_name(model)

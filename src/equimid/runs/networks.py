@@ -19,7 +19,7 @@ from equimid.errors import UserError
 from equimid.export import load_backbone
 from equimid.randomness import counted_torch_seed
 
-__all__ = ["first_seed", "open_encoder", "open_network", "run_of"]
+__all__ = ["first_seed", "images_of", "open_encoder", "open_network", "run_of"]
 
 logger = logging.getLogger("equimid")
 
@@ -56,6 +56,18 @@ def run_of(model: str) -> Path | None:
     """The run that a folder is, or whose backbone it is."""
     path = Path(model)
     return next((p for p in (path, path.parent) if path.is_dir() and (p / "config.yaml").is_file()), None)
+
+
+def images_of(model: str) -> str:
+    """The images that a run was trained on, as its settings name them.
+
+    Raises:
+        UserError: the model is not of a run.
+    """
+    run = run_of(model)
+    if run is None:
+        raise UserError(f"{model} names no images of its own; give what it is measured on: --data DATA")
+    return load_config(run / "config.yaml").data.source
 
 
 def _like_run(config: Config) -> Callable[[int], Encoder]:
