@@ -35,6 +35,7 @@ from equimid.errors import UserError
 from equimid.randomness import counted_generator
 from equimid.views import Key, Photometric, ViewDataset, ViewPlan, ViewsConfig, collate, draw
 from equimid.views.photometric import apply
+from equimid.views.plan import standard_views
 
 __all__ = ["bench_loader"]
 
@@ -60,7 +61,7 @@ def bench_loader(options: LoaderOptions) -> Result:
         notes = [_said_of(source, options)]
         if len(source) < len(chosen):
             notes.append(f"{len(chosen) - len(source)} more cannot be read and are left out")
-        plan = ViewsConfig().plan(options.image_size, 1)
+        plan = standard_views(ViewsConfig(), options.image_size, 1)
         datasets: dict[str, _Side] = {
             _PLAIN: (_Plain(source, options.image_size), list(range(len(source))), default_collate)
         }

@@ -8,6 +8,7 @@ from PIL import Image
 
 from equimid.errors import UnreadableImage
 from equimid.views import Photometric, PosedViews, ViewsConfig
+from equimid.views.plan import standard_views
 
 PLAIN = Photometric(jitter=0, grey=0, blur=0, solarise=0)
 POSED = PosedViews(count=4, sizes=(16, 16), patch_size=4, area=(0.7, 1.3), aspect=(3 / 4, 4 / 3))
@@ -16,7 +17,7 @@ STILL = replace(POSED, area=(1.0, 1.0), aspect=(1.0, 1.0))  # turns and flips on
 
 def make_plan(posed=POSED, plain=True, size=16, **changes):
     config = ViewsConfig(first=PLAIN, second=PLAIN) if plain else ViewsConfig()
-    return replace(replace(config, **changes).plan(size, 4), posed=posed)
+    return replace(standard_views(replace(config, **changes), size, 4), posed=posed)
 
 
 class Drawn:

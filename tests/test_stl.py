@@ -189,7 +189,7 @@ def make_batch(plan, n=40):
 
 def test_pairs_share_crop_and_colours_and_nothing_else():
     views = ViewsConfig(second=Photometric(blur=0.5, solarise=0.5))
-    plan = SMALL.extend(views.plan(16, 8), SETTING)
+    plan = SMALL.extend(standard_views(views, 16, 8), SETTING)
     assert plan.aligned
     assert plan.unit == 2
     batch = make_batch(plan)

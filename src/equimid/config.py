@@ -6,7 +6,6 @@ wrong type are errors, and so are parts that do not go together.
 
 import dataclasses
 import difflib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from equimid.data import DataConfig
 from equimid.engine import OptimConfig, RuntimeConfig, TrainConfig
 from equimid.errors import UserError
 from equimid.evaluation import EvaluationConfig
+from equimid.files import write_text
 from equimid.methods import METHODS, MethodConfig, MoCoV3Config
 from equimid.settings import explain
 from equimid.views import ViewPlan, ViewsConfig
@@ -116,12 +116,10 @@ def override(config: Config, assignments: Sequence[str], starting: Mapping[str, 
 
 
 def save_config(config: Config, file: Path) -> None:
-    """Write it as YAML, resolved; beside its place and renamed."""
-    beside = file.with_name(f".{file.name}.tmp")
+    """Write it as YAML, resolved."""
     # an add-on that is left out is not named: it may be another machine's plugin
     content = {key: value for key, value in _plain(config).items() if value is not None}
-    beside.write_text(yaml.safe_dump(content, sort_keys=False))
-    os.replace(beside, file)
+    write_text(file, yaml.safe_dump(content, sort_keys=False))
 
 
 def load_config(file: Path) -> Config:

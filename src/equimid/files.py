@@ -1,16 +1,52 @@
 """Files that are whole or not there, and folders that one process uses at a time."""
 
+import json
 import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from equimid.console import is_main_process
 from equimid.errors import UserError
 
-__all__ = ["locked"]
+__all__ = ["atomic_write", "locked", "write_bytes", "write_json", "write_text"]
+
+
+@contextmanager
+def atomic_write(file: Path) -> Iterator[Path]:
+    """A place beside `file` to write to. Where the block ends well it is synced to the disk and takes the name of
+    `file`, so that a reader sees the old file or the new one; where it fails it is removed."""
+    beside = file.with_name(f".{file.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield beside
+        with beside.open("rb") as stream:
+            os.fsync(stream.fileno())
+        os.replace(beside, file)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+
+
+def write_bytes(file: Path, content: bytes) -> None:
+    """Write a whole file; see `atomic_write`."""
+    with atomic_write(file) as beside:
+        beside.write_bytes(content)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a whole file of text; names of files in it need not be valid text. See `atomic_write`."""
+    with atomic_write(file) as beside:
+        beside.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a whole file of JSON; see `atomic_write`."""
+    write_text(file, json.dumps(content, indent=1) + "\n")
 
 
 @contextmanager

@@ -1,12 +1,12 @@
 """Records: what an evaluation found, one JSON line each. Evaluations append them, the report reads them."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from equimid.errors import UserError
+from equimid.files import write_text
 
 __all__ = ["SCHEMA", "Record", "read_records", "write_records"]
 
@@ -75,13 +75,8 @@ def read_records(path: Path) -> list[Record]:
 
 
 def write_records(path: Path, new: list[Record]) -> None:
-    """Add records, replacing those of the same evaluations on the same data (a second run is not a second n).
-
-    The file is written beside and renamed: a reader never sees half of it.
-    """
+    """Add records, replacing those of the same evaluations on the same data (a second run is not a second n)."""
     replaced = {(r.evaluation, r.data) for r in new}
     old = read_records(path) if path.exists() else []
     kept = [r for r in old if (r.evaluation, r.data) not in replaced]
-    beside = path.with_suffix(".jsonl.tmp")
-    beside.write_text("".join(json.dumps(asdict(r)) + "\n" for r in [*kept, *new]))
-    os.replace(beside, path)
+    write_text(path, "".join(json.dumps(asdict(r)) + "\n" for r in [*kept, *new]))

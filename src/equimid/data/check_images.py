@@ -1,9 +1,9 @@
 """The ledger: which images of a source cannot be used, and why. Kept in the run folder."""
 
 import csv
+import io
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,6 +13,7 @@ from typing import Self
 from equimid.data.shards.source import ShardSource
 from equimid.data.sources import ArraySource, Source
 from equimid.errors import UnreadableImage, UserError
+from equimid.files import write_json, write_text
 
 __all__ = ["ImageCheck", "check_images", "image_check_for", "list_unreadable", "raise_if_too_many"]
 
@@ -54,13 +55,11 @@ class ImageCheck:
         return source.without(index for index, _, _ in self.unreadable) if self.unreadable else source
 
     def save(self, folder: Path) -> None:
-        """Write `data.json` (all of it) and `unreadable.csv` (file, reason), each beside and renamed."""
+        """Write `data.json` (all of it) and `unreadable.csv` (file, reason)."""
         folder.mkdir(parents=True, exist_ok=True)
         list_unreadable(folder, ((description, reason) for _, description, reason in self.unreadable))
-        beside = folder / f"data.json{_suffix()}"
         counts = {"usable": self.listed - len(self.unreadable)}
-        beside.write_text(json.dumps({"schema": _SCHEMA, **counts, **asdict(self)}, indent=1) + "\n")
-        os.replace(beside, folder / "data.json")
+        write_json(folder / "data.json", {"schema": _SCHEMA, **counts, **asdict(self)})
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
@@ -77,19 +76,10 @@ class ImageCheck:
 
 
 def list_unreadable(folder: Path, rows: Iterable[tuple[str, str]]) -> None:
-    """Write `unreadable.csv` (file, reason) beside and renamed."""
-    beside = folder / f"unreadable.csv{_suffix()}"
-    # a file name need not be valid text
-    with beside.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["file", "reason"])
-        writer.writerows(rows)
-    os.replace(beside, folder / "unreadable.csv")
-
-
-def _suffix() -> str:
-    """Several processes may save the same ledger at once."""
-    return f".{secrets.token_hex(4)}.tmp"
+    """Write `unreadable.csv` (file, reason)."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([("file", "reason"), *rows])
+    write_text(folder / "unreadable.csv", text.getvalue())
 
 
 def check_images(

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from equimid.files import atomic_write
+
 __all__ = ["Metrics"]
 
 logger = logging.getLogger("equimid")
@@ -53,10 +55,8 @@ class Metrics:
         whole = [row for row in body if len(row) == len(self.columns) and row[0].isdigit() and int(row[0]) <= step]
         if whole and "seconds" in self.columns:
             self.seconds = float(whole[-1][self.columns.index("seconds")])
-        beside = self.file.with_suffix(".csv.tmp")
-        with beside.open("w", newline="") as stream:
+        with atomic_write(self.file) as beside, beside.open("w", newline="") as stream:
             csv.writer(stream).writerows([self.columns, *whole])
-        beside.replace(self.file)
 
 
 def _tensorboard(folder: Path, resumed_step: int) -> Any:

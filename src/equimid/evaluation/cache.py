@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import secrets
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from equimid.data import data_home
 from equimid.errors import UserError
+from equimid.files import atomic_write
 
 __all__ = ["cached", "store"]
 
@@ -39,17 +39,13 @@ def cached(*key: str) -> Tensor | None:
 
 
 def store(features: Tensor, *key: str) -> None:
-    """Keep features (n, D) under that key, written beside and renamed; a full disk only costs the next run time."""
+    """Keep features (n, D) under that key; a full disk only costs the next run time."""
     file = _file(key)
-    beside = file.with_suffix(f".{secrets.token_hex(4)}.tmp")
-    try:
+    with suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"features": features.contiguous()}, beside)
-        os.replace(beside, file)
+        with atomic_write(file) as beside:
+            save_file({"features": features.contiguous()}, beside)
         _forget(file)
-    except (OSError, SafetensorError):
-        with suppress(OSError):
-            beside.unlink()
 
 
 def _file(key: tuple[str, ...]) -> Path:

@@ -1,6 +1,5 @@
 """The page: read the folders of runs, say what was run, fill the template. Nothing is measured here."""
 
-import os
 from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
@@ -10,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from equimid.errors import UserError
+from equimid.files import write_text
 from equimid.report.blocks import Section
 from equimid.report.explorer import Explorer, explorer
 from equimid.report.formatting import measured, plain
@@ -75,9 +75,7 @@ def write_page(
         today=date.today().isoformat(),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    beside = out.with_name(out.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, out)
+    write_text(out, text)
     return out
 
 

@@ -1,7 +1,6 @@
 """Measure a network, of a run or of others: records into its folder, and a page."""
 
 import logging
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from equimid.data import ImageCheck
 from equimid.engine import latest_checkpoint, make_fabric
 from equimid.errors import UserError
 from equimid.evaluation import MEASUREMENTS, Measurement, PatchColours, Pixels, Scope, Study, labelled_splits
-from equimid.files import locked
+from equimid.files import locked, write_text
 from equimid.records import Record, read_records, write_records
 from equimid.report import write_report
 from equimid.runs.networks import first_seed, images_of, open_network, run_of
@@ -219,12 +218,9 @@ def _describe(folder: Path, model: str, subject: str, config: Config) -> None:
             subject == "random" and before.get("seed") != config.seed
         ):
             raise UserError(f"{folder} holds measurements of {told[0]}, and this is {told[1]}; choose another --out")
-    if not is_main_process():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.tmp")
-    beside.write_text(yaml.safe_dump(content, sort_keys=False))
-    os.replace(beside, file)
+    if is_main_process():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, yaml.safe_dump(content, sort_keys=False))
 
 
 def _file_name(text: str) -> str:

@@ -10,7 +10,6 @@ processes may share a study.
 
 import json
 import logging
-import os
 import platform
 import subprocess
 import time
@@ -30,6 +29,7 @@ from equimid.console import is_main_process
 from equimid.data import open_source
 from equimid.errors import UserError
 from equimid.evaluation import MEASUREMENTS
+from equimid.files import write_text
 from equimid.recipes import configured
 from equimid.records import Record, read_records
 from equimid.runs.evaluate import evaluate
@@ -245,9 +245,7 @@ def _run_cell(experiment: Experiment, arm: str, seed: int, folder: Path, target:
         "records": kept,
     }
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.tmp")
-    beside.write_text(json.dumps(cell, indent=0).replace("\n", " ").replace("}, {", "},\n{") + "\n")
-    os.replace(beside, target)
+    write_text(target, json.dumps(cell, indent=0).replace("\n", " ").replace("}, {", "},\n{") + "\n")
 
 
 # measurements whose records are called otherwise

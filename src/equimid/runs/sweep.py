@@ -8,7 +8,6 @@ changes all that is drawn: initial weights, order of the data, views, poses, and
 import hashlib
 import itertools
 import logging
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,7 +20,7 @@ from equimid.config import Config, differences, flatten
 from equimid.console import is_main_process
 from equimid.data import open_source
 from equimid.errors import UserError
-from equimid.files import locked
+from equimid.files import locked, write_text
 from equimid.recipes import configured
 from equimid.report import SweepPlan, read_sweep, write_sweep_report
 from equimid.runs.pretrain import on_one_device, pretrain
@@ -232,9 +231,6 @@ def _as_setting(value: Any) -> str:
 
 
 def _save(sweep: Sweep, file: Path) -> None:
-    """Written beside and renamed, by the main process."""
-    if not is_main_process():
-        return
-    beside = file.with_name(f".{file.name}.tmp")
-    beside.write_text(yaml.safe_dump(asdict(sweep), sort_keys=False))
-    os.replace(beside, file)
+    """By the main process."""
+    if is_main_process():
+        write_text(file, yaml.safe_dump(asdict(sweep), sort_keys=False))

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from equimid.errors import UserError
+from equimid.files import write_json
 
 __all__ = ["Pack", "Part", "Records", "Shard", "as_options", "is_packed", "read_index", "shard_name", "write_index"]
 
@@ -80,10 +81,7 @@ class Pack:
     def save(self, folder: Path) -> None:
         """`pack.json`, or `packing.json` while it is not done; written beside and renamed."""
         file = folder / ("pack.json" if self.parts else "packing.json")
-        beside = folder / f".{file.name}.writing"
-        content = {"format": _FORMAT, "version": _VERSION, **asdict(self)}
-        beside.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(beside, file)
+        write_json(file, {"format": _FORMAT, "version": _VERSION, **asdict(self)})
 
     @classmethod
     def load(cls, file: Path) -> Self:

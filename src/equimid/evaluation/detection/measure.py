@@ -3,8 +3,6 @@
 import hashlib
 import json
 import math
-import os
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from equimid.evaluation.detection.tokens import Canvas
 from equimid.evaluation.detection.train import Found, build_detector, detect, train_detector
 from equimid.evaluation.figures.detections import draw_detections
 from equimid.evaluation.study import Study
+from equimid.files import write_text
 from equimid.randomness import counted_generator
 from equimid.records import Record
 
@@ -97,13 +96,10 @@ def _name(study: Study) -> str:
 
 def _write(study: Study, test: DetectionSet, found: Sequence[Found]) -> None:
     file = study.folder / f"detections_{_name(study)}.json"
-    beside = file.with_suffix(f".{secrets.token_hex(4)}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(coco_results(test, found)))
-        os.replace(beside, file)
+        write_text(file, json.dumps(coco_results(test, found)))
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise UserError(f"{file} cannot be written ({error.strerror}); make room, or give another folder") from None
 
 

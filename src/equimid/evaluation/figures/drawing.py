@@ -1,7 +1,6 @@
 """What all pictures share: colours of token maps, photographs, small files, records."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 from equimid.distributed import rank
 from equimid.evaluation.preprocessing import Preprocessing
 from equimid.evaluation.study import Study
+from equimid.files import write_bytes
 from equimid.records import Record
 
 __all__ = [
@@ -85,9 +85,7 @@ def write_beside(file: Path, content: bytes) -> None:
     """Written beside and renamed, by the main process: a reader never sees half of it."""
     if rank() > 0:
         return
-    beside = file.with_name(file.name + ".tmp")
-    beside.write_bytes(content)
-    os.replace(beside, file)
+    write_bytes(file, content)
 
 
 def picture_record(study: Study, evaluation: str, n: int, file: Path, details: Mapping[str, Any]) -> Record:
