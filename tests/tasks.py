@@ -57,3 +57,10 @@ def ser_on_other_bases(rank, ranks):
         found |= {f"{name}: {key}": value for key, value in losses.named.items()}
         found |= {f"{name}: {key}": p.grad for key, p in task.named_parameters() if p.requires_grad}
     return found
+
+
+def logged(std=1.0, waiting=0.0, gradients=None, between=None):
+    """A row as the trainer logs it, as far as health reads it."""
+    row = {"feature/std": std, "waiting": waiting}
+    row |= {f"gradient/{name}": value for name, value in (gradients or {}).items()}
+    return row | {f"feature/between_images_{layer}": value for layer, value in (between or {}).items()}

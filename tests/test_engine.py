@@ -16,20 +16,23 @@ from torch import nn
 
 from equimid.addons import SERConfig, plan_views
 from equimid.backbones import BackboneConfig
+from equimid.config import override
 from equimid.engine import Trainer, make_fabric
+from equimid.engine.callbacks import Callback, CsvLog
 from equimid.engine.checkpoint import latest_checkpoint
 from equimid.engine.config import OptimConfig, RuntimeConfig, TrainConfig
 from equimid.engine.health import HealthCheck, effective_rank, feature_std, map_variance
-from equimid.engine.metrics import Metrics
 from equimid.engine.optimizer import build_optimizer, set_rates
 from equimid.engine.sampler import MicroBatches
 from equimid.errors import UnreadableImage, UserError
 from equimid.methods import MoCoV3Config
 from equimid.randomness import counted_torch_seed
+from equimid.recipes import recipe
+from equimid.runs.pretrain import pretrain
 from equimid.schedules import StepInfo
 from equimid.views import ViewDataset, ViewsConfig, collate, sample_poses, to_device_views
 from processes import wait_for
-from tasks import TINY, make_task
+from tasks import TINY, logged, make_task
 
 # a network so small that a step takes milliseconds
 SMALL = [
@@ -201,6 +204,43 @@ def test_what_goes_bad_in_training_is_replaced_and_listed(tmp_path):
     assert float(dict(zip(rows[0].split(","), rows[1].split(","), strict=True))["gradient/ser"]) > 0
 
 
+class Recorder(Callback):
+    def __init__(self, fail_at=None):
+        self.calls, self.fail_at = [], fail_at
+
+    def on_start(self, step, total):
+        self.calls.append(("start", step, total))
+
+    def on_step(self, step, losses, images_per_second):
+        self.calls.append(("step", step, sorted(losses), images_per_second > 0))
+        if step == self.fail_at:
+            raise RuntimeError("stop here")
+
+    def on_log(self, step, row, images):
+        self.calls.append(("log", step, row["step"], images))
+
+    def on_checkpoint(self, step, folder):
+        self.calls.append(("checkpoint", step, (folder / "checkpoints").is_dir()))
+
+    def on_end(self, outcome):
+        self.calls.append(("end", outcome and outcome.steps))
+
+
+def test_callbacks_see_every_step_row_and_checkpoint_and_the_end(tmp_path):
+    seen, failing = Recorder(), Recorder(fail_at=2)
+    quick = ["train.steps=3", "train.batch_size=32", "runtime.workers=0", "runtime.tensorboard=false",
+             "runtime.checkpoint_every=2", "data.source=digits"]  # fmt: skip
+    config = override(recipe("mocov3-tiny"), quick)
+    pretrain(config, tmp_path / "run", finish=False, callbacks=[seen])
+    names = ["mocov3", "total"]
+    steps = [entry for n in (1, 2, 3) for entry in (("log", n, n, 32), ("step", n, names, True))]
+    steps.insert(4, ("checkpoint", 2, True))
+    assert seen.calls == [("start", 0, 3), *steps, ("checkpoint", 3, True), ("end", 3)]
+    with pytest.raises(RuntimeError, match="stop here"):
+        pretrain(config, tmp_path / "other", finish=False, callbacks=[failing])
+    assert failing.calls[-1] == ("end", None), "also after an error"
+
+
 # ---- order, metrics, health, settings ----------------------------------------------------------------------------
 
 
@@ -242,14 +282,14 @@ def test_accumulated_batches_hold_the_same_images():
 
 
 def test_metrics_drop_what_came_after_the_checkpoint(tmp_path):
-    metrics = Metrics(tmp_path, 0, tensorboard=False)
+    metrics = CsvLog(tmp_path, 0)
     for step in range(1, 6):
-        metrics.write({"step": step, "seconds": 2.0 * step})
+        metrics.on_log(step, {"step": step, "seconds": 2.0 * step}, 8)
     with metrics.file.open("a") as stream:
         stream.write("6,0.")  # killed while it wrote
-    resumed = Metrics(tmp_path, 3, tensorboard=False)
+    resumed = CsvLog(tmp_path, 3)
     assert resumed.seconds == 6, "time goes on where the kept rows end"
-    resumed.write({"step": 4, "seconds": 7.5})
+    resumed.on_log(4, {"step": 4, "seconds": 7.5}, 8)
     assert metrics.file.read_text().split() == ["step,seconds", "1,2", "2,4", "3,6", "4,7.5"]
 
 
@@ -276,11 +316,11 @@ def test_the_variance_between_images_is_that_of_their_mean_tokens():
 
 def test_health_warns_once_that_place_is_being_lost(caplog):
     health = HealthCheck({"ser": 1.0}, patience=5)
-    health.look_at_maps(2, {"layer_3": 0.99})
-    health.look_at_maps(9, {"layer_3": 0.5})
+    health.on_log(2 + 1, logged(between={"layer_3": 0.99}), 8)
+    health.on_log(9 + 1, logged(between={"layer_3": 0.5}), 8)
     assert not caplog.records
     for step in (9, 10):
-        health.look_at_maps(step, {"layer_3": 0.97, "layer_4": 0.2})
+        health.on_log(step + 1, logged(between={"layer_3": 0.97, "layer_4": 0.2}), 8)
     (record,) = caplog.records
     assert all(word in record.message for word in ("step 10", "layer 3", "97%", "ser.negatives=all"))
 
@@ -288,15 +328,15 @@ def test_health_warns_once_that_place_is_being_lost(caplog):
 def test_health_warns_once_of_a_dead_term_and_of_collapse(caplog):
     health = HealthCheck({"ser": 1.0}, patience=5)
     with caplog.at_level(logging.WARNING, "equimid"):
-        health.check(0, std=0.001, gradients={"base": 0.1, "ser": 0.2}, images=8)
+        health.on_log(0 + 1, logged(std=0.001, gradients={"base": 0.1, "ser": 0.2}), 8)
         assert not caplog.records, "nearly equal features at the start are not a collapse"
         for _ in range(2):
-            health.check(6, std=0.001, gradients={"base": 0.1, "ser": 0.0}, images=8)
+            health.on_log(6 + 1, logged(std=0.001, gradients={"base": 0.1, "ser": 0.0}), 8)
     assert [("no gradient of the ser loss" in m, "collapse" in m) for m in caplog.messages] == [
         (True, False),
         (False, True),
     ]
-    HealthCheck({"ser": 0.0}, patience=5).forward_features(0, 1.0, {"ser": 0.0}, 8)
+    HealthCheck({"ser": 0.0}, patience=5).on_log(1, logged(gradients={"ser": 0.0}), 8)
     assert len(caplog.messages) == 2, "a weight of 0 is meant"
 
 

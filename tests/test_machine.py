@@ -15,6 +15,7 @@ from equimid.engine.async_metrics import AsyncMetrics, LoaderClock
 from equimid.engine.cpu_bf16 import bf16_units
 from equimid.engine.health import HealthCheck
 from equimid.engine.machine import is_out_of_memory, loader_remedy, set_threads
+from tasks import logged
 
 CPU = RuntimeConfig(accelerator="cpu")
 
@@ -164,12 +165,12 @@ def test_a_waiting_device_is_told_once_with_a_remedy(caplog, monkeypatch):
     health = HealthCheck({}, patience=50, start=100, remedy=remedy)
     with caplog.at_level(logging.WARNING, "equimid"):
         for step in range(100, 120):
-            health.look_at_loader(step, 0.9)
+            health.on_log(step + 1, logged(waiting=0.9), 8)
         for step, waited in enumerate([0.5, 0.5, 0.5, 0.1, 0.5, 0.5, 0.5, 0.5], start=120):
-            health.look_at_loader(step, waited)
+            health.on_log(step + 1, logged(waiting=waited), 8)
         assert not caplog.records, "workers start, or it is not lasting"
         for step in range(128, 150):
-            health.look_at_loader(step, 0.5)
+            health.on_log(step + 1, logged(waiting=0.5), 8)
     assert len(caplog.records) == 1
     assert "waits 50% of the time for images" in caplog.text
     assert remedy in caplog.text

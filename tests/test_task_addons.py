@@ -15,7 +15,7 @@ from equimid.schedules import StepInfo
 from equimid.task import Task
 from equimid.testing import assert_trains
 from equimid.views import Key, LocalViews, Photometric, ViewDataset, ViewsConfig, collate, sample_poses, to_device_views
-from tasks import HEADS, TINY
+from tasks import HEADS, TINY, logged
 
 CPU = torch.device("cpu")
 SOURCE = drawn(12, (40, 36))
@@ -263,7 +263,7 @@ def test_what_is_read_below_the_watched_layer_does_not_show_there():
 
 def test_health_knows_terms_that_share_a_layer(caplog):
     health = HealthCheck({"augself": 0.0, "ser": 0.0, "stl": 1.0}, patience=5)
-    health.check(0, 1.0, {"base": 1.0, "augself+ser": 0.0}, 8)
+    health.on_log(1, logged(gradients={"base": 1.0, "augself+ser": 0.0}), 8)
     assert not caplog.messages
-    health.check(0, 1.0, {"base": 1.0, "ser+stl": 0.0}, 8)
+    health.on_log(1, logged(gradients={"base": 1.0, "ser+stl": 0.0}), 8)
     assert ["no gradient of the ser+stl loss" in message for message in caplog.messages] == [True]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from equimid.data.open import check_exists
 from equimid.errors import UserError
@@ -10,11 +10,20 @@ from equimid.recipes import configured
 from equimid.recipes.describe import written
 from equimid.records import Record, read_records
 
+if TYPE_CHECKING:
+    from equimid.engine import Callback
+
 __all__ = ["evaluate", "pretrain"]
 
 
 def pretrain(
-    data: str | Path, out: str | Path, recipe: str = "ser-small", *, finish: bool = True, **settings: Any
+    data: str | Path,
+    out: str | Path,
+    recipe: str = "ser-small",
+    *,
+    finish: bool = True,
+    callbacks: "Sequence[Callback]" = (),
+    **settings: Any,
 ) -> Path:
     """Pretrain a network on images, measure it, and write report and backbone; returns the run's folder.
 
@@ -25,6 +34,7 @@ def pretrain(
         out: the run's folder. It receives `backbone/`, `report.html`, `records.jsonl`, `metrics.csv` and checkpoints.
         recipe: what to run; `equimid recipes` lists them.
         finish: False leaves out measurement and report.
+        callbacks: what watches the run, see `equimid.engine.Callback`: `on_step`, `on_log`, `on_checkpoint`, `on_end`.
         settings: of the recipe, as groups (`train={"epochs": 5}`) or by dotted names (`**{"train.epochs": 5}`);
             `ser=None` leaves SER out. docs/settings.md has all of them.
 
@@ -41,7 +51,7 @@ def pretrain(
     config = configured(recipe, [*_as_assignments(settings), f"data.source={data}"])
     from equimid.runs.pretrain import pretrain as run
 
-    outcome = run(config, Path(out), finish=finish)
+    outcome = run(config, Path(out), finish=finish, callbacks=callbacks)
     if outcome.stopped_by is not None:
         raise KeyboardInterrupt
     return Path(out)

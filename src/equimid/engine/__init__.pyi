@@ -1,3 +1,4 @@
+from .callbacks import Callback as Callback
 from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import latest_checkpoint as latest_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from equimid.engine.callbacks import Callback
+
 __all__ = ["HealthCheck", "effective_rank", "feature_std", "map_variance"]
 
 logger = logging.getLogger("equimid")
@@ -46,7 +48,10 @@ def map_variance(maps: Tensor) -> tuple[Tensor, Tensor]:
     return between, (tokens - mean[:, None]).square().sum()
 
 
-class HealthCheck:
+_BETWEEN, _NORM = "feature/between_images_", "gradient/"
+
+
+class HealthCheck(Callback):
     """Warns once of each trouble.
 
     patience: steps after which nearly equal embeddings are a collapse and not a beginning
@@ -65,8 +70,14 @@ class HealthCheck:
         self.waiting: list[float] = []
         self.warned: set[str] = set()
 
-    def look_at_loader(self, step: int, waited: float) -> None:
-        """Check the fraction of the time that the device waited for images since the last call."""
+    def on_log(self, step: int, row: Mapping[str, float | int], images: int) -> None:
+        maps, gradients = ({k.removeprefix(p): v for k, v in row.items() if k.startswith(p)} for p in (_BETWEEN, _NORM))
+        self._check_maps(step - 1, maps)
+        self._check_features(step - 1, row["feature/std"], gradients, images)
+        self._check_loader(step - 1, row["waiting"])
+
+    def _check_loader(self, step: int, waited: float) -> None:
+        """The fraction of the time that the device waited for images since the last call."""
         if step - self.start < self.STARTING or waited <= self.WAITING:
             self.waiting.clear()
             return
@@ -77,8 +88,8 @@ class HealthCheck:
                 "loader", f"step {step + 1}: the device waits {fraction:.0%} of the time for images; {self.remedy}"
             )
 
-    def look_at_maps(self, step: int, between: Mapping[str, float]) -> None:
-        """Check the fraction of the variance of each regularised map that lies between images, 0..1."""
+    def _check_maps(self, step: int, between: Mapping[str, float]) -> None:
+        """The fraction of the variance of each regularised map that lies between images, 0..1."""
         for name, fraction in between.items():
             if step >= self.patience and fraction > self.BETWEEN:
                 layer = name.replace("_", " ")
@@ -89,9 +100,9 @@ class HealthCheck:
                     "ser.negatives=all (patches of the same image as negatives) or a lower ser.weight",
                 )
 
-    def check(self, step: int, std: float, gradients: Mapping[str, float], images: int) -> None:
-        """Check the numbers of a step (0-based): feature std, gradient norms by name ("base", add-ons, or several of
-        them joined by "+")."""
+    def _check_features(self, step: int, std: float, gradients: Mapping[str, float], images: int) -> None:
+        """The numbers of a step (0-based): feature std, gradient norms by name ("base", add-ons, or several of them
+        joined by "+")."""
         for name, norm in gradients.items():
             if norm == 0 and any(self.weights.get(part, 1.0) > 0 for part in name.split("+")):
                 self._warn(

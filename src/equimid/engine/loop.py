@@ -8,7 +8,7 @@ import signal
 import time
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from equimid.backbones import compile_blocks
-from equimid.console import ProgressLine
 from equimid.data import leave_signals_to_the_main_process
 from equimid.distributed import any_rank, barrier, gather_detached
 from equimid.engine.async_metrics import AsyncMetrics, LoaderClock
+from equimid.engine.callbacks import Callback, CsvLog, ProgressLine, TensorBoardLog
 from equimid.engine.checkpoint import (
     agreed_checkpoint,
     discard_checkpoint,
@@ -32,7 +32,6 @@ from equimid.engine.config import OptimConfig, RuntimeConfig, TrainConfig
 from equimid.engine.health import HealthCheck, effective_rank, feature_std, map_variance
 from equimid.engine.launch import StopRequest
 from equimid.engine.machine import OutOfMemory, give_back_freed_memory, is_out_of_memory, loader_remedy
-from equimid.engine.metrics import Metrics
 from equimid.engine.optimizer import build_optimizer, clip_gradients, set_rates
 from equimid.engine.sampler import EpochOrder, MicroBatches
 from equimid.engine.sharding import is_sharded, own_part
@@ -66,6 +65,7 @@ class Trainer:
         run: stored in every checkpoint; a checkpoint with another `run` is refused.
         tolerated_unreadable: fraction of the images that may go bad in training, 0..1.
         order: of the images of an epoch; by default a permutation of all.
+        callbacks: called after those of the run itself, see `equimid.engine.callbacks`.
 
     Raises:
         UserError: here and in `fit`: the data changed, a loss is not finite, the disk is full.
@@ -85,6 +85,7 @@ class Trainer:
         run: dict[str, Any],
         tolerated_unreadable: float = 1.0,
         order: EpochOrder | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.fabric, self.task, self.dataset, self.plan = fabric, task, dataset, dataset.plan
         self.train, self.optim, self.runtime, self.seed = train, optim, runtime, seed
@@ -111,12 +112,16 @@ class Trainer:
         self.is_main = fabric.global_rank == 0
         weights = {name: config.weight if config.trains else 0.0 for name, config in task.configs.items()}
         remedy = loader_remedy(fabric.device, runtime.workers, runtime.decode == "device")
-        self.health = HealthCheck(weights, max(50, self.total // 10), self.start, remedy)
+        self.csv = CsvLog(folder, self.start) if self.is_main else None
+        self.callbacks: list[Callback] = []
+        if self.csv is not None:
+            boards = [TensorBoardLog(folder, self.start)] if runtime.tensorboard else []
+            health = HealthCheck(weights, max(50, self.total // 10), self.start, remedy)
+            self.callbacks = [health, self.csv, *boards, ProgressLine(), *callbacks]
         self.saved = self.before = self.start
         self.tolerated_unreadable, self.unreadable = tolerated_unreadable, set[int]()
         self.counted = 0, 0  # unreadable images: the sum of the ranks' numbers, and how many different ones they are
         self.clock = LoaderClock(fabric.device)
-        self.metrics: Metrics | None = None
         # on a GPU the host reads a step's numbers while the device is at the next
         self.behind = 1 if fabric.device.type == "cuda" else 0
 
@@ -138,32 +143,33 @@ class Trainer:
                 raise
 
     def _fit(self, request: StopRequest) -> Outcome:
-        self.metrics = Metrics(self.folder, self.start, self.runtime.tensorboard) if self.is_main else None
         batches = self._batches()
-        step = self.start
-        self.began = time.monotonic() - (self.metrics.seconds if self.metrics else 0.0)
+        step, outcome = self.start, None
+        self.began = time.monotonic() - (self.csv.seconds if self.csv else 0.0)
         self.last_read, stop = time.monotonic(), False
         waiting: deque[AsyncMetrics] = deque()
+        for callback in self.callbacks:
+            callback.on_start(step, self.total)
         try:
-            with ProgressLine(self.total, self.start, shown=self.is_main) as progress:
-                while step < self.total and not stop:
-                    waiting.append(self._step(step, batches, request))
-                    step += 1
-                    stop = self._read(waiting, self.behind, progress)
-                    due = step == self.total or step % (self.runtime.checkpoint_every or self.steps_per_epoch) == 0
-                    if stop or due:
-                        stop |= self._read(waiting, 0, progress)
-                        self._save(step)
+            while step < self.total and not stop:
+                waiting.append(self._step(step, batches, request))
+                step += 1
+                stop = self._read(waiting, self.behind)
+                due = step == self.total or step % (self.runtime.checkpoint_every or self.steps_per_epoch) == 0
+                if stop or due:
+                    stop |= self._read(waiting, 0)
+                    self._save(step)
+            # a signal that only another rank got stops this one too
+            stopped_by = request.signal or (signal.SIGTERM if stop else None)
+            outcome = Outcome(step, self.total, stopped_by if step < self.total else None)
         finally:
             batches.close()
-            if self.metrics is not None:
-                self.metrics.close()
+            for callback in self.callbacks:
+                callback.on_end(outcome)
         if self.unreadable:
             file = self.folder / "unreadable.csv"
             logger.warning("%d images could not be read in training and were replaced: %s", len(self.unreadable), file)
-        # a signal that only another rank got stops this one too
-        told = request.signal or (signal.SIGTERM if stop else None)
-        return Outcome(step, self.total, told if step < self.total else None)
+        return outcome
 
     def _step(self, step: int, batches: Iterator[Batch], request: StopRequest) -> AsyncMetrics:
         """One step of the optimizer: EMA, forward and backward of every micro-batch, update. Nothing in it waits for
@@ -213,7 +219,7 @@ class Trainer:
     def _is_logged(self, step: int) -> bool:
         return step < 10 or (step + 1) % self.runtime.log_every == 0 or step + 1 == self.total
 
-    def _read(self, waiting: deque[AsyncMetrics], behind: int, progress: ProgressLine) -> bool:
+    def _read(self, waiting: deque[AsyncMetrics], behind: int) -> bool:
         """Read all but the newest `behind` steps; returns whether some rank was told to stop."""
         stop = False
         while len(waiting) > behind:
@@ -227,12 +233,13 @@ class Trainer:
             self._refuse_infinite(readout.step, losses)
             if cls is not None:
                 self._log(readout.step, losses, numbers, cls, rate)
-            progress.advance({k.removeprefix("loss/"): v for k, v in losses.items() if k != "loss/total"}, rate)
+            for callback in self.callbacks:
+                callback.on_step(readout.step + 1, {k.removeprefix("loss/"): v for k, v in losses.items()}, rate)
         return stop
 
     def _log(self, step: int, losses: dict[str, float], sums: dict[str, float], cls: Tensor, rate: float) -> None:
-        """A row of metrics.csv, and what there is to warn of."""
-        if self.metrics is None:
+        """The row of a logged step."""
+        if not self.callbacks:
             return
         # a rank's loss is W times its share, so the squares add up and the norm divides by W; the last of several
         # micro-batches was seen, with its part of the loss
@@ -247,16 +254,12 @@ class Trainer:
             for key in sums
             if key.startswith("between/")
         }
-        std, waited = feature_std(cls), self.clock.waited()
-        self.health.look_at_maps(step, between)
-        self.health.check(step, std, gradients, len(cls))
-        self.health.look_at_loader(step, waited)
         row: dict[str, float | int] = {
             "step": step + 1,
             "epoch": (step + 1) / self.steps_per_epoch,
             "seconds": time.monotonic() - self.began,
             "images_per_second": rate,
-            "waiting": waited,
+            "waiting": self.clock.waited(),
             "lr": self.optim.lr_at(StepInfo(step, self.total, self.steps_per_epoch), self.train.batch_size),
             "momentum": self.task.method.momentum_at(StepInfo(step, self.total, self.steps_per_epoch)),
             "loss/total": losses["loss/total"],
@@ -264,7 +267,9 @@ class Trainer:
         row |= losses
         row |= {f"gradient/{name}": value for name, value in gradients.items()}
         row |= {f"feature/between_images_{layer}": fraction for layer, fraction in between.items()}
-        self.metrics.write(row | {"feature/std": std, "feature/effective_rank": effective_rank(cls)})
+        row |= {"feature/std": feature_std(cls), "feature/effective_rank": effective_rank(cls)}
+        for callback in self.callbacks:
+            callback.on_log(step + 1, row, len(cls))
 
     def _refuse_unused(self) -> None:
         """Otherwise several processes stop with torch's numbers of parameters, and one goes on in silence."""
@@ -382,6 +387,8 @@ class Trainer:
         if any_rank(refused is not None, self.fabric.device):
             raise refused or UserError("rank 0 could not write a checkpoint")
         self.before, self.saved = self.saved, step
+        for callback in self.callbacks:
+            callback.on_checkpoint(step, self.folder)
         if self.fabric.device.type == "cpu":
             give_back_freed_memory()
         barrier()

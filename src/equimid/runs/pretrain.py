@@ -1,7 +1,7 @@
 """A run and its folder: pretrain, export, measure; and again where it stopped."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from equimid.console import is_main_process, progress_bar
 from equimid.data import ImageCheck, Source, image_check_for, open_source
 from equimid.distributed import barrier, leave_group
 from equimid.engine import (
+    Callback,
     Outcome,
     OutOfMemory,
     Trainer,
@@ -47,11 +48,12 @@ logger = logging.getLogger("equimid")
 _NOTES = {".lock", "precision.json"}
 
 
-def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
+def pretrain(config: Config, folder: Path, *, finish: bool = True, callbacks: Sequence[Callback] = ()) -> Outcome:
     """Train into `folder`, going on where an earlier call stopped; then export, evaluate and report.
 
     Args:
         finish: False leaves out evaluation and report.
+        callbacks: called on the main process while it trains, see `equimid.engine.callbacks`.
 
     Raises:
         UserError: bad settings or data, a folder of another run, a folder in use, a full disk.
@@ -88,6 +90,7 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True) -> Outcome:
             run={"images": len(source), "data": source.fingerprint()},
             tolerated_unreadable=config.data.tolerated_unreadable,
             order=epoch_order(source, config.data, config.seed),
+            callbacks=callbacks,
         )
         try:
             outcome = trainer.fit()
