@@ -31,7 +31,7 @@ bench: $(READY)
 
 docs: $(READY)
 	rm -rf docs/_build docs/generated
-	$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --keep-going docs docs/_build/html
+	$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --keep-going -d docs/_build/doctrees docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
 wheel-check:

@@ -57,6 +57,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     }
     assert {name for name in names if ".dist-info/" not in name} == package
     assert "equimid/py.typed" in package
+    assert not any("benchmark" in name or "test_" in name for name in package)
     own = {Path(name).name for name in names if ".dist-info/" in name}
     assert own == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "LICENSE"}
     assert built[1].name.endswith("-py3-none-any.whl")
