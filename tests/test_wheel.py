@@ -6,6 +6,7 @@ into an empty environment; that needs a package index and 6 GB.
 
 import email
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
 
 if find_spec("build") is None or find_spec("hatchling") is None:
     pytest.skip("no build or hatchling: pip install build hatchling", allow_module_level=True)
@@ -84,6 +86,20 @@ def test_the_metadata_says_what_pyproject_says(metadata):
     assert set(metadata.get_all("Provides-Extra")) == set(PROJECT["optional-dependencies"])
     assert "Typing :: Typed" in metadata.get_all("Classifier")
     assert metadata.get_payload().startswith("# equimid")
+
+
+def test_citation_and_workflow_say_what_pyproject_says():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    versions = [word.split(" :: ")[-1] for word in PROJECT["classifiers"] if re.search(r":: Python :: 3\.\d+$", word)]
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    rows = {row["torch"]: row for row in workflow["jobs"]["test"]["strategy"]["matrix"]["include"]}
+    assert [rows["oldest"]["python"], rows["newest"]["python"]] == [versions[0], versions[-1]]
+    assert PROJECT["requires-python"] == f">={versions[0]}"
+    pinned = re.findall(r"^(\w+)==([\d.]+)\.\*$", (ROOT / rows["oldest"]["constraint"]).read_text(), flags=re.MULTILINE)
+    assert len(pinned) == 2
+    assert all(f"{name}>={version}" in PROJECT["dependencies"] for name, version in pinned)
 
 
 def test_it_works_without_this_folder(built, tmp_path):
