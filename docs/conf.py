@@ -29,7 +29,8 @@ templates_path = ["_templates"]
 
 # Pages. Headings can be linked to as on the repository's host: page.md#heading-in-small-letters
 myst_heading_anchors = 4
-myst_links_external_new_tab = False
+# "--out" stays what it is
+smartquotes = False
 
 # Docstrings. Google's sections; types stand in the signatures, as they do in the code
 autodoc_member_order = "bysource"

@@ -153,6 +153,9 @@ def test_the_site_has_every_page_and_every_module_of_the_reference(site):
     assert 'href="evidence.html"' in (site / "index.html").read_text(), "of the README, with its links"
     poses = (site / "generated" / "equimid.poses.html").read_text()
     assert 'id="equimid.poses.transport"' in poses
+    for page in site.glob("generated/*.html"):
+        assert "FieldInfo" not in page.read_text(), "settings have their plain types"
+        assert "Alias for field number" not in page.read_text(), "Python's own docstrings"
     assert "L_eq = patch_ntxent(" in (site / "generated" / "equimid.addons.html").read_text(), "formulas of the files"
 
 

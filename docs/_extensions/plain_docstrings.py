@@ -7,16 +7,20 @@ the reference,
     an indented block   becomes a block of code, or of a formula where it is not Python
     name:  text         becomes a list of names, where two or more such lines follow each other
     * | _ and \\         stay what they are
+    a group of settings gets a list of its fields with their descriptions
 """
 
 import ast
 import re
 import textwrap
-from typing import Any
+from typing import Any, get_type_hints
 
 from docutils import nodes
+from pydantic.dataclasses import is_pydantic_dataclass
+from pydantic.fields import FieldInfo
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.util.typing import stringify_annotation
 
 SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Example|Examples|Note|Attributes):$")
 NAMED = re.compile(r"^([A-Za-z_][\w.*]*(?:, [A-Za-z_][\w.*]*)*):\s+(\S.*)$")
@@ -116,21 +120,48 @@ def find_elsewhere(app: Sphinx, env: Any, node: pending_xref, contnode: nodes.No
     Annotations and `Raises:` name much that has no entry: names of torch, of Python, and of modules that are not
     meant for other programs. Links in pages written by hand are not looked at here, so that wrong ones are found.
     """
-    if node.get("refdomain") != "py" or not node.get("refdoc", "").startswith("generated/"):
+    page = node.get("refdoc", "")
+    if node.get("refdomain") != "py" or not (page == "api" or page.startswith("generated/")):
         return None
     domain = env.get_domain("py")
     found = domain.find_obj(env, None, None, node["reftarget"].rpartition(".")[2], None, searchmode=1)
     if len(found) != 1:
         return contnode
     target = found[0][0]
-    return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, contnode) or contnode
+    return domain.resolve_xref(env, page, app.builder, "obj", target, node, contnode) or contnode
 
 
-def valid_signature(
+def plain_signature(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """`<factory>`, the default of a dataclass's field that is made anew, is no Python: Sphinx would not parse it."""
+    """Settings with their plain types; what else is declared of them stands in the list below the signature.
+
+    `<factory>`, the default of a dataclass's field that is made anew, is no Python: Sphinx would not parse it.
+    """
+    if is_pydantic_dataclass(obj):
+        types = get_type_hints(obj)  # without what is declared beside the types
+        fields = obj.__pydantic_fields__.items()
+        words = [f"{key}: {stringify_annotation(types[key], 'smart')}{_default(field)}" for key, field in fields]
+        return f"({', '.join(words)})", returns
     return signature and signature.replace("<factory>", "..."), returns
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return ""
+    simple = isinstance(field.default, str | int | float | tuple | None)
+    return f" = {field.default!r}" if simple else " = ..."
+
+
+def _settings(obj: Any) -> list[str]:
+    """The described fields of a group of settings, as a list."""
+    fields = obj.__pydantic_fields__.items() if is_pydantic_dataclass(obj) else ()
+    entries = []
+    for name, field in fields:
+        if field.description:
+            unit = (field.json_schema_extra or {}).get("unit")
+            entries.append(f"* ``{name}``: {_escape(field.description)}{f' ({unit})' if unit else ''}")
+    return ["", *entries, ""] if entries else []
 
 
 def skip_tuple_fields(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
@@ -141,6 +172,7 @@ def skip_tuple_fields(app: Sphinx, what: str, name: str, obj: Any, skip: bool, o
 def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     made = convert(lines)
     if what == "class":
+        made += _settings(obj)
         bases = [f"`{base.__name__}`" for base in obj.__bases__ if base.__module__.split(".")[0] == "equimid"]
         made += ["", f"Derived from {', '.join(bases)}.", ""] if bases else []
     elif what in ("attribute", "property"):
@@ -149,11 +181,19 @@ def process(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
     lines[:] = made
 
 
+def dashes(app: Sphinx, doctree: nodes.document) -> None:
+    """Sphinx writes " -- " between a parameter and its description, for its smart quotes, which are off here."""
+    for text in list(doctree.findall(nodes.Text)):
+        if text == " -- ":
+            text.parent.replace(text, nodes.Text(" – "))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_role("code_or_link", code_or_link)
     app.config.default_role = "code_or_link"  # type: ignore[attr-defined]
     app.connect("autodoc-process-docstring", process, priority=400)  # napoleon's is 500
-    app.connect("autodoc-process-signature", valid_signature)
+    app.connect("autodoc-process-signature", plain_signature)
     app.connect("autodoc-skip-member", skip_tuple_fields)
+    app.connect("doctree-read", dashes)
     app.connect("missing-reference", find_elsewhere)
     return {"parallel_read_safe": True}
