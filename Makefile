@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench docs wheel-check clean
 
 demo: $(READY)
 	$(BIN)/equimid demo
@@ -29,8 +29,16 @@ bench: $(READY)
 	$(BIN)/python benchmarks/bench.py evaluate
 	$(BIN)/python benchmarks/flops.py
 
+docs: $(READY)
+	rm -rf docs/_build docs/generated
+	$(BIN)/sphinx-build --quiet --nitpicky --fail-on-warning --keep-going -d docs/_build/doctrees docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
+wheel-check:
+	PYTHON=$(PYTHON) .ci/wheel-check
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) docs/_build docs/generated
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "equimid needs Python 3.11 or newer: make PYTHON=python3.12")'

@@ -1,5 +1,6 @@
 """Write docs/settings.md from the declarations of all settings: python docs/make_settings.py"""
 
+import re
 from itertools import groupby
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def _table(title: str, rows: list[Described]) -> str:
         text = f"{row.text} ({row.unit})" if row.unit else row.text
         limits = row.limits or row.kind
         cells = (f"`{row.key}`", f"`{written(row.default)}`" if row.default != "" else "", text, limits)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append("| " + " | ".join(re.sub(r"([|*])", r"\\\1", cell) for cell in cells) + " |")
     return "\n".join([*lines, ""])
 
 
