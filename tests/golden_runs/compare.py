@@ -1,0 +1,126 @@
+"""What differs between two recordings, in lines for a person; no line means that they are the same."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Difference", "compare", "told"]
+
+# keys of `hashes.fingerprint`
+_FINGERPRINT = {"tensors", "any order", "names", "by name"}
+_LINES = 12  # that are told of a case
+
+
+@dataclass(frozen=True)
+class Difference:
+    """
+    place: keys from the outermost to the innermost
+    text:  what happened there
+    """
+
+    place: tuple[str, ...]
+    text: str
+
+
+def compare(before: Any, after: Any, place: tuple[str, ...] = ()) -> list[Difference]:
+    """All differences of two contents of JSON; what was only renamed or reordered is told as that."""
+    if _same(before, after):
+        return []
+    if isinstance(before, Mapping) and isinstance(after, Mapping):
+        if set(before) & set(after) >= _FINGERPRINT:
+            return [Difference(place, _of_tensors(before, after))]
+        return _of_mappings(before, after, place)
+    if isinstance(before, list) and isinstance(after, list):
+        return _of_lists(before, after, place)
+    return [Difference(place, f"{_shown(before)} -> {_shown(after)}")]
+
+
+def told(differences: Sequence[Difference]) -> list[str]:
+    """As lines: one for all places inside of which the same happened, and not too many."""
+    groups: dict[tuple[tuple[str, ...], str], list[Difference]] = {}
+    for difference in differences:
+        groups.setdefault((difference.place[1:], difference.text), []).append(difference)
+    lines = []
+    for (inner, text), group in groups.items():
+        first = group[0].place[:1]
+        many = f" (and in {len(group) - 1} more)" if len(group) > 1 else ""
+        lines.append(f"{': '.join([*first, *inner])}{many}: {text}")
+    more = [f"and {len(lines) - _LINES} more differences"] if len(lines) > _LINES else []
+    return [*lines[:_LINES], *more]
+
+
+def _same(before: Any, after: Any) -> bool:
+    """As JSON has them: 1, 1.0 and true are three values, and NaN is itself."""
+    return json.dumps(before, sort_keys=True) == json.dumps(after, sort_keys=True)
+
+
+def _of_tensors(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    changes = _of_mappings(before["by name"], after["by name"], ())
+    names = "; ".join(told(changes))
+    if before["tensors"] == after["tensors"]:
+        return f"the same bits under other names: {names}"
+    if before["any order"] == after["any order"]:
+        return f"the same bits under other names, in another order: {names}"
+    renamed = "" if before["names"] == after["names"] else ", and names are others"
+    first = next((c.place[0] if c.place else c.text for c in changes), "")
+    return f"BITS CHANGED in {len(changes)} of {len(before['by name'])} groups of tensors, first {first}{renamed}"
+
+
+def _of_mappings(before: Mapping[str, Any], after: Mapping[str, Any], place: tuple[str, ...]) -> list[Difference]:
+    found = []
+    gone = {key: value for key, value in before.items() if key not in after}
+    new = {key: value for key, value in after.items() if key not in before}
+    for old_name, new_name in _renamed(gone, new):
+        found.append(Difference((*place, old_name), f"renamed to {new_name}, the same content"))
+        del gone[old_name], new[new_name]
+    found += [Difference((*place, key), "gone") for key in gone]
+    found += [Difference((*place, key), "new") for key in new]
+    for key in before:
+        if key in after:
+            found += compare(before[key], after[key], (*place, key))
+    return found
+
+
+def _renamed(gone: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Pairs of equal content that nothing else has; of what moved, the last part of the name stays."""
+    pairs = []
+    for name, value in gone.items():
+        others = [other for other in new if _same(new[other], value)]
+        alike = [other for other in gone if _same(gone[other], value)]
+        last = [other for other in others if other.rpartition(".")[2] == name.rpartition(".")[2]]
+        if len(last) == 1 and "." in name:
+            pairs.append((name, last[0]))
+        elif len(others) == len(alike) == 1 and not _is_common(value):
+            pairs.append((name, others[0]))
+    taken = Counter(new_name for _, new_name in pairs)
+    return [(name, new_name) for name, new_name in pairs if taken[new_name] == 1]
+
+
+def _is_common(value: Any) -> bool:
+    """So short that two unrelated things may have it."""
+    return not isinstance(value, Mapping | list) and len(str(value)) < 12
+
+
+def _of_lists(before: list[Any], after: list[Any], place: tuple[str, ...]) -> list[Difference]:
+    if len(before) != len(after):
+        return [Difference(place, f"{len(before)} entries -> {len(after)}")]
+    if sorted(map(repr, before)) == sorted(map(repr, after)):
+        return [Difference(place, "the same entries in another order")]
+    changed = [k for k, (old, new) in enumerate(zip(before, after, strict=True)) if not _same(old, new)]
+    inside = compare(before[changed[0]], after[changed[0]])
+    where = before[changed[0]].get("details", "") if isinstance(before[changed[0]], Mapping) else ""
+    first = "; ".join(": ".join([*difference.place, difference.text]) for difference in inside[:3])
+    about = f" {where}" if where else ""
+    return [
+        Difference(place, f"{len(changed)} of {len(before)} changed, first number {changed[0] + 1}{about}: {first}")
+    ]
+
+
+def _shown(value: Any) -> str:
+    """Hexadecimal numbers also as decimal ones."""
+    text = str(value)
+    if isinstance(value, str) and value.lstrip("-").startswith("0x"):
+        return f"{text} ({float.fromhex(text):.9g})"
+    return text if len(text) <= 160 else f"{text[:160]}..."
