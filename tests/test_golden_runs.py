@@ -103,6 +103,13 @@ def test_kinds_of_values_are_told_apart():
     assert lines({"n": True}, {"n": 1}) == ["n: True -> 1"]
 
 
+def test_of_long_values_the_change_is_shown():
+    (line,) = lines({"f": "x" * 300 + "size=1"}, {"f": "x" * 300 + "size=2"})
+    assert "size=1 -> " in line
+    assert line.endswith("size=2")
+    assert len(line) < 200
+
+
 def test_another_machine_is_named():
     here = {"processor": "A", "flags": "avx2", "torch": "2.14"}
     assert differing(here, dict(here)) == []

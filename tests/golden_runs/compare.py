@@ -1,6 +1,7 @@
 """What differs between two recordings, in lines for a person; no line means that they are the same."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ __all__ = ["Difference", "compare", "told"]
 # keys of `hashes.fingerprint`
 _FINGERPRINT = {"tensors", "any order", "names", "by name"}
 _LINES = 12  # that are told of a case
+_LONG, _SHORT = 120, 24  # characters of a value that are shown, and of a detail that names a record
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def compare(before: Any, after: Any, place: tuple[str, ...] = ()) -> list[Differ
         return _of_mappings(before, after, place)
     if isinstance(before, list) and isinstance(after, list):
         return _of_lists(before, after, place)
-    return [Difference(place, f"{_shown(before)} -> {_shown(after)}")]
+    return [Difference(place, " -> ".join(_shown(before, after)))]
 
 
 def told(differences: Sequence[Difference]) -> list[str]:
@@ -110,7 +112,8 @@ def _of_lists(before: list[Any], after: list[Any], place: tuple[str, ...]) -> li
         return [Difference(place, "the same entries in another order")]
     changed = [k for k, (old, new) in enumerate(zip(before, after, strict=True)) if not _same(old, new)]
     inside = compare(before[changed[0]], after[changed[0]])
-    where = before[changed[0]].get("details", "") if isinstance(before[changed[0]], Mapping) else ""
+    details = before[changed[0]].get("details", {}) if isinstance(before[changed[0]], Mapping) else {}
+    where = {key: value for key, value in details.items() if len(str(value)) <= _SHORT}
     first = "; ".join(": ".join([*difference.place, difference.text]) for difference in inside[:3])
     about = f" {where}" if where else ""
     return [
@@ -118,9 +121,12 @@ def _of_lists(before: list[Any], after: list[Any], place: tuple[str, ...]) -> li
     ]
 
 
-def _shown(value: Any) -> str:
-    """Hexadecimal numbers also as decimal ones."""
-    text = str(value)
-    if isinstance(value, str) and value.lstrip("-").startswith("0x"):
-        return f"{text} ({float.fromhex(text):.9g})"
-    return text if len(text) <= 160 else f"{text[:160]}..."
+def _shown(*values: Any) -> list[str]:
+    """Hexadecimal numbers also as decimal ones; of long texts what is around the place where they part."""
+    texts = [f"{v} ({float.fromhex(v):.9g})" if re.match(r"-?0x[\d.]", str(v)) else str(v) for v in values]
+    if max(map(len, texts)) <= _LONG:
+        return texts
+    common = next((k for k, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1), 0)
+    start = max(0, common - 30)
+    cut = [text[start : start + _LONG] for text in texts]
+    return [("..." if start else "") + text + "..." * (len(text) == _LONG) for text in cut]

@@ -78,8 +78,8 @@ def _draw_files(folder: Path) -> None:
 
 def _draw_large(folder: Path) -> None:
     """Files that fill more than one shard."""
-    for k in range(32):
-        _save(_smooth(1000 + k, (240, 200 + k), 25.0), folder / f"class{k % 2}" / f"{k:02}.jpg", quality=92)
+    for k in range(48):
+        _save(_smooth(1000 + k, (240, 200 + k), 40.0), folder / f"class{k % 2}" / f"{k:02}.jpg", quality=92)
 
 
 def _of_class(number: int, seed: int, size: int = 40, noise: float = 60.0) -> Image.Image:

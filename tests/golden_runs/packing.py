@@ -13,7 +13,7 @@ __all__ = ["constants", "pack"]
 
 def pack(data: str, out: str) -> dict[str, Any]:
     """`equimid pack`: a hash of every file that it writes; of JSON the content."""
-    command([word.format(data=data, out=out) for word in table.PACK])
+    command([word.format(out=out) for word in table.PACK[data]])
     found: dict[str, Any] = {}
     for file in sorted(Path(out).iterdir()):
         if file.suffix == ".json":

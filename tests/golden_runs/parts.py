@@ -40,8 +40,7 @@ def all_cases(work: Path) -> Mapping[str, Mapping[str, Case]]:
             **{name: measured(*words) for name, words in table.MEASUREMENTS.items()},
         },
         "packing": {
-            "files": case(packing.pack, "files", "shards"),
-            "large": case(packing.pack, "large", "shards"),
+            **{name: case(packing.pack, name, "shards") for name in table.PACK},
             "constants": case(packing.constants),
         },
         "names": {"public": case(listing.public_names)},

@@ -99,7 +99,11 @@ DATA = "data.source"
 
 # ---- command lines --------------------------------------------------------------------------------------------------
 
-PACK = ["pack", "{data}", "{out}", "--shard-mib", "1", "--short-side", "40", "--workers", "1"]
+# by the folder of images: some are made smaller; some fill several shards
+PACK = {
+    "files": ["pack", "files", "{out}", "--short-side", "40", "--workers", "1"],
+    "large": ["pack", "large", "{out}", "--short-side", "0", "--shard-mib", "1", "--workers", "1"],
+}
 CONSTANTS = ["constants", "--recipe", "equimod-tiny", "--draws", "300", "--out", "{out}", "views.crop_scale=0.5,1"]
 SHOW = ["recipes", "show", "{recipe}"]
 COMMANDS = (
