@@ -75,7 +75,8 @@ def test_a_changed_record_is_found_and_named():
     assert "1 of 3 changed, first number 3 {'layer': 3}: value: " in line
     assert line.endswith("(0.3) -> 0x1p-2 (0.25)")
     del after["records"]["equivariance/place/backbone"][2]
-    assert lines(EVERYTHING, after) == ["records: equivariance/place/backbone: 3 entries -> 2"]
+    (line,) = lines(EVERYTHING, after)
+    assert line.startswith("records: equivariance/place/backbone: 3 entries -> 2; gone {'details': {'layer': 3}")
     after["records"]["equivariance/place/backbone"] = RECORDS["equivariance/place/backbone"][::-1]
     assert lines(EVERYTHING, after) == ["records: equivariance/place/backbone: the same entries in another order"]
 
@@ -95,6 +96,8 @@ def test_changed_gone_new_and_moved_names_are_found():
 def test_one_line_for_what_happened_to_many():
     before = {name: {"ser.weight": "1.0", "ser.hidden": "512"} for name in ("a", "b", "c")}
     after = {name: {"ser.weight": "1.0", "ser.width": "512"} for name in before}
+    assert lines(before, after) == ["a: ser.hidden (and in 2 more): renamed to ser.width, the same content"]
+    after = {name: {"ser.weight": "1.0", "ser.width": "256"} for name in before}
     assert lines(before, after) == ["a: ser.hidden (and in 2 more): gone", "a: ser.width (and in 2 more): new"]
 
 

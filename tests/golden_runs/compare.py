@@ -11,7 +11,7 @@ __all__ = ["Difference", "compare", "told"]
 
 # keys of `hashes.fingerprint`
 _FINGERPRINT = {"tensors", "any order", "names", "by name"}
-_LINES = 12  # that are told of a case
+_LINES = 80  # that are told of a case
 _LONG, _SHORT = 120, 24  # characters of a value that are shown, and of a detail that names a record
 
 
@@ -86,28 +86,38 @@ def _of_mappings(before: Mapping[str, Any], after: Mapping[str, Any], place: tup
 
 
 def _renamed(gone: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Pairs of equal content that nothing else has; of what moved, the last part of the name stays."""
+    """Pairs of equal content that nothing else has: of what moved the last part of the name stays, of short values,
+    which much may have by chance, all other parts."""
     pairs = []
     for name, value in gone.items():
         others = [other for other in new if _same(new[other], value)]
         alike = [other for other in gone if _same(gone[other], value)]
-        last = [other for other in others if other.rpartition(".")[2] == name.rpartition(".")[2]]
-        if len(last) == 1 and "." in name:
-            pairs.append((name, last[0]))
-        elif len(others) == len(alike) == 1 and not _is_common(value):
+        moved = [other for other in others if _parts(other)[1] == _parts(name)[1]]
+        if _is_short(value):
+            others, alike = ([o for o in found if _parts(o)[0] == _parts(name)[0]] for found in (others, alike))
+        if len(moved) == 1 and "." in name:
+            pairs.append((name, moved[0]))
+        elif len(others) == len(alike) == 1:
             pairs.append((name, others[0]))
     taken = Counter(new_name for _, new_name in pairs)
     return [(name, new_name) for name, new_name in pairs if taken[new_name] == 1]
 
 
-def _is_common(value: Any) -> bool:
-    """So short that two unrelated things may have it."""
+def _parts(name: str) -> tuple[str, str]:
+    """All but the last part of a dotted name, and the last."""
+    parent, _, last = name.rpartition(".")
+    return parent, last
+
+
+def _is_short(value: Any) -> bool:
     return not isinstance(value, Mapping | list) and len(str(value)) < 12
 
 
 def _of_lists(before: list[Any], after: list[Any], place: tuple[str, ...]) -> list[Difference]:
     if len(before) != len(after):
-        return [Difference(place, f"{len(before)} entries -> {len(after)}")]
+        gone = [f"gone {_shown(value)[0]}" for value in before if value not in after]
+        new = [f"new {_shown(value)[0]}" for value in after if value not in before]
+        return [Difference(place, "; ".join([f"{len(before)} entries -> {len(after)}", *[*gone, *new][:4]]))]
     if sorted(map(repr, before)) == sorted(map(repr, after)):
         return [Difference(place, "the same entries in another order")]
     changed = [k for k, (old, new) in enumerate(zip(before, after, strict=True)) if not _same(old, new)]

@@ -54,9 +54,16 @@ def recipes() -> dict[str, dict[str, str]]:
 
 
 def commands() -> dict[str, list[str]]:
-    """{command: its positional arguments and options}."""
+    """{command: its positional arguments, options and commands of its own}, as --help lists them."""
     os.environ["COLUMNS"] = "300"
-    return {name: _options(command([*name.split(), "--help"])) for name in ("", *table.COMMANDS)}
+    found: dict[str, list[str]] = {}
+    waiting = [""]
+    while waiting:
+        name = waiting.pop(0)
+        listed = _options(command([*name.split(), "--help"]))
+        found[name or "equimid"] = listed
+        waiting += [f"{name} {word}".strip() for word in listed if re.fullmatch("[a-z-]+", word)]
+    return found
 
 
 def _options(printed: str) -> list[str]:

@@ -106,10 +106,6 @@ PACK = {
 }
 CONSTANTS = ["constants", "--recipe", "equimod-tiny", "--draws", "300", "--out", "{out}", "views.crop_scale=0.5,1"]
 SHOW = ["recipes", "show", "{recipe}"]
-COMMANDS = (
-    "pretrain", "evaluate", "measure", "sweep", "report", "demo", "pack", "bench", "bench step", "bench loss",
-    "bench loader", "bench evaluate", "recipes", "constants",
-)  # fmt: skip
 
 # the run whose network is measured; its routine measurements are a case of their own
 MEASURED = [
