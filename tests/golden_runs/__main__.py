@@ -64,7 +64,7 @@ def _chosen(every: Cases, words: Sequence[str], whole: bool) -> Cases:
         part, _, case = word.partition("/")
         if part not in every or (case and case not in every[part]):
             known = every if part not in every else [f"{part}/{name}" for name in every[part]]
-            raise CaseError(f"there is no {word!r}; there are {', '.join(known)}")
+            raise CaseError(f"there is no {word!r}; there are: {'; '.join(known)}")
         if case and whole:
             raise CaseError(f"record {part} as a whole, so that its file is of one machine and one commit")
         chosen.setdefault(part, {}).update({case: every[part][case]} if case else every[part])
