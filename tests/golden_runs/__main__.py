@@ -49,7 +49,7 @@ def main() -> int:
                 _record(chosen, given.records.resolve())
                 status = _SAME
             else:
-                status = _check(chosen, given.records.resolve())
+                status = _check(every, chosen, given.records.resolve())
         except CaseError as error:
             _say(str(error))
             return _MISTAKE
@@ -81,7 +81,7 @@ def _record(chosen: Cases, records: Path) -> None:
         files.write(records / f"{part}.json", machine(), commit(_sources()), found)
 
 
-def _check(chosen: Cases, records: Path) -> int:
+def _check(every: Cases, chosen: Cases, records: Path) -> int:
     verdicts = []
     for part, cases in chosen.items():
         file = records / f"{part}.json"
@@ -95,6 +95,8 @@ def _check(chosen: Cases, records: Path) -> int:
         elif other:
             _tell(part, "", "recorded on another machine: bits that differ are NO EVIDENCE of a change", other)
         verdicts += [_verdict(part, name, case, recorded["cases"], bool(other)) for name, case in cases.items()]
+        dropped = set(recorded["cases"]) - set(every[part])
+        verdicts += [_tell(part, name, "NOT RUN: table.py has it no more") for name in sorted(dropped)]
     same = verdicts.count("same")
     sys.stdout.write(f"{same} of {len(verdicts)} are the same\n")
     if same == len(verdicts):

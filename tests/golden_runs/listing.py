@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import os
 import pkgutil
 import re
@@ -14,8 +15,9 @@ from golden_runs.process import command
 __all__ = ["commands", "public_names", "recipes"]
 
 _PLAIN = (bool, int, float, str, type(None))
-# of the boxes of a page of help
-_TITLES = ("options", "subcommands", "positional arguments")
+# of a page of help
+_TITLES = ("options", "commands", "subcommands", "positional arguments")
+_NOT_LISTED = ("-h, --help", "COMMAND", "(required)")
 
 
 def public_names() -> dict[str, Any]:
@@ -37,7 +39,7 @@ def public_names() -> dict[str, Any]:
 
 
 def recipes() -> dict[str, dict[str, str]]:
-    """Every row and every base with every add-on, in every size: its settings, as `recipes show` prints them."""
+    """Every row and every base with every add-on, in every size: its settings as JSON."""
     combined = [
         f"{base}+{addon}{at}-{size}"
         for base in table.call("bases")
@@ -47,9 +49,8 @@ def recipes() -> dict[str, dict[str, str]]:
     ]
     found = {}
     for name in [*table.call("recipe names")(), *combined]:
-        printed = command([word.format(recipe=name) for word in table.SHOW])
-        settings = printed.split("\n\n")[0].splitlines()
-        found[name] = {key: value for key, _, value in (line.partition("=") for line in settings)}
+        settings = table.call("flatten")(table.call("configured")(name, []))
+        found[name] = {key: json.dumps(value) for key, value in settings.items()}
     return found
 
 
@@ -67,18 +68,24 @@ def commands() -> dict[str, list[str]]:
 
 
 def _options(printed: str) -> list[str]:
-    """Of a page of help: arguments, options and subcommands with their defaults; no text that explains them."""
+    """Of a page of help, as argparse or tyro prints it: arguments, options and commands with their defaults; no text
+    that explains them."""
     found: list[list[str]] = []
+    inside = False
     for line in printed.splitlines():
+        text = line.strip("╭╮╰╯│─ ").rstrip(":")
+        if text in _TITLES:
+            inside = True
+        elif line[:1] not in (" ", "│", "╭", "╰", ""):
+            inside = False  # a paragraph, or a list of other things
         # what is listed begins at the left, what is said of it further to the right
-        listed = re.match(r"^[│ ] {1,3}(?:[^\w\s({\[-] |- )?((?:[\w[{]|--?\w)\S*(?: \S+)*)(  .*)?$", line.rstrip("│ "))
-        if listed and listed[1] not in _TITLES:
+        elif inside and (listed := re.match(r"[│ ] {1,3}(?:[•*-] )?(\S+(?: \S+)*)(  .*)?$", line.rstrip("│ "))):
             found.append([listed[1], listed[2] or ""])
         elif found:
-            found[-1][1] += f" {line.strip('│ ')}"
+            found[-1][1] += f" {text}"
     defaults = [re.search(r"\((default: [^()]*|required)\)", text) for _, text in found]
     named = zip((name for name, _ in found), defaults, strict=True)
-    return [name + (f" ({told[1]})" if told else "") for name, told in named if name != "-h, --help"]
+    return [name + (f" ({told[1]})" if told else "") for name, told in named if name not in _NOT_LISTED]
 
 
 def _described(found: Any) -> list[Any]:

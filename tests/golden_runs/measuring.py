@@ -19,7 +19,7 @@ def pretrain_measured() -> None:
 
 def measure(data: str, words: Sequence[str]) -> dict[str, Any]:
     """`equimid measure` on these images, which lie in the working folder as the run does."""
-    command(["measure", *words, "--data", data, "--out", "measured"])
+    command([*(word.format(data=data, out="measured") for word in table.MEASURE), *words])
     return records_of(Path("measured"))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 CALLS = {
     "main": "equimid.cli:main",  # the command line: words from sys.argv
     "configured": "equimid.recipes:configured",  # (recipe, settings) to a configuration
+    "flatten": "equimid.config:flatten",  # (configuration) to {dotted setting: plain value}
     "pretrain": "equimid.run:pretrain",  # (configuration, folder, finish=False)
     "recipe names": "equimid.recipes:names",  # () to all rows in all sizes
     "bases": "equimid.recipes:BASES",
@@ -105,7 +106,6 @@ PACK = {
     "large": ["pack", "large", "{out}", "--short-side", "0", "--shard-mib", "1", "--workers", "1"],
 }
 CONSTANTS = ["constants", "--recipe", "equimod-tiny", "--draws", "300", "--out", "{out}", "views.crop_scale=0.5,1"]
-SHOW = ["recipes", "show", "{recipe}"]
 
 # the run whose network is measured; its routine measurements are a case of their own
 MEASURED = [
@@ -113,6 +113,7 @@ MEASURED = [
     "evaluation.linear_epochs=4", "evaluation.equivariance_images=6", "evaluation.knn_k=5",
     "evaluation.equivariance.angles=[]",
 ]  # fmt: skip
+MEASURE = ["measure", "--data", "{data}", "--out", "{out}"]
 _MEASURE = ["runtime.accelerator=cpu", "runtime.devices=1", "runtime.threads=1", "runtime.workers=0"]
 _OF_THE_RUN = ["--model", "run", "--random", *_MEASURE]
 _SHORT = ["evaluation.linear_epochs=12", "evaluation.linear_batch=16"]
@@ -121,7 +122,7 @@ _BOXES = [
     "evaluation.detection.width=8", "evaluation.detection.proposals=20", "evaluation.detection.anchor=8",
     "evaluation.detection.rate=0.004",
 ]  # fmt: skip
-# by name: images, and the words after `equimid measure`
+# by name: images, and the words that are added to MEASURE
 MEASUREMENTS: dict[str, tuple[str, list[str]]] = {
     "probes": (
         "labelled",
