@@ -1,4 +1,4 @@
-"""The command line: equimid pretrain, evaluate, measure, sweep, report, demo, pack, recipes, constants."""
+"""The command line: equimid pretrain, evaluate, sweep, report, recipes, pack, demo."""
 
 from equimid.cli.entry import main
 
