@@ -1,4 +1,4 @@
-"""What the other commands write: shards, constants."""
+"""What the other commands write: shards."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from golden_runs import table
 from golden_runs.hashes import of_bytes
 from golden_runs.process import command
 
-__all__ = ["constants", "pack"]
+__all__ = ["pack"]
 
 
 def pack(data: str, out: str) -> dict[str, Any]:
@@ -21,10 +21,3 @@ def pack(data: str, out: str) -> dict[str, Any]:
         elif not file.name.startswith("."):
             found[file.name] = of_bytes(file.read_bytes())
     return found
-
-
-def constants() -> list[dict[str, Any]]:
-    """`equimid constants`: the entries of the file, whose numbers JSON holds exactly."""
-    command([word.format(out="constants.json") for word in table.CONSTANTS])
-    entries = json.loads(Path("constants.json").read_text())
-    return [{k: v for k, v in entry.items() if k not in table.UNCOMPARED_CONSTANTS} for entry in entries]

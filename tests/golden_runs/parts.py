@@ -41,7 +41,6 @@ def all_cases(work: Path) -> Mapping[str, Mapping[str, Case]]:
         },
         "packing": {
             **{name: case(packing.pack, name, "shards") for name in table.PACK},
-            "constants": case(packing.constants),
         },
         "names": {"public": case(listing.public_names)},
         "recipes": {"all": case(listing.recipes)},

@@ -12,7 +12,7 @@ CALLS = {
     "main": "equimid.cli:main",  # the command line: words from sys.argv
     "configured": "equimid.recipes:configured",  # (recipe, settings) to a configuration
     "flatten": "equimid.config:flatten",  # (configuration) to {dotted setting: plain value}
-    "pretrain": "equimid.run:pretrain",  # (configuration, folder, finish=False)
+    "pretrain": "equimid.runs.pretrain:pretrain",  # (configuration, folder, finish=False)
     "recipe names": "equimid.recipes:names",  # () to all rows in all sizes
     "bases": "equimid.recipes:BASES",
     "add-ons": "equimid.recipes:ADDITIONS",
@@ -39,8 +39,6 @@ RECORDS = "records.jsonl"
 UNCOMPARED_SCALARS = {"seconds", "images_per_second", "waiting", "step", "epoch"}
 # details of records that are spelled as settings or paths
 SPELLED = {"settings", "train"}
-# of the constants of views: a date, and a command
-UNCOMPARED_CONSTANTS = {"measured", "command"}
 
 # ---- runs: recipe and settings --------------------------------------------------------------------------------------
 
@@ -105,7 +103,6 @@ PACK = {
     "files": ["pack", "files", "{out}", "--short-side", "40", "--workers", "1"],
     "large": ["pack", "large", "{out}", "--short-side", "0", "--shard-mib", "1", "--workers", "1"],
 }
-CONSTANTS = ["constants", "--recipe", "equimod-tiny", "--draws", "300", "--out", "{out}", "views.crop_scale=0.5,1"]
 
 # the run whose network is measured; its routine measurements are a case of their own
 MEASURED = [
@@ -113,7 +110,7 @@ MEASURED = [
     "evaluation.linear_epochs=4", "evaluation.equivariance_images=6", "evaluation.knn_k=5",
     "evaluation.equivariance.angles=[]",
 ]  # fmt: skip
-MEASURE = ["measure", "--data", "{data}", "--out", "{out}"]
+MEASURE = ["evaluate", "--data", "{data}", "--out", "{out}"]
 _MEASURE = ["runtime.accelerator=cpu", "runtime.devices=1", "runtime.threads=1", "runtime.workers=0"]
 _OF_THE_RUN = ["--model", "run", "--random", *_MEASURE]
 _SHORT = ["evaluation.linear_epochs=12", "evaluation.linear_batch=16"]
@@ -142,9 +139,9 @@ MEASUREMENTS: dict[str, tuple[str, list[str]]] = {
     "equivariance": (
         "labelled",
         [
-            "equivariance", "correspondence", "readback", *_OF_THE_RUN, "evaluation.equivariance_images=8",
+            "equivariance", "correspondence", "pose-probe", *_OF_THE_RUN, "evaluation.equivariance_images=8",
             "evaluation.equivariance.angles=15", "evaluation.equivariance.correspondence_images=6",
-            "evaluation.equivariance.readback_layers=2",
+            "evaluation.equivariance.probe_layers=2",
         ],
     ),
     "robustness": (
