@@ -145,119 +145,6 @@ _TAKEN = ("recipe", "seed", "data", "backbone", "views", "method", "addons", "op
 ADDONS: Registry[type[AddonConfig]] = Registry("add-on", "equimid.addons", AddonConfig, _TAKEN)
 
 
-@ADDONS.register
-@settings("ser")
-class SERConfig(AddonConfig):
-    """See `equimid.addons.ser`."""
-
-    name: ClassVar[str] = "ser"
-    reads_posed: ClassVar[bool] = True
-
-    temperature: Annotated[
-        float, setting("tau of L_eq (the paper: 0.3 with MoCo-v3 and Barlow Twins, 0.5 with DINO)", gt=0)
-    ] = 0.3
-    layers: Annotated[
-        tuple[int, ...], setting("blocks after which the map is regularised, each with its own projector", min_length=1)
-    ] = (3,)
-    layer_weights: Annotated[
-        tuple[Annotated[float, setting("", ge=0)], ...],
-        setting("of their losses; an empty list = the mean over layers"),
-    ] = ()
-    fraction: Annotated[
-        float, setting("r, of the batch that is posed instead of cropped; at least two images", gt=0, le=1)
-    ] = 0.02
-    hidden: Annotated[int, setting("width of the projector", ge=1)] = 512
-    area: Annotated[
-        tuple[float, float], setting("range of a posed grid's area, as a fraction of the image's, within 1/16 to 16")
-    ] = (0.7, 1.3)
-    aspect: Annotated[tuple[float, float], setting("range of its height / width, within 1/16 to 16")] = (3 / 4, 4 / 3)
-    grids: Annotated[
-        int,
-        setting("draw the posed grids from a fixed set of so many that stands for these ranges (few shapes to "
-                "compile and to plan for); 0 = any grid, as the release", ge=0, le=1024),
-    ] = 16  # fmt: skip
-    complement: Annotated[bool, setting("the release's draw, in which every relative pose is a reflection")] = False
-    source: Annotated[
-        Literal["resize", "shared_crop"], setting("resize the whole image, or cut the release's shared crop first")
-    ] = "resize"
-    form: Annotated[
-        Literal["canonical", "cross_view"],
-        setting("canonical: the paper; cross_view: the release, with negatives in the other view only"),
-    ] = "canonical"
-    negatives: Annotated[
-        Literal["images", "all"],
-        setting("images: patches of other images (the paper); all: patches of the same image too, so that one vector "
-                "repeated over the image is no optimum"),
-    ] = "images"  # fmt: skip
-    negative_distance: Annotated[
-        int,
-        setting("with negatives=all: patches of the same image within so many rows and columns of the partner show "
-                "content that overlaps with it, and are no negatives", unit="patches", ge=0),
-    ] = 1  # fmt: skip
-    detached: Annotated[bool, setting("as the release gathers: L_eq is measured and trains nothing")] = False
-
-    def __post_init__(self) -> None:
-        if len(set(self.layers)) != len(self.layers):
-            raise ValueError(f"layers is {list(self.layers)}; name at least one layer, each once")
-        if len(self.layer_weights) not in (0, len(self.layers)):
-            raise ValueError(
-                f"layer_weights is {list(self.layer_weights)} for the layers {list(self.layers)}; "
-                "give one weight of 0 or more for each layer, or none"
-            )
-        for name in ("area", "aspect"):
-            low, high = getattr(self, name)
-            if not 1 / 16 <= low <= high <= 16:
-                raise ValueError(f"{name} is {[low, high]}; it must be a range [low, high] within 1/16 to 16")
-
-    @property
-    def taps(self) -> tuple[int, ...]:
-        return self.layers
-
-    @property
-    def trains(self) -> bool:
-        return not self.detached
-
-    def extend(self, plan: ViewPlan, context: AddonContext) -> ViewPlan:
-        """One posed view for every standard one, of its size.
-
-        Raises:
-            UserError: the batch cannot hold two posed images, or the views do not pair.
-        """
-        if context.batch < 2:
-            raise UserError(
-                f"SER needs at least two posed images in a batch, for negatives; the batch has {context.batch}: "
-                "raise train.batch_size or lower train.accumulate"
-            )
-        sizes = tuple(view.size for view in plan.crops)
-        if any(a != b for a, b in zip(sizes[::2], sizes[1::2], strict=False)):
-            raise UserError(
-                f"SER pairs views of one size, and here they are {plan.label}; use views.full=2 with small views"
-            )
-        side = min(sizes) // context.patch_size
-        if self.negatives == "all" and self.negative_distance >= side - 1:
-            way = f"ser.negative_distance={side - 2} or less, or " if side > 1 else ""
-            raise UserError(
-                f"ser.negative_distance is {self.negative_distance}, and on a map of {side} x {side} patches that "
-                f"leaves no patch of the same image as a negative; use {way}ser.negatives=images"
-            )
-        posed = PosedViews(
-            count=max(2, round(self.fraction * context.batch)),
-            sizes=sizes,
-            patch_size=context.patch_size,
-            area=self.area,
-            aspect=self.aspect,
-            grids=self.grids,
-            complement=self.complement,
-            shared_crop=self.source == "shared_crop",
-        )
-        return replace(plan, posed=posed)
-
-    def build(self, embed_dim: int, plan: ViewPlan) -> "Addon":
-        from equimid.addons.ser import SER
-
-        return SER(self, embed_dim)
-
-
 def _colourless(view: CropView) -> bool:
     drawn = view.photometric
     return not drawn.jitter or not any((drawn.brightness, drawn.contrast, drawn.saturation, drawn.hue))
@@ -396,6 +283,119 @@ class ESSLConfig(EmbeddingAddonConfig):
         from equimid.addons.essl import ESSL
 
         return ESSL(self, embed_dim)
+
+
+@ADDONS.register
+@settings("ser")
+class SERConfig(AddonConfig):
+    """See `equimid.addons.ser`."""
+
+    name: ClassVar[str] = "ser"
+    reads_posed: ClassVar[bool] = True
+
+    temperature: Annotated[
+        float, setting("tau of L_eq (the paper: 0.3 with MoCo-v3 and Barlow Twins, 0.5 with DINO)", gt=0)
+    ] = 0.3
+    layers: Annotated[
+        tuple[int, ...], setting("blocks after which the map is regularised, each with its own projector", min_length=1)
+    ] = (3,)
+    layer_weights: Annotated[
+        tuple[Annotated[float, setting("", ge=0)], ...],
+        setting("of their losses; an empty list = the mean over layers"),
+    ] = ()
+    fraction: Annotated[
+        float, setting("r, of the batch that is posed instead of cropped; at least two images", gt=0, le=1)
+    ] = 0.02
+    hidden: Annotated[int, setting("width of the projector", ge=1)] = 512
+    area: Annotated[
+        tuple[float, float], setting("range of a posed grid's area, as a fraction of the image's, within 1/16 to 16")
+    ] = (0.7, 1.3)
+    aspect: Annotated[tuple[float, float], setting("range of its height / width, within 1/16 to 16")] = (3 / 4, 4 / 3)
+    grids: Annotated[
+        int,
+        setting("draw the posed grids from a fixed set of so many that stands for these ranges (few shapes to "
+                "compile and to plan for); 0 = any grid, as the release", ge=0, le=1024),
+    ] = 16  # fmt: skip
+    complement: Annotated[bool, setting("the release's draw, in which every relative pose is a reflection")] = False
+    source: Annotated[
+        Literal["resize", "shared_crop"], setting("resize the whole image, or cut the release's shared crop first")
+    ] = "resize"
+    form: Annotated[
+        Literal["canonical", "cross_view"],
+        setting("canonical: the paper; cross_view: the release, with negatives in the other view only"),
+    ] = "canonical"
+    negatives: Annotated[
+        Literal["images", "all"],
+        setting("images: patches of other images (the paper); all: patches of the same image too, so that one vector "
+                "repeated over the image is no optimum"),
+    ] = "images"  # fmt: skip
+    negative_distance: Annotated[
+        int,
+        setting("with negatives=all: patches of the same image within so many rows and columns of the partner show "
+                "content that overlaps with it, and are no negatives", unit="patches", ge=0),
+    ] = 1  # fmt: skip
+    detached: Annotated[bool, setting("as the release gathers: L_eq is measured and trains nothing")] = False
+
+    def __post_init__(self) -> None:
+        if len(set(self.layers)) != len(self.layers):
+            raise ValueError(f"layers is {list(self.layers)}; name at least one layer, each once")
+        if len(self.layer_weights) not in (0, len(self.layers)):
+            raise ValueError(
+                f"layer_weights is {list(self.layer_weights)} for the layers {list(self.layers)}; "
+                "give one weight of 0 or more for each layer, or none"
+            )
+        for name in ("area", "aspect"):
+            low, high = getattr(self, name)
+            if not 1 / 16 <= low <= high <= 16:
+                raise ValueError(f"{name} is {[low, high]}; it must be a range [low, high] within 1/16 to 16")
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return self.layers
+
+    @property
+    def trains(self) -> bool:
+        return not self.detached
+
+    def extend(self, plan: ViewPlan, context: AddonContext) -> ViewPlan:
+        """One posed view for every standard one, of its size.
+
+        Raises:
+            UserError: the batch cannot hold two posed images, or the views do not pair.
+        """
+        if context.batch < 2:
+            raise UserError(
+                f"SER needs at least two posed images in a batch, for negatives; the batch has {context.batch}: "
+                "raise train.batch_size or lower train.accumulate"
+            )
+        sizes = tuple(view.size for view in plan.crops)
+        if any(a != b for a, b in zip(sizes[::2], sizes[1::2], strict=False)):
+            raise UserError(
+                f"SER pairs views of one size, and here they are {plan.label}; use views.full=2 with small views"
+            )
+        side = min(sizes) // context.patch_size
+        if self.negatives == "all" and self.negative_distance >= side - 1:
+            way = f"ser.negative_distance={side - 2} or less, or " if side > 1 else ""
+            raise UserError(
+                f"ser.negative_distance is {self.negative_distance}, and on a map of {side} x {side} patches that "
+                f"leaves no patch of the same image as a negative; use {way}ser.negatives=images"
+            )
+        posed = PosedViews(
+            count=max(2, round(self.fraction * context.batch)),
+            sizes=sizes,
+            patch_size=context.patch_size,
+            area=self.area,
+            aspect=self.aspect,
+            grids=self.grids,
+            complement=self.complement,
+            shared_crop=self.source == "shared_crop",
+        )
+        return replace(plan, posed=posed)
+
+    def build(self, embed_dim: int, plan: ViewPlan) -> "Addon":
+        from equimid.addons.ser import SER
+
+        return SER(self, embed_dim)
 
 
 @ADDONS.register
