@@ -11,7 +11,7 @@ from torch import nn
 import equimid.backbones
 from equimid.backbones import BackboneConfig, build_backbone, create_backbone
 from equimid.backbones import packed_forward as packed
-from equimid.backbones.config import sincos_positions
+from equimid.backbones.build import sincos_positions
 from equimid.errors import UserError
 from equimid.export import load_backbone, save_backbone
 

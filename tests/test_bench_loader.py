@@ -7,7 +7,7 @@ from lib.options import LoaderOptions
 
 from equimid.data import pack
 from equimid.errors import UserError
-from photographs import smooth
+from helpers.photographs import smooth
 
 SMALL = {"images": 3, "photometric_images": 2, "image_size": 32, "repeats": 1}
 

@@ -1,7 +1,6 @@
 """The benchmark of the step runs whole and says what it did; no times are looked at."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from equimid.errors import UserError
 from equimid.recipes import recipe
 from equimid.runs.flops import step_flops
 from equimid.views import sample_poses
+from helpers.processes import run_program
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def side():
     torch.ones(2**24)
 print(*(growth(side, torch.device("cpu")) >> 20 for _ in range(3)))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    done = run_program([sys.executable, "-c", program])
     grown = [int(mib) for mib in done.stdout.split()]
     assert len(grown) == 3
     assert all(60 <= mib <= 80 for mib in grown), grown

@@ -10,8 +10,8 @@ from PIL import Image
 from equimid.evaluation.figures import draw_attention, draw_neighbours, record_explorer
 from equimid.records import write_records
 from equimid.report import write_report
-from looking import Colours, photograph_folder, study_in
-from test_explorer import ELEMENTS, posed
+from helpers.looking import Colours, photograph_folder, study_in
+from helpers.symmetries import ELEMENTS, posed
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:

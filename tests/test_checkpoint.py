@@ -10,7 +10,7 @@ import torch
 
 from equimid.engine.checkpoint import latest_checkpoint, save_checkpoint
 from equimid.errors import UserError
-from test_engine import same_bits
+from helpers.tensors import same_bits
 
 
 @pytest.fixture

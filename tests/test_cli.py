@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -19,35 +18,7 @@ from equimid.engine import latest_checkpoint
 from equimid.errors import UserError
 from equimid.recipes import ROWS, recipe
 from equimid.records import read_records
-
-QUICK = [
-    "--recipe", "ser-tiny", "backbone.embed_dim=24", "backbone.depth=3", "backbone.num_heads=2",
-    "backbone.image_size=16", "backbone.patch_size=4", "method.hidden=16", "method.dim=8", "ser.hidden=8",
-    "train.batch_size=32", "train.steps=3", "runtime.workers=0", "runtime.tensorboard=false",
-    "evaluation.linear_epochs=2", "evaluation.equivariance_images=8",
-]  # fmt: skip
-
-
-# what is always measured
-ROUTINE = {"training", "equivariance", "feature_maps", "attention", "neighbours", "explorer"}
-
-
-def equimid(*arguments, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-m", "equimid", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        cwd=cwd,
-    )
-
-
-def draw_images(folder, count, size=(24, 20)):
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        pixels = rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{i:03}.jpg", quality=90)
+from helpers.command_line import QUICK, ROUTINE, draw_images, equimid
 
 
 def test_a_folder_with_three_odd_files_among_two_hundred(tmp_path):

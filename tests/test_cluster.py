@@ -4,14 +4,11 @@ Networks are tiny and everything is float32: what differs is the order in which 
 """
 
 import csv
-import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from equimid.addons import SERConfig, plan_views
 from equimid.backbones import BackboneConfig
@@ -20,30 +17,14 @@ from equimid.engine.sharding import is_sharded, whole_state
 from equimid.methods import MoCoV3Config
 from equimid.testing import on_ranks
 from equimid.views import ViewDataset, ViewsConfig
-from tasks import make_task
+from helpers.ranks import Drawn, as_torchrun_sets
+from helpers.tasks import make_task
 
 STEPS = 20
 NETWORK = BackboneConfig(
     name="vit_tiny_patch16_224", image_size=16, patch_size=4, embed_dim=16, depth=3, num_heads=2, cls_layer=2
 )
 SER = SERConfig(layers=(2,), hidden=8)
-
-
-class Drawn:
-    """Forty images of noise."""
-
-    def __len__(self):
-        return 40
-
-    def load(self, index):
-        rng = np.random.default_rng(index)
-        return Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8))
-
-    def describe(self, index):
-        return f"drawn {index}"
-
-    def fingerprint(self):
-        return "drawn"
 
 
 def train(folder, strategy="ddp", steps=STEPS, clip=0.0, accumulate=1):
@@ -74,13 +55,6 @@ def halfway(folder, name):
     shutil.rmtree(copy / "checkpoints" / f"step-{STEPS:08d}")
     (copy / "metrics.csv").unlink()
     return copy
-
-
-def as_torchrun_sets(rank, ranks):
-    os.environ |= {
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
-        "TORCHELASTIC_RUN_ID": "test",
-    }  # fmt: skip
 
 
 def prefixed(name, state):

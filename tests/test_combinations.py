@@ -10,7 +10,7 @@ from equimid.engine import TrainConfig
 from equimid.errors import UserError
 from equimid.recipes import recipe
 from equimid.views import LocalViews, ViewsConfig
-from tasks import TINY
+from helpers.tasks import TINY
 
 
 def assert_refused(make, *words):

@@ -7,7 +7,7 @@ import torch
 from equimid.addons import SERConfig
 from equimid.backbones import compile_blocks
 from equimid.poses import fixed_grids
-from tasks import make_task
+from helpers.tasks import make_task
 
 GRIDS = list(dict.fromkeys(fixed_grids((8, 8), 16)))
 

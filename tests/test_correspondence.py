@@ -7,8 +7,6 @@ import pytest
 import torch
 from PIL import Image
 
-from drawing import SCOPE, drawn
-from encoders import Noise, PatchMeans, constant, folder_of, placed, positions, repeated, study_of
 from equimid.errors import UserError
 from equimid.evaluation import MEASUREMENTS
 from equimid.evaluation.config import EquivarianceConfig
@@ -16,6 +14,8 @@ from equimid.evaluation.equivariance import PatchColours, measure_correspondence
 from equimid.evaluation.equivariance import correspondence as module
 from equimid.evaluation.equivariance.correspondence import correspondence
 from equimid.evaluation.equivariance.map_statistics import normalised_maps
+from helpers.drawing import SCOPE, drawn
+from helpers.encoders import Noise, PatchMeans, constant, folder_of, placed, positions, repeated, study_of
 
 LATTICE = ("quarter turns", "flip")
 

@@ -23,7 +23,7 @@ from equimid.data import (
     open_source,
 )
 from equimid.errors import UnreadableImage, UserError
-from files import draw, message, noise, pixels, relative
+from helpers.files import draw, message, noise, pixels, relative
 
 # --- folders
 

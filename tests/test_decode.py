@@ -14,7 +14,7 @@ from equimid.data import (
     read_size,
 )
 from equimid.errors import UnreadableImage
-from files import ORIENTATION, draw, noise, pixels, reason_of
+from helpers.files import ORIENTATION, draw, noise, pixels, reason_of
 
 
 def test_grey_and_rgb_keep_their_values(tmp_path: Path) -> None:

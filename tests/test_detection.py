@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from boxes import COLOURS, network, study, voc
 from equimid.errors import UserError
 from equimid.evaluation.config import DetectionConfig
 from equimid.evaluation.detection import detection_splits, measure_detection, score, tokens
@@ -17,6 +16,7 @@ from equimid.evaluation.detection.pyramid import Detector, SimpleFeaturePyramid
 from equimid.evaluation.detection.tokens import Canvas, token_batches
 from equimid.evaluation.detection.train import _order, _targets, build_detector, detect, train_detector
 from equimid.evaluation.preprocessing import Preprocessing
+from helpers.boxes import COLOURS, network, study, voc
 
 PLAIN = Preprocessing(32, 1.0, (0.0,) * 3, (1.0,) * 3)
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from boxes import COLOURS, coco, voc, voc_image, voc_list, voc_object
 from equimid.errors import UserError
 from equimid.evaluation.detection import detection_splits, open_detection
+from helpers.boxes import COLOURS, coco, voc, voc_image, voc_list, voc_object
 
 CATEGORIES = [{"id": 7, "name": "cat"}, {"id": 3, "name": "dog"}]
 

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from boxes import COLOURS, network, study, voc, voc_image, voc_list, voc_object
 from equimid.backbones import Encoder
 from equimid.errors import UserError
 from equimid.evaluation.config import RobustnessConfig
@@ -21,7 +20,8 @@ from equimid.evaluation.detection.turned import turned, turned_boxes, turned_ima
 from equimid.evaluation.posed import named_poses
 from equimid.features import Features
 from equimid.poses import Pose
-from robust import value
+from helpers.boxes import COLOURS, network, study, voc, voc_image, voc_list, voc_object
+from helpers.robust import value
 
 ELEMENTS = [(turns, flip) for turns in range(4) for flip in (False, True)]
 

@@ -22,7 +22,7 @@ from equimid.randomness import counted_generator
 from equimid.schedules import StepInfo
 from equimid.testing import assert_same_on_ranks, on_ranks
 from equimid.views import Views
-from tasks import make_task
+from helpers.tasks import make_task
 
 
 def values(*shape, seed=0):

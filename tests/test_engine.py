@@ -31,8 +31,9 @@ from equimid.recipes import recipe
 from equimid.runs.pretrain import pretrain
 from equimid.schedules import StepInfo
 from equimid.views import ViewDataset, ViewsConfig, collate, sample_poses, to_device_views
-from processes import wait_for
-from tasks import TINY, logged, make_task
+from helpers.processes import run_program, wait_for
+from helpers.tasks import TINY, logged, make_task
+from helpers.tensors import same_bits
 
 # a network so small that a step takes milliseconds
 SMALL = [
@@ -49,15 +50,11 @@ def command(folder, *settings):
 
 
 def run(folder, *settings, **kwargs):
-    return subprocess.run(command(folder, *settings), capture_output=True, text=True, timeout=200, **kwargs)
+    return run_program(command(folder, *settings), **kwargs)
 
 
 def final_weights(folder):
     return load_file(folder / "checkpoints" / f"step-{STEPS:08d}" / "model.safetensors")
-
-
-def same_bits(one, other):
-    return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +92,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(uninterrupted, t
     process = subprocess.Popen(command(folder, *settings), stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for(folder, 4, process)
     os.killpg(process.pid, number)  # the whole group, as a terminal does: loader workers too
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate()
     assert process.returncode == status, told
     assert "Traceback" not in told
     assert "the checkpoint is written" in told
@@ -148,7 +145,7 @@ def test_a_second_process_on_the_same_folder_is_refused(tmp_path):
     wait_for(folder, 2, first)
     second = run(folder, "train.epochs=50", "runtime.log_every=1")
     first.terminate()
-    first.communicate(timeout=60)
+    first.communicate()
     assert second.returncode == 2
     assert "in use by another equimid process" in second.stderr
     assert first.returncode == 143

@@ -11,7 +11,7 @@ from equimid.addons.equimod import PARAMETERS, draw_parameters, parameters, stat
 from equimid.randomness import counted_generator
 from equimid.views import Photometric, ViewsConfig
 from equimid.views.plan import standard_views
-from test_equimod import PLAN, SMALL, D, Images, make_batch, make_case, see
+from helpers.equimod import PLAN, SMALL, D, Images, make_batch, make_case, see
 
 
 def test_parameters_are_those_that_were_drawn():

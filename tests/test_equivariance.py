@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from drawing import SCOPE, drawn
-from encoders import Noise, PatchMeans, constant, folder_of, placed, positions, repeated, shifted, study_of
 from equimid.backbones import TimmEncoder, create_backbone
 from equimid.errors import UserError
 from equimid.evaluation.config import EquivarianceConfig
@@ -20,6 +18,8 @@ from equimid.evaluation.equivariance.map_statistics import map_statistics
 from equimid.evaluation.equivariance.maps import compare
 from equimid.evaluation.equivariance.transforms import pose_kinds
 from equimid.features import Features
+from helpers.drawing import SCOPE, drawn
+from helpers.encoders import Noise, PatchMeans, constant, folder_of, placed, positions, repeated, shifted, study_of
 
 LATTICE = ("quarter turns", "flip")
 SCALES = ("isotropic scale", "anisotropic scale")

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from drawing import MEAN, SCOPE, STD, drawn
 from equimid.backbones import Encoder
 from equimid.data import ArraySource
 from equimid.errors import UnreadableImage, UserError
 from equimid.evaluation import EvaluationConfig, Pixels, Preprocessing
 from equimid.features import Features
-from probing import study
+from helpers.drawing import MEAN, SCOPE, STD, drawn
+from helpers.probing import study
 
 
 @pytest.mark.parametrize(

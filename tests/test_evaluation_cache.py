@@ -9,13 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from drawing import drawn
-from encoders import PatchMeans, study_of
 from equimid.data import data_home, open_source, pack
 from equimid.errors import UserError
 from equimid.evaluation import cache
 from equimid.evaluation.cache import cached, store
 from equimid.evaluation.study import readable
+from helpers.drawing import drawn
+from helpers.encoders import PatchMeans, study_of
 
 
 @pytest.fixture(autouse=True)

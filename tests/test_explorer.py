@@ -15,14 +15,8 @@ from equimid.evaluation.figures import record_explorer
 from equimid.poses import Pose
 from equimid.records import read_records, write_records
 from equimid.report import write_report
-from looking import Colours, Places, photograph_folder, place, study_in
-
-ELEMENTS = [(turns, flip) for flip in (False, True) for turns in range(4)]
-
-
-def posed(array, turns, flip):
-    """Of (..., h, w): flipped left-right, then turned counter-clockwise; numpy's own, not ours."""
-    return np.rot90(array[..., ::-1] if flip else array, turns, axes=(-2, -1))
+from helpers.looking import Colours, Places, photograph_folder, place, study_in
+from helpers.symmetries import ELEMENTS, posed
 
 
 def tile(pixels, record, row, column):

@@ -27,7 +27,7 @@ from equimid.schedules import StepInfo
 from equimid.task import Task
 from equimid.testing import assert_same_on_ranks, assert_trains
 from equimid.views import ViewDataset, Views, ViewsConfig, collate, sample_poses, to_device_views
-from tasks import TINY, make_task, ser_on_other_bases
+from helpers.tasks import TINY, make_task, ser_on_other_bases
 
 CPU = torch.device("cpu")
 QUICK = [

@@ -10,7 +10,7 @@ from equimid.errors import UserError
 from equimid.poses import fixed_grids, sample_grid, sample_pose_pair
 from equimid.randomness import counted_generator
 from equimid.views import LocalViews, ViewsConfig, sample_poses
-from tasks import TINY
+from helpers.tasks import TINY
 
 EXPECTED = ((17, 14), (16, 14), [1, 2, 0, 0], [False, True, False, False])
 RANGES = {"area": (0.7, 1.3), "aspect": (3 / 4, 4 / 3)}

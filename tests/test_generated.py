@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from drawing import drawn
 from equimid.errors import UserError
 from equimid.evaluation import EvaluationConfig, Preprocessing
 from equimid.evaluation.config import Corruption, RobustnessConfig
@@ -18,7 +17,8 @@ from equimid.evaluation.robustness import measure_generated
 from equimid.evaluation.robustness.corruption_accuracy import CLEAN, CorruptedImages
 from equimid.evaluation.robustness.corruptions import KINDS, VALIDATION_KINDS, corrupt
 from equimid.randomness import counted_generator
-from probing import PatchColours, folders, study
+from helpers.drawing import drawn
+from helpers.probing import PatchColours, folders, study
 
 FEW = EvaluationConfig(
     linear_epochs=20,

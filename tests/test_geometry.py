@@ -16,7 +16,7 @@ from equimid.evaluation.preprocessing import Pixels
 from equimid.evaluation.robustness import measure_geometry
 from equimid.evaluation.robustness.geometry import geometry_records, inscribed_disc, rotate
 from equimid.features import Features
-from robust import draw_class, draw_training, study, value
+from helpers.robust import draw_class, draw_training, study, value
 
 
 def smooth(n=2, size=32, seed=0):

@@ -10,7 +10,7 @@ import pytest
 from equimid.records import Record, write_records
 from equimid.report.read_run import Run, read_run
 from equimid.report.seeds import Group, Metric, _metrics, compare
-from fake_runs import everything, fake_run, record
+from helpers.fake_runs import everything, fake_run, record
 
 
 def run_of(path: Path, *records: Record, seed: int = 0, **more: Any) -> Run:

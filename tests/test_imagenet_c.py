@@ -17,7 +17,7 @@ from equimid.evaluation.robustness.imagenet_c import (
     imagenet_c_records,
     mce,
 )
-from robust import draw_class, draw_training, reader, study, value
+from helpers.robust import draw_class, draw_training, reader, study, value
 
 CLASSES = ("n1", "n2", "n3")
 

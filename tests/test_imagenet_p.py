@@ -20,7 +20,7 @@ from equimid.evaluation.robustness.imagenet_p import (
     read_frames,
     top5_distance,
 )
-from robust import STEP, draw_class, draw_training, reader, study, value
+from helpers.robust import STEP, draw_class, draw_training, reader, study, value
 
 CLASSES = tuple(f"n{k}" for k in range(8))
 

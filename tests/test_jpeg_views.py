@@ -8,14 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from drawn_views import POSED, make_plan, resized, unshared
 from equimid.data import open_image
 from equimid.data.jpeg import JpegPicture, open_picture
 from equimid.errors import UnreadableImage, UserError
 from equimid.views import Key, ViewDataset, collate, decode_encoded, sample_poses, to_device_views
 from equimid.views import device_decode as decoding
 from equimid.views.crops import Cut, choose_scale, cut_out
-from photographs import Files, encoded, near, smooth, tensor_of
+from helpers.drawn_views import POSED, make_plan, resized, unshared
+from helpers.photographs import Files, encoded, near, smooth, tensor_of
 
 CPU = torch.device("cpu")
 KINDS = {

@@ -15,7 +15,7 @@ from equimid.data import (
     open_source,
 )
 from equimid.errors import UserError
-from files import draw, noise, relative
+from helpers.files import draw, noise, relative
 
 
 def damaged_folder(folder: Path, good: int) -> Path:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from equimid.losses import (
     DINOLoss,
     barlow_twins_loss,
-    contrast,
+    info_nce,
     mocov3_loss,
     nt_xent,
     patch_ntxent,
@@ -172,7 +172,7 @@ def test_mocov3_keys_get_no_gradient():
         lambda z: patch_ntxent_cross_view(z, z, torch.arange(4), -1.0),
         lambda z: mocov3_loss(z, z, z, z[:-1], 0.2),
         lambda z: mocov3_loss(z, z, z, z, 0.0),
-        lambda z: contrast(z, z[0], 0.2),
+        lambda z: info_nce(z, z[0], 0.2),
         lambda z: nt_xent(z, z[:-1], 0.2),
         lambda z: nt_xent(z, z, 0.0),
         lambda z: barlow_twins_loss(z, z[:-1]),
@@ -193,7 +193,7 @@ def test_bad_input(call):
     "loss",
     [
         lambda x, y: mocov3_loss(x, y, y, x, 0.2),
-        lambda x, y: contrast(x, y, 0.2),
+        lambda x, y: info_nce(x, y, 0.2),
         lambda x, y: nt_xent(x, y, 0.2),
         lambda x, y: DINOLoss(8)(x, y, 0.04),
         barlow_twins_loss,
@@ -212,8 +212,6 @@ def test_losses_ignore_autocast_and_widen_half_precision(loss):
 
 
 def test_a_small_temperature_does_not_underflow_in_float32():
-    from test_losses import dense_patch_ntxent, random_case
-
     z0, z1, ids = random_case([4, 4, 4], dtype=torch.float32)
     with torch.no_grad():  # every negative is far away, and the positives are too
         z0[:4] = z1[:4] = torch.eye(8)[0]

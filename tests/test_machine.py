@@ -2,7 +2,6 @@
 
 import json
 import logging
-import subprocess
 import sys
 
 import pytest
@@ -15,7 +14,8 @@ from equimid.engine.async_metrics import AsyncMetrics, LoaderClock
 from equimid.engine.cpu_bf16 import bf16_units
 from equimid.engine.health import HealthCheck
 from equimid.engine.machine import is_out_of_memory, loader_remedy, set_threads
-from tasks import logged
+from helpers.processes import run_program
+from helpers.tasks import logged
 
 CPU = RuntimeConfig(accelerator="cpu")
 
@@ -114,7 +114,7 @@ before = resident()
 give_back_freed_memory()
 print(*kept, before - resident())
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    done = run_program([sys.executable, "-c", program])
     first, second, given_back = map(int, done.stdout.split())
     assert first > 10_000  # 64 MiB in pages of 4 KiB
     assert second < first / 10
@@ -201,7 +201,7 @@ try:
 except Exception as error:
     print(type(error).__name__, error)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=200)
+    done = run_program([sys.executable, "-c", program])
     told = done.stdout
     assert told.startswith("UserError out of memory"), told + done.stderr[-2000:]
     for part in ("512 images", "train.batch_size=512", "GiB of activations", "train.accumulate=2",

@@ -17,7 +17,7 @@ from equimid.recipes import configured
 from equimid.records import read_records
 from equimid.runs.evaluate import evaluate
 from equimid.runs.pretrain import pretrain
-from test_cli import QUICK, draw_images, equimid
+from helpers.command_line import QUICK, draw_images, equimid
 
 transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
 

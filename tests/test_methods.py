@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from definitions import DEFINITIONS
 from equimid.ema import ema_update_
 from equimid.errors import UserError
 from equimid.losses import DINOLoss, barlow_twins_loss, mocov3_loss, nt_xent, simsiam_loss, vicreg_loss
@@ -24,6 +23,7 @@ from equimid.methods import (
 )
 from equimid.schedules import StepInfo
 from equimid.testing import assert_same_on_ranks, assert_trains
+from helpers.definitions import DEFINITIONS
 
 WIDTH, IMAGES = 6, 9
 CONFIGS = {

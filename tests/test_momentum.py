@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from drawing import drawn
 from equimid.addons import ESSLConfig, SERConfig, plan_views
 from equimid.config import override
 from equimid.engine import OptimConfig, RuntimeConfig, TrainConfig, Trainer, make_fabric
@@ -17,7 +16,8 @@ from equimid.recipes import recipe
 from equimid.runs.pretrain import pretrain
 from equimid.task import Task
 from equimid.views import ViewDataset, ViewsConfig
-from tasks import HEADS, TINY, make_task, make_views
+from helpers.drawing import drawn
+from helpers.tasks import HEADS, TINY, make_task, make_views
 
 
 def test_drop_path_is_the_students_alone():

@@ -13,7 +13,7 @@ from equimid.engine.config import OptimConfig
 from equimid.engine.optimizer import build_optimizer, clip_gradients, set_rates
 from equimid.errors import UserError
 from equimid.schedules import StepInfo
-from test_engine import same_bits
+from helpers.tensors import same_bits
 
 STEP = StepInfo(step=3, total=12, steps_per_epoch=4)
 DINO = {"weight_decay": 0.04, "weight_decay_end": 0.4, "decay_1d": False, "schedule": "dino"}

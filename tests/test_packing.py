@@ -23,8 +23,8 @@ from PIL import Image
 from equimid.data import open_image, open_source, pack
 from equimid.data.shards.writer import packed_image
 from equimid.errors import UnreadableImage, UserError
-from files import ORIENTATION, draw, noise
-from packing_files import class_folders, contents, packed, photograph
+from helpers.files import ORIENTATION, draw, noise
+from helpers.packing_files import class_folders, contents, packed, photograph
 
 
 def encoded(image: Image.Image, form: str = "JPEG", **options: object) -> bytes:

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from equimid.addons import SERConfig, ser_loss
-from equimid.addons.base import AddonContext
+from equimid.addons import AddonContext, SERConfig, ser_loss
 from equimid.errors import UserError
 from equimid.losses import patch_ntxent, patch_ntxent_cross_view
 from equimid.poses import Pose

@@ -14,7 +14,7 @@ from equimid.evaluation.figures import attention as attention_pictures
 from equimid.evaluation.figures import draw_attention, draw_feature_maps, draw_neighbours
 from equimid.evaluation.figures.drawing import principal_colours
 from equimid.records import read_records, write_records
-from looking import Colours, photograph_folder, study_in
+from helpers.looking import Colours, photograph_folder, study_in
 
 SMALL = 150_000  # bytes of a picture
 

@@ -12,7 +12,7 @@ from equimid.engine import TrainConfig
 from equimid.errors import UserError
 from equimid.methods import SimSiamConfig
 from equimid.schedules import StepInfo
-from tasks import HEADS, TINY, make_task, make_views
+from helpers.tasks import HEADS, TINY, make_task, make_views
 
 
 def both(addons=None, **kwargs):

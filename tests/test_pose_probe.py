@@ -6,13 +6,13 @@ import torch
 from PIL import Image
 from scipy.stats import binomtest
 
-from encoders import PatchMeans, folder_of, study_of
 from equimid.backbones import TimmEncoder, create_backbone
 from equimid.errors import UserError
 from equimid.evaluation.config import EquivarianceConfig
 from equimid.evaluation.equivariance import measure_pose_probe, pose_probe
 from equimid.evaluation.equivariance.pose_probe import some_layers
 from equimid.features import Features
+from helpers.encoders import PatchMeans, folder_of, study_of
 
 
 def skies(path, count=24, side=16):

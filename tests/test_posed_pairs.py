@@ -11,8 +11,8 @@ from equimid.addons import ESSLConfig, SERConfig, STLConfig
 from equimid.poses import sample_pose_pair
 from equimid.randomness import counted_generator
 from equimid.views import Key, Photometric, ViewDataset, ViewsConfig, normalise, sample_poses, to_device_views
-from pairs import CROPS, LOCAL, Images, in_pairs, make_batch, plan_of
-from photographs import near
+from helpers.pairs import CROPS, LOCAL, Images, in_pairs, make_batch, plan_of
+from helpers.photographs import near
 
 CPU = torch.device("cpu")
 

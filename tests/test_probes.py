@@ -10,29 +10,14 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from drawing import CPU
-from equimid.data import open_source
 from equimid.errors import UserError
 from equimid.evaluation import EvaluationConfig, FeatureTable
 from equimid.evaluation.probes import fit_linear, heads, knn_predictions, measure_knn, measure_linear
-from equimid.evaluation.probes.heads import Chooser, HeadGrid, predicted
+from equimid.evaluation.probes.heads import Chooser, HeadGrid
 from equimid.evaluation.probes.linear import choose_linear
 from equimid.randomness import counted_generator
-from probing import PatchColours, clusters, coloured, folders, study
-
-
-def digits_table(split):
-    source = open_source("digits", split)
-    features = torch.from_numpy(source.images.reshape(len(source), -1)).float() / 127.5 - 1
-    return FeatureTable(features, torch.from_numpy(source.labels))
-
-
-def probed(train, test, config, seed=0):
-    """Top-1 in percent and details of the linear probe on tables."""
-    weight, bias, details = choose_linear(train, int(train.labels.max()) + 1, config, seed, CPU)
-    found = predicted(test.features @ weight.T + bias)
-    return 100 * float((found == test.labels).float().mean()), details
-
+from helpers.drawing import CPU
+from helpers.probing import PatchColours, clusters, coloured, digits_table, folders, probed, study
 
 # --- kNN
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
 
-from drawing import drawn
 from equimid.errors import UnreadableImage, UserError
 from equimid.evaluation import EvaluationConfig
 from equimid.evaluation.preprocessing import Preprocessing
@@ -16,7 +15,8 @@ from equimid.evaluation.probes.heads import HeadGrid, split_to_choose
 from equimid.evaluation.probes.linear_crops import _Batches, _Crops, fit_on_crops
 from equimid.randomness import counted_generator
 from equimid.testing import on_ranks
-from probing import PatchColours, coloured, folders, study
+from helpers.drawing import drawn
+from helpers.probing import PatchColours, coloured, folders, study
 
 CROPS = EvaluationConfig(linear_crops=True, linear_epochs=4, linear_batch=16, linear_rates=(0.03, 0.3, 3.0))
 PLAIN = Preprocessing(16, 1.0, (0.0,) * 3, (1.0,) * 3)

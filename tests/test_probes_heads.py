@@ -11,7 +11,6 @@ from scipy.stats import t as student
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from drawing import CPU
 from equimid.errors import UserError
 from equimid.evaluation import EvaluationConfig, FeatureTable, Pixels
 from equimid.evaluation.probes import (
@@ -30,8 +29,8 @@ from equimid.evaluation.probes.logistic import choose_logistic, fit_logistic
 from equimid.evaluation.probes.mlp import fit_mlp
 from equimid.evaluation.probes.trained import HeadTrainer
 from equimid.randomness import counted_torch_seed
-from probing import PatchColours, clusters, coloured, folders, study
-from test_probes import digits_table, probed
+from helpers.drawing import CPU
+from helpers.probing import PatchColours, clusters, coloured, digits_table, folders, probed, study
 
 
 def parts(n, classes="abc"):

@@ -15,8 +15,8 @@ from equimid.errors import UnreadableImage, UserError
 from equimid.methods import MoCoV3Config
 from equimid.testing import on_ranks
 from equimid.views import ViewDataset, ViewsConfig
-from tasks import make_task
-from test_cluster import Drawn, as_torchrun_sets
+from helpers.ranks import Drawn, as_torchrun_sets
+from helpers.tasks import make_task
 
 NETWORK = BackboneConfig(
     name="vit_tiny_patch16_224", image_size=16, patch_size=4, embed_dim=16, depth=3, num_heads=2, cls_layer=2

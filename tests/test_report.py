@@ -10,7 +10,7 @@ import yaml
 from equimid.errors import UserError
 from equimid.records import Record, write_records
 from equimid.report import write_report
-from fake_runs import KINDS, Page, fake_run, report
+from helpers.fake_runs import KINDS, Page, fake_run, report
 
 
 @pytest.fixture(scope="module")

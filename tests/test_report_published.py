@@ -16,7 +16,7 @@ from equimid.records import Record, write_records
 from equimid.report.published import LAYERS, PUBLISHED
 from equimid.report.read_run import read_run
 from equimid.report.sections.published import published_row
-from fake_runs import Page, fake_measured, fake_run, record, report
+from helpers.fake_runs import Page, fake_measured, fake_run, record, report
 
 PROBE = {"crops": True, "features": "last4", "epochs": 50, "rate": 1.0}
 

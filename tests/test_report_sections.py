@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from equimid.records import Record, write_records
-from fake_runs import CORRUPTIONS, Page, everything, fake_run, record, report
+from helpers.fake_runs import CORRUPTIONS, Page, everything, fake_run, record, report
 
 FIXED = ["run", "evaluation", "equivariance", "feature-maps", "training"]
 

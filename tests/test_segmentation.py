@@ -15,7 +15,7 @@ from equimid.evaluation.config import SegmentationConfig
 from equimid.evaluation.iou import class_iou, pixel_counts
 from equimid.evaluation.masks import IGNORED, open_masks
 from equimid.evaluation.segmentation import _draw, _loss, measure_segmentation
-from probing import PatchColours, study
+from helpers.probing import PatchColours, study
 
 COLOURS = np.array([(60, 60, 70), (210, 60, 50), (60, 190, 70)])
 SETTINGS = SegmentationConfig(epochs=15, size=32, pixels=256)

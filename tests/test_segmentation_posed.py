@@ -15,8 +15,8 @@ from equimid.evaluation.posed import named_poses
 from equimid.evaluation.segmentation import measure_segmentation
 from equimid.evaluation.study import Scope
 from equimid.features import Features
-from probing import PatchColours, study
-from robust import value
+from helpers.probing import PatchColours, study
+from helpers.robust import value
 
 CONFIG = EvaluationConfig(segmentation=SegmentationConfig(epochs=20, size=32, pixels=256))
 COLOURS = np.array([(60, 60, 70), (210, 60, 50), (60, 190, 70)])

@@ -3,7 +3,6 @@
 import ast
 import importlib.util
 import inspect
-import subprocess
 import sys
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -23,7 +22,8 @@ from equimid.recipes import recipe
 from equimid.recipes.describe import every_setting
 from equimid.schedules import StepInfo
 from equimid.views import LocalViews, Photometric, ViewsConfig
-from tasks import TINY, make_task, make_views
+from helpers.processes import run_program
+from helpers.tasks import TINY, make_task, make_views
 
 SOURCE = Path(equimid.__file__).parent
 ROOT = Path(__file__).parent.parent
@@ -248,5 +248,5 @@ except SystemExit as stop:
 heavy = sorted({HEAVY!r} & set(sys.modules))
 sys.exit(f"{{status}} {{heavy}}" if heavy or status != {status} else 0)
 """
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = run_program([sys.executable, "-c", program], cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -25,8 +25,8 @@ from equimid.data import (
 from equimid.engine.sampler import MicroBatches, epoch_order
 from equimid.errors import UnreadableImage, UserError
 from equimid.views import ViewDataset, ViewsConfig, collate
-from packing_files import class_folders, packed, photograph
-from tasks import TINY
+from helpers.packing_files import class_folders, packed, photograph
+from helpers.tasks import TINY
 
 FIRST = [885, 662, 146, 924, 414, 449]
 

@@ -16,7 +16,7 @@ from equimid.methods import BarlowTwinsConfig, DINOConfig, SimCLRConfig, SimSiam
 from equimid.schedules import StepInfo
 from equimid.task import Task
 from equimid.views import ViewsConfig, sample_poses, to_device_views
-from tasks import HEADS, TINY, make_task
+from helpers.tasks import HEADS, TINY, make_task
 
 STEP = StepInfo(3, 10, 5)
 SMALL = {"embed_dim": 24, "depth": 4, "num_heads": 3, "img_size": 32, "patch_size": 8}

@@ -22,7 +22,7 @@ from equimid.randomness import counted_generator
 from equimid.schedules import StepInfo
 from equimid.testing import assert_trains, on_ranks
 from equimid.views import Views, ViewsConfig
-from tasks import HEADS, TINY, make_task, make_views
+from helpers.tasks import HEADS, TINY, make_task, make_views
 
 
 def reached_by_ser(task, layer):

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from drawing import drawn
 from equimid.addons import AugSelfConfig, EquiModConfig, ESSLConfig, SERConfig, STLConfig, plan_views, ser_loss
 from equimid.engine.health import HealthCheck
 from equimid.methods import DINOConfig, SimSiamConfig, view_pairs
@@ -15,7 +14,8 @@ from equimid.schedules import StepInfo
 from equimid.task import Task
 from equimid.testing import assert_trains
 from equimid.views import Key, LocalViews, Photometric, ViewDataset, ViewsConfig, collate, sample_poses, to_device_views
-from tasks import HEADS, TINY, logged
+from helpers.drawing import drawn
+from helpers.tasks import HEADS, TINY, logged
 
 CPU = torch.device("cpu")
 SOURCE = drawn(12, (40, 36))

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from drawn_views import Drawn, items, make_plan, resized, same, unshared
 from equimid.data import open_source
 from equimid.errors import UserError
 from equimid.views import Key, ViewDataset, collate
-from photographs import near
+from helpers.drawn_views import Drawn, items, make_plan, resized, same, unshared
+from helpers.photographs import near
 
 
 @pytest.mark.parametrize("posed", [False, True])

@@ -8,7 +8,7 @@ from equimid.errors import UserError
 from equimid.evaluation.robustness import measure_a, measure_r, measure_sketch, measure_v2
 from equimid.evaluation.robustness.folders import ClassFolders
 from equimid.evaluation.robustness.imagenet_variants import SKETCH, V2, A, R, variant_records
-from robust import draw_class, draw_training, reader, study
+from helpers.robust import draw_class, draw_training, reader, study
 
 CLASSES = ("n1", "n2", "n3", "n4")
 # shuffled: places are those of the sorted names

@@ -25,8 +25,8 @@ from equimid.views import (
     to_device_views,
 )
 from equimid.views.plan import standard_views
-from pairs import CROPS, LOCAL, Images, in_pairs, make_batch, plan_of
-from photographs import near
+from helpers.pairs import CROPS, LOCAL, Images, in_pairs, make_batch, plan_of
+from helpers.photographs import near
 
 CPU = torch.device("cpu")
 OWN = [FIELDS.index(name) for name in ("sigma", "solarised")]

@@ -9,7 +9,6 @@ from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision.transforms import RandomResizedCrop
 
-from drawn_views import PLAIN, POSED, STILL, Drawn, items, make_plan, resized, same, unshared
 from equimid.poses import Pose
 from equimid.randomness import counted_generator
 from equimid.views import (
@@ -24,7 +23,8 @@ from equimid.views import (
 )
 from equimid.views.dataset import sample_crop
 from equimid.views.plan import standard_views
-from photographs import near
+from helpers.drawn_views import PLAIN, POSED, STILL, Drawn, items, make_plan, resized, same, unshared
+from helpers.photographs import near
 
 CPU = torch.device("cpu")
 # --- crops

@@ -107,7 +107,7 @@ def test_it_works_without_this_folder(built, tmp_path):
     library, example = tmp_path / "library", tmp_path / "own_loop.py"
     python("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", library, built[1])
     shutil.copy(ROOT / "examples" / "own_loop.py", example)
-    shutil.copy(Path(__file__).with_name("installed_check.py"), tmp_path)
+    shutil.copy(Path(__file__).with_name("helpers") / "installed_check.py", tmp_path)
     empty = tmp_path / "empty"
     empty.mkdir()
     # a package is imported from one place: the first on the path that has it

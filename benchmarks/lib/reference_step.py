@@ -19,7 +19,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from equimid.addons import SERConfig
-from equimid.backbones.config import timm_arguments
+from equimid.backbones.build import timm_arguments
 from equimid.config import Config
 from equimid.errors import UserError
 from equimid.methods import MoCoV3Config

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from drawing import CPU
 from equimid.backbones import Encoder
 from equimid.evaluation import EvaluationConfig, Scope, Study
 from equimid.features import Features
+from helpers.drawing import CPU
 
 
 class Colours(Encoder):

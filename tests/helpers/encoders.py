@@ -5,11 +5,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
-from drawing import SCOPE, drawn
 from equimid.backbones import Encoder
 from equimid.evaluation import EvaluationConfig
 from equimid.evaluation.study import Study
 from equimid.features import Features
+from helpers.drawing import SCOPE, drawn
 
 
 class PatchMeans(Encoder):

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from drawing import SCOPE
 from equimid.evaluation import EvaluationConfig, Study
 from equimid.evaluation.classifier import Classifier
 from equimid.evaluation.preprocessing import Pixels
+from helpers.drawing import SCOPE
 
 STEP = 20  # of the red channel, from class to class
 

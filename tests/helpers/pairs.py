@@ -5,7 +5,7 @@ from PIL import Image
 
 from equimid.addons import plan_views
 from equimid.views import Key, LocalViews, ViewDataset, ViewsConfig, collate
-from tasks import TINY
+from helpers.tasks import TINY
 
 LOCAL = LocalViews(count=4, size=16, scale=(0.05, 0.25))
 CROPS = ViewsConfig(local=LOCAL)  # 2 x 32 + 4 x 16

@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from drawing import CPU, SCOPE
 from equimid.backbones import Encoder
-from equimid.data import ArraySource
+from equimid.data import ArraySource, open_source
 from equimid.evaluation import EvaluationConfig, FeatureTable, Study
+from equimid.evaluation.probes.heads import predicted
+from equimid.evaluation.probes.linear import choose_linear
 from equimid.features import Features
+from helpers.drawing import CPU, SCOPE
 
 
 class PatchColours(Encoder):
@@ -70,3 +72,16 @@ def folders(root, counts, spread=30, seed=0):
         for k in range(count):
             Image.fromarray(source.images[4 * k + number]).save(root / folder / f"{k}.png")
     return str(root)
+
+
+def digits_table(split):
+    source = open_source("digits", split)
+    features = torch.from_numpy(source.images.reshape(len(source), -1)).float() / 127.5 - 1
+    return FeatureTable(features, torch.from_numpy(source.labels))
+
+
+def probed(train, test, config, seed=0):
+    """Top-1 in percent and details of the linear probe on tables."""
+    weight, bias, details = choose_linear(train, int(train.labels.max()) + 1, config, seed, CPU)
+    found = predicted(test.features @ weight.T + bias)
+    return 100 * float((found == test.labels).float().mean()), details
