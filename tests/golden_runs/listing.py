@@ -63,7 +63,8 @@ def commands() -> dict[str, list[str]]:
         name = waiting.pop(0)
         listed = _options(command([*name.split(), "--help"]))
         found[name or "equimid"] = listed
-        waiting += [f"{name} {word}".strip() for word in listed if re.fullmatch("[a-z-]+", word)]
+        if name.count(" ") == 0:  # commands of commands have none
+            waiting += [f"{name} {word}".strip() for word in listed if re.fullmatch("[a-z][a-z-]*", word)]
     return found
 
 
