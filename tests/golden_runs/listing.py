@@ -7,7 +7,7 @@ import os
 import pkgutil
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 from golden_runs import table
 from golden_runs.process import command
@@ -63,7 +63,8 @@ def commands() -> dict[str, list[str]]:
         name = waiting.pop(0)
         listed = _options(command([*name.split(), "--help"]))
         found[name or "equimid"] = listed
-        waiting += [f"{name} {word}".strip() for word in listed if re.fullmatch("[a-z-]+", word)]
+        if name.count(" ") == 0:  # commands of commands have none
+            waiting += [f"{name} {word}".strip() for word in listed if re.fullmatch("[a-z][a-z-]*", word)]
     return found
 
 
@@ -115,8 +116,15 @@ def _signature(found: Any) -> str:
             signature = inspect.signature(found)
     except (TypeError, ValueError):
         return "no signature"
-    parameters = [p.replace(default=_Default(p.default)) for p in signature.parameters.values()]
+    parameters = [
+        p.replace(default=_Default(p.default), annotation=_bare(p.annotation)) for p in signature.parameters.values()
+    ]
     return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z])", "", str(signature.replace(parameters=parameters)))
+
+
+def _bare(annotation: Any) -> Any:
+    """A type without what is said of it beside, such as its range."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 class _Default:

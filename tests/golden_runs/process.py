@@ -9,6 +9,7 @@ import importlib
 import io
 import multiprocessing
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -58,7 +59,11 @@ def isolated(function: Callable[..., Any], *arguments: Any, folder: Path, given:
         failed, answer = receiver.recv()
     except EOFError:
         failed, answer = True, f"the process ended\n{_tail(log)}"
-    process.join()
+    except BaseException:
+        process.terminate()  # it does not outlive this one
+        raise
+    finally:
+        process.join()
     if failed:
         raise CaseError(answer)
     return answer
@@ -83,6 +88,7 @@ def command(words: Sequence[str]) -> str:
 
 
 def _answer(sender: Any, function: Callable[..., Any], arguments: tuple[Any, ...], folder: Path, log: Path) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with log.open("w") as stream:
         for number in (1, 2):
             os.dup2(stream.fileno(), number)
