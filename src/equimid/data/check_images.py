@@ -1,4 +1,4 @@
-"""The ledger: which images of a source cannot be used, and why. Kept in the run folder."""
+"""Which images of a source cannot be used, and why: checked once, and kept in the run's folder."""
 
 import csv
 import io
@@ -51,7 +51,7 @@ class ImageCheck:
             ValueError: it is not the source that was checked.
         """
         if len(source) != self.listed:
-            raise ValueError(f"a source of {len(source)} images, but the ledger is of {self.listed}; check it anew")
+            raise ValueError(f"a source of {len(source)} images, but the check was of {self.listed}; check again")
         return source.without(index for index, _, _ in self.unreadable) if self.unreadable else source
 
     def save(self, folder: Path) -> None:
@@ -63,7 +63,7 @@ class ImageCheck:
 
     @classmethod
     def load(cls, folder: Path) -> Self | None:
-        """The saved ledger, or None: none there, damaged or of another version. It can be made again."""
+        """The saved check; None where there is none, or it is damaged or of another version."""
         try:
             entry = json.loads((folder / "data.json").read_text())
             if entry.pop("schema") != _SCHEMA:
@@ -118,14 +118,14 @@ def image_check_for(
     progress: Progress | None = None,
     threads: int | None = None,
 ) -> ImageCheck:
-    """The ledger saved in folder where it is of the same data and smallest side, else `check_images`, saved.
+    """The check that is saved in the folder, if it is of the same data and smallest side; else a new one, saved.
 
-    It is saved before too many unreadable images raise, so that the whole list is there, and a higher limit
-    need not check again. A folder keeps one ledger: one folder a source.
+    A new check is saved before too many unreadable images raise: the whole list is there, and a higher limit need not
+    check again. A folder keeps one check, of one source.
 
-    Of packed images it is made again after it said that too many are gone: the shards may be back, and looking costs
-    milliseconds. One that was good is kept, for a run to go on with the same images: what has gone since, the loader
-    meets.
+    Of packed images, a check that found too many missing is made again: the shards may be back, and this takes
+    milliseconds. A check that was good stays, so that a resumed run has the same images; the loader meets what went
+    bad since.
     """
     fingerprint = source.fingerprint()
     check = ImageCheck.load(folder)

@@ -123,7 +123,7 @@ def _class_folders(files: list[str]) -> set[str] | None:
 def _image_files(root: Path) -> list[str]:
     """Paths relative to root with "/", sorted, links followed; what starts with a dot is skipped.
 
-    A link to a folder that it lies in is not followed. A broken link is listed: the ledger reports it.
+    A link to a folder that it lies in is not followed. A broken link is listed: the check reports it.
     """
     found: list[str] = []
     pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]

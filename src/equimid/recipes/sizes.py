@@ -1,4 +1,4 @@
-"""The same run, smaller: every row of the comparison has a twin for one machine and one for minutes on two cores."""
+"""The same run, smaller: every row of the comparison has one for one machine and one for minutes on two cores."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Views: what a method asks for (`ViewPlan`), and its realisation in the workers and on the device."""
+"""Views: what a method asks for (`ViewPlan`), and how the workers and the device make them."""
 
 import lazy_loader
 

@@ -61,8 +61,8 @@ class Batch:
     crops:       per standard view and then per extra view, (b1, 3, S, S) uint8, less the encoded ones
     crop_boxes:  the same views, (b1, 5): top, left, height, width as fractions of the image, and whether flipped
     crop_rows:   the same views, (b1, P) photometric parameters
-    squares:     per pair of posed views, (b2, 3, S, S) uint8, upright images to be posed, less the encoded ones
-    square_rows: per posed view, (b2, P)
+    upright:     per pair of posed views, (b2, 3, S, S) uint8, upright images to be posed, less the encoded ones
+    upright_rows: per posed view, (b2, P)
     indices:     (b1 + b2,) of the images in the source, cropped first
     unreadable:  indices that could not be read and were replaced by images that could
     encoded:     {place in `indices`: image} that is still to be decoded
