@@ -119,7 +119,13 @@ def _means(resampled: Floats) -> Floats:
 def _record(scope: Scope, metric: str, value: float, values: Floats, images: int, details: dict[str, Any]) -> Record:
     low, high = (float(100 * edge) for edge in np.percentile(values, (2.5, 97.5)))
     known = images > 1  # one image tells nothing of others
-    return Record(
-        "segmentation", metric, 100 * value, images, scope.subject, scope.data, scope.seed, scope.checkpoint,
-        unit="%", low=low if known else None, high=high if known else None, details=details,
-    )  # fmt: skip
+    return scope.record(
+        "segmentation",
+        metric,
+        100 * value,
+        images,
+        unit="%",
+        low=low if known else None,
+        high=high if known else None,
+        details=details,
+    )

@@ -52,50 +52,35 @@ class Scope:
     seed: int
     checkpoint: str
 
+    def record(
+        self, evaluation: str, metric: str, value: float | None, n: int, *, subject: str | None = None, **more: Any
+    ) -> Record:
+        """A record of what this is about. more: unit, low, high, details, picture."""
+        return Record(
+            evaluation, metric, value, n, subject or self.subject, self.data, self.seed, self.checkpoint, **more
+        )
+
     def accuracy(self, evaluation: str, correct: npt.NDArray[np.bool_], details: dict[str, Any]) -> Record:
         """Top-1 in percent with Wilson's 95 % interval."""
         interval = binomtest(int(correct.sum()), len(correct)).proportion_ci(method="wilson")
-        return Record(
-            evaluation,
-            "top1",
-            100 * float(correct.mean()),
-            len(correct),
-            self.subject,
-            self.data,
-            self.seed,
-            self.checkpoint,
-            unit="%",
-            low=100 * interval.low,
-            high=100 * interval.high,
-            details=details,
-        )
+        low, high = 100 * interval.low, 100 * interval.high
+        value = 100 * float(correct.mean())
+        return self.record(evaluation, "top1", value, len(correct), unit="%", low=low, high=high, details=details)
 
     def mean(
         self, evaluation: str, metric: str, values: npt.NDArray[np.floating[Any]], details: dict[str, Any],
         subject: str | None = None,
     ) -> Record:  # fmt: skip
         """Mean over images with a normal 95 % interval."""
-        error = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else None
-        middle = float(values.mean())
-        return Record(
-            evaluation,
-            metric,
-            middle,
-            len(values),
-            subject or self.subject,
-            self.data,
-            self.seed,
-            self.checkpoint,
-            low=None if error is None else middle - error,
-            high=None if error is None else middle + error,
-            details=details,
-        )
+        middle, interval = float(values.mean()), {}
+        if len(values) > 1:
+            error = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
+            interval = {"low": middle - error, "high": middle + error}
+        return self.record(evaluation, metric, middle, len(values), subject=subject, details=details, **interval)
 
     def missing(self, evaluation: str, metric: str, details: dict[str, Any], subject: str | None = None) -> Record:
         """A record without a value: its details say why."""
-        return Record(
-            evaluation, metric, None, 0, subject or self.subject, self.data, self.seed, self.checkpoint, details=details
-        )
+        return self.record(evaluation, metric, None, 0, subject=subject, details=details)
 
 
 @contextmanager

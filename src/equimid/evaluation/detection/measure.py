@@ -75,10 +75,7 @@ def _records(
 
     def record(metric: str, value: float, details: dict[str, object], interval: tuple[float, float] | None) -> Record:
         low, high = (None, None) if interval is None else (100 * interval[0], 100 * interval[1])
-        return Record(
-            "detection", metric, 100 * value, len(test), scope.subject, scope.data, scope.seed, scope.checkpoint,
-            unit="%", low=low, high=high, details=details,
-        )  # fmt: skip
+        return scope.record("detection", metric, 100 * value, len(test), unit="%", low=low, high=high, details=details)
 
     records = [record(name, value, trained, scores.interval.get(name)) for name, value in scores.values.items()]
     return records + [
@@ -114,7 +111,4 @@ def _picture(study: Study, test: DetectionSet, found: Sequence[Found]) -> Record
         "Images that the detector was not trained on: above as they are labelled, below what it found with a score "
         "above 0.5. The network below it is frozen."
     )
-    return Record(
-        "detection", "picture", None, len(chosen), scope.subject, scope.data, scope.seed, scope.checkpoint,
-        details={"caption": caption}, picture=str(file),
-    )  # fmt: skip
+    return scope.record("detection", "picture", None, len(chosen), details={"caption": caption}, picture=str(file))

@@ -65,10 +65,7 @@ def posed_records(study: Study, n: int, grid: int, upright: Scores, posed: Mappi
 
     def record(metric: str, value: float, interval: Sequence[float] | None, details: dict[str, object]) -> Record:
         low, high = (None, None) if interval is None else (100 * interval[0], 100 * interval[1])
-        return Record(
-            "detection", metric, 100 * value, n, scope.subject, scope.data, scope.seed, scope.checkpoint,
-            unit="%", low=low, high=high, details=details,
-        )  # fmt: skip
+        return scope.record("detection", metric, 100 * value, n, unit="%", low=low, high=high, details=details)
 
     whole = upright.values["map"]
     if not math.isfinite(whole):

@@ -197,10 +197,13 @@ def _share_records(scope: Scope, statistics: Mapping[int, MapStatistics]) -> lis
                 finite = bool(torch.isfinite(found.mean).all())
                 details["not_measurable"] = "maps that do not vary" if finite else NOT_FINITE
             records.append(
-                Record(
-                    "equivariance", part, 100 * fraction if known else None, found.images if known else 0,
-                    scope.subject, scope.data, scope.seed, scope.checkpoint, unit="%",
+                scope.record(
+                    "equivariance",
+                    part,
+                    100 * fraction if known else None,
+                    found.images if known else 0,
+                    unit="%",
                     details=details,
                 )
-            )  # fmt: skip
+            )
     return records

@@ -135,17 +135,6 @@ def _record(study: Study, right: npt.NDArray[np.float64], details: dict[str, Any
     scope, n, p, z = study.scope, len(right), float(right.mean()), 1.96
     middle, reach = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
     low, high = ((middle + sign * reach) / (1 + z**2 / n) for sign in (-1, 1))
-    return Record(
-        "pose_probe",
-        "top1",
-        100 * p,
-        n,
-        scope.subject,
-        scope.data,
-        scope.seed,
-        scope.checkpoint,
-        unit="%",
-        low=100 * max(0.0, low),
-        high=100 * min(1.0, high),
-        details=details,
+    return scope.record(
+        "pose_probe", "top1", 100 * p, n, unit="%", low=100 * max(0.0, low), high=100 * min(1.0, high), details=details
     )

@@ -91,7 +91,6 @@ def write_beside(file: Path, content: bytes) -> None:
 def picture_record(study: Study, evaluation: str, n: int, file: Path, details: Mapping[str, Any]) -> Record:
     """The record of a picture; `details` has its caption."""
     scope = study.scope
-    return Record(
-        evaluation, "picture", None, n, scope.subject, scope.data, scope.seed, scope.checkpoint,
-        details=dict(details), picture=file.relative_to(study.folder).as_posix(),
-    )  # fmt: skip
+    return scope.record(
+        evaluation, "picture", None, n, details=dict(details), picture=file.relative_to(study.folder).as_posix()
+    )

@@ -57,14 +57,17 @@ def measure_fewshot(study: Study, data: str, train: str | None = None) -> list[R
         if len(values) > 1:
             error = float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
         records.append(
-            Record(
-                "fewshot", "top1", middle, len(test.labels), scope.subject, scope.data, scope.seed, scope.checkpoint,
+            scope.record(
+                "fewshot",
+                "top1",
+                middle,
+                len(test.labels),
                 unit="%",
                 low=None if error is None else max(0.0, middle - error),
                 high=None if error is None else min(100.0, middle + error),
                 details={"per_class": n, "draws": len(values), "C": _C},
             )
-        )  # fmt: skip
+        )
     return records
 
 

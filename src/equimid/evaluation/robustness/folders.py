@@ -209,15 +209,4 @@ def summary(
     scope: Scope, evaluation: str, metric: str, value: float, n: int, details: dict[str, object], unit: str = "%"
 ) -> Record:
     """A value that is computed of others, so without an interval."""
-    return Record(
-        evaluation,
-        metric,
-        value,
-        n,
-        scope.subject,
-        scope.data,
-        scope.seed,
-        scope.checkpoint,
-        unit=unit,
-        details=details,
-    )
+    return scope.record(evaluation, metric, value, n, unit=unit, details=details)
