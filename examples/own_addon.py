@@ -6,9 +6,8 @@ Name the class under the entry point group "equimid.addons" of your package inst
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import nn
@@ -19,13 +18,14 @@ from equimid.distributed import mean_over_ranks
 from equimid.errors import UserError
 from equimid.recipes import recipe
 from equimid.runs.pretrain import pretrain
+from equimid.settings import setting, settings
 
 
 @ADDONS.register
-@dataclass(frozen=True)
+@settings("meancolour")
 class MeanColourConfig(EmbeddingAddonConfig):  # gives weight, layer and pool
     name: ClassVar[str] = "meancolour"
-    hidden: int = 64
+    hidden: Annotated[int, setting("width of the head", ge=1)] = 64
 
     def build(self, embed_dim, plan):
         return MeanColour(self, embed_dim)
@@ -44,8 +44,8 @@ class MeanColour(Addon):
 
 
 if __name__ == "__main__":
-    data, out, *settings = sys.argv[1:]
+    data, out, *words = sys.argv[1:]
     try:
-        pretrain(override(recipe("mocov3-tiny"), [f"data.source={data}", "meancolour.weight=1", *settings]), Path(out))
+        pretrain(override(recipe("mocov3-tiny"), [f"data.source={data}", "meancolour.weight=1", *words]), Path(out))
     except UserError as error:
         sys.exit(str(error))
