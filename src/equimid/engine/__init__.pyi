@@ -1,4 +1,5 @@
 from .callbacks import Callback as Callback
+from .callbacks import Outcome as Outcome
 from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import latest_checkpoint as latest_checkpoint
 from .checkpoint import save_checkpoint as save_checkpoint
@@ -9,7 +10,6 @@ from .cpu_bf16 import settle_precision as settle_precision
 from .launch import make_fabric as make_fabric
 from .launch import ranks_end_together as ranks_end_together
 from .launch import started as started
-from .loop import Outcome as Outcome
 from .loop import Trainer as Trainer
 from .machine import OutOfMemory as OutOfMemory
 from .machine import host_memory as host_memory

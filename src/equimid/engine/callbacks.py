@@ -14,22 +14,29 @@ import csv
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from equimid.files import atomic_write
 
-if TYPE_CHECKING:
-    from equimid.engine.loop import Outcome
-
-__all__ = ["Callback", "CsvLog", "ProgressLine", "TensorBoardLog"]
+__all__ = ["Callback", "CsvLog", "Outcome", "ProgressLine", "TensorBoardLog"]
 
 logger = logging.getLogger("equimid")
 
 Row = Mapping[str, float | int]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended: steps done, steps wanted, and the signal that stopped it, if one did."""
+
+    steps: int
+    total: int
+    stopped_by: int | None
 
 
 class Callback:
@@ -50,7 +57,7 @@ class Callback:
     def on_checkpoint(self, step: int, folder: Path) -> None:
         """After a checkpoint was written. folder: of the run."""
 
-    def on_end(self, outcome: "Outcome | None") -> None:
+    def on_end(self, outcome: Outcome | None) -> None:
         """At the end of training, also after an error (None)."""
 
 
@@ -105,7 +112,7 @@ class TensorBoardLog(Callback):
             for name, value in row.items():
                 self.writer.add_scalar(name, value, step)
 
-    def on_end(self, outcome: "Outcome | None") -> None:
+    def on_end(self, outcome: Outcome | None) -> None:
         if self.writer is not None:
             self.writer.close()
 
@@ -139,5 +146,5 @@ class ProgressLine(Callback):
             self.last_line = now
             logger.info("step %d of %d  %s", step, self.total, numbers)
 
-    def on_end(self, outcome: "Outcome | None") -> None:
+    def on_end(self, outcome: Outcome | None) -> None:
         self.bar.stop()

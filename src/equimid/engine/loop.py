@@ -9,7 +9,6 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,7 @@ from equimid.backbones import compile_blocks
 from equimid.data import leave_signals_to_the_main_process
 from equimid.distributed import any_rank, barrier, gather_detached
 from equimid.engine.async_metrics import AsyncMetrics, LoaderClock
-from equimid.engine.callbacks import Callback, CsvLog, ProgressLine, TensorBoardLog
+from equimid.engine.callbacks import Callback, CsvLog, Outcome, ProgressLine, TensorBoardLog
 from equimid.engine.checkpoint import (
     agreed_checkpoint,
     discard_checkpoint,
@@ -47,15 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["Outcome", "Trainer"]
 
 logger = logging.getLogger("equimid")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How training ended: steps done, steps wanted, and the signal that stopped it, if one did."""
-
-    steps: int
-    total: int
-    stopped_by: int | None
 
 
 class Trainer:
