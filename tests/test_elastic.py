@@ -57,7 +57,7 @@ def test_ranks_are_killed_all_start_again_and_the_run_ends_with_the_same_bits(wh
         os.kill(ranks_of(process)[rank], signal.SIGKILL)
     _, told = process.communicate()
     assert process.returncode == 0, told
-    assert told.count("going on after step") == 2
+    assert told.count("resuming after step") == 2
     assert (folder / "report.html").exists()
     expected, found = weights(whole), weights(folder)
     assert expected.keys() == found.keys()

@@ -79,7 +79,7 @@ def test_killed_three_times_it_ends_with_the_same_bits(uninterrupted, tmp_path, 
         process.stderr.close()
     done = run(folder, *settings)
     assert done.returncode == 0, done.stderr
-    assert "going on after step" in done.stderr
+    assert "resuming after step" in done.stderr
     assert same_bits(final_weights(folder), final_weights(uninterrupted))
     steps = [int(line.split(",")[0]) for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
     assert steps == list(range(1, STEPS + 1)), "a row is missing or doubled"
@@ -101,7 +101,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(uninterrupted, t
     assert 4 <= stopped < STEPS
     done = run(folder, *settings)
     assert done.returncode == 0, done.stderr
-    assert f"going on after step {stopped} of {STEPS}" in done.stderr
+    assert f"resuming after step {stopped} of {STEPS}" in done.stderr
     assert same_bits(final_weights(folder), final_weights(uninterrupted))
 
 

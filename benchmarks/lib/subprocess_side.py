@@ -1,4 +1,4 @@
-"""A side of a comparison in a process of its own: with the system's allocator, as a program of somebody else has it."""
+"""One side of a comparison, run in a process of its own, with the system's allocator as other programs have it."""
 
 import multiprocessing
 import traceback

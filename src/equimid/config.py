@@ -62,7 +62,7 @@ class Config:
         return plan_views(self.views, self.backbone, self.addons, self.train.micro_batch)
 
 
-# What may differ when a run goes on. The data are compared by their content, so a folder may have moved.
+# What may differ when a run is resumed. The data are compared by their content, so a folder may have moved.
 _FREE = ("runtime.", "evaluation.", "data.source", "data.tolerated_unreadable")
 
 # What runs did that were saved before there was such a setting, where its default is another.

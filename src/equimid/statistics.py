@@ -1,4 +1,4 @@
-"""What several seeds tell: means with intervals, paired differences, and what is too small to be told.
+"""What several seeds show: means with intervals, paired differences, and which differences are too small to count.
 
 n is the number of trainings, one a seed; measuring one training again adds nothing to it. Letters:
     n: seeds    x: their values    d: differences of two settings, seed by seed    t: Student's quantile, n - 1 degrees
@@ -30,7 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 CONFIDENCE = 0.95  # of intervals
-LEVEL = 0.05  # of p, below which a difference is told
+LEVEL = 0.05  # of p, below which a difference counts
 
 
 @dataclass(frozen=True)

@@ -187,10 +187,10 @@ def agreed_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Check
         except _DamagedError as error:
             unseen = error
     if any_rank(unseen is not None, device):
-        told = f"{unseen}" if unseen else "another process does not see it"
+        unseen_by = f"{unseen}" if unseen else "another process does not see it"
         raise UserError(
-            f"the checkpoint of step {answer - 1} in {folder} is not seen by every process ({told}); the run's folder "
-            "must lie on storage that all nodes share"
+            f"the checkpoint of step {answer - 1} in {folder} is not seen by every process ({unseen_by}); the run's "
+            "folder must lie on storage that all nodes share"
         )
     return checkpoint
 
@@ -220,7 +220,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def _on_all(act: Callable[[], T], device: torch.device | str) -> T:
-    """Do it, and go on only if no rank's disk refused."""
+    """Do it, and continue only if no rank's disk refused."""
     result, refused = None, None
     try:
         result = act()

@@ -78,10 +78,10 @@ def started(runtime: RuntimeConfig, environment: Mapping[str, str] = os.environ)
         )
     nodes = int(environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", 1)))
     each, rest = divmod(tasks, nodes)
-    told = environment.get("SLURM_NTASKS_PER_NODE")
-    if told is None or rest or int(told) != each:
+    per_node = environment.get("SLURM_NTASKS_PER_NODE")
+    if per_node is None or rest or int(per_node) != each:
         raise UserError(
-            f"SLURM started {tasks} tasks on {nodes} nodes, with --ntasks-per-node {told or 'not given'}; give "
+            f"SLURM started {tasks} tasks on {nodes} nodes, with --ntasks-per-node {per_node or 'not given'}; give "
             f"--nodes={nodes} --ntasks-per-node=N, as many tasks on every node as it has GPUs for the run"
         )
     return _agreed(Started("slurm", each, nodes), runtime, "--ntasks-per-node")

@@ -210,7 +210,7 @@ class Trainer:
         return step < 10 or (step + 1) % self.runtime.log_every == 0 or step + 1 == self.total
 
     def _read(self, waiting: deque[AsyncMetrics], behind: int) -> bool:
-        """Read all but the newest `behind` steps; returns whether some rank was told to stop."""
+        """Read all but the newest `behind` steps; returns whether some rank is to stop."""
         stop = False
         while len(waiting) > behind:
             readout = waiting.popleft()
@@ -262,7 +262,7 @@ class Trainer:
             callback.on_log(step + 1, row, len(cls))
 
     def _refuse_unused(self) -> None:
-        """Otherwise several processes stop with torch's numbers of parameters, and one goes on in silence."""
+        """Otherwise several processes stop with torch's numbers of parameters, and one continues in silence."""
         unused = [name for name, p in self.task.named_parameters() if p.requires_grad and p.grad is None]
         if unused:
             raise UserError(
@@ -351,12 +351,12 @@ class Trainer:
         if checkpoint.run != self.run:
             counts = f"{checkpoint.run.get('images')} images then, {self.run.get('images')} now"
             raise UserError(
-                f"{self.folder} cannot go on: it was trained on other data ({counts}); bring the files back, or choose "
-                "a new --out folder"
+                f"{self.folder} cannot be resumed: it was trained on other data ({counts}); bring the files back, or "
+                "choose a new --out folder"
             )
         checkpoint.restore(self.task, optimizer)
         if self.fabric.global_rank == 0:
-            logger.info("going on after step %d of %d", checkpoint.step, self.total)
+            logger.info("resuming after step %d of %d", checkpoint.step, self.total)
         return checkpoint.step
 
     def _save(self, step: int) -> None:

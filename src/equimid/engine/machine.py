@@ -24,7 +24,7 @@ logger = logging.getLogger("equimid")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc, malloc.h
 
 
-class OutOfMemory(Exception):  # noqa: N818  # what happened, to be told with what the run asked for
+class OutOfMemory(Exception):  # noqa: N818  # what happened; the run says what it asked for
     """The device or the host has no memory left for a step."""
 
 
@@ -44,13 +44,15 @@ def host_memory() -> int:
 def set_threads(wanted: int, processes: int) -> None:
     """So many threads for torch on the CPU; 0 = each of several processes on this machine gets its part of the cores,
     and what OMP_NUM_THREADS says is kept. Fabric sets a number of its own when it starts processes: call it after."""
-    told = os.environ.get("OMP_NUM_THREADS")
-    if told == "1" and "TORCHELASTIC_RUN_ID" in os.environ:
-        told = None  # torchrun sets it so where the user did not
+    wanted_threads = os.environ.get("OMP_NUM_THREADS")
+    if wanted_threads == "1" and "TORCHELASTIC_RUN_ID" in os.environ:
+        wanted_threads = None  # torchrun sets it so where the user did not
     if wanted:
         torch.set_num_threads(wanted)
     elif processes > 1:
-        torch.set_num_threads(max(1, cores() // processes) if told is None else int(told.split(",")[0]))
+        torch.set_num_threads(
+            max(1, cores() // processes) if wanted_threads is None else int(wanted_threads.split(",")[0])
+        )
 
 
 def loader_remedy(device: torch.device, workers: int, decodes: bool) -> str:

@@ -33,7 +33,7 @@ def save_backbone(
         arguments: what `create_backbone` got beside the name, cls_layer and taps.
         preprocessing: timm's keys of how images must look: input_size, mean, std, interpolation, crop_pct.
         checkpoint: identity of the checkpoint that the weights are from, for records.
-        network: which one they are, "student" or "momentum"; told in config.json.
+        network: which one they are, "student" or "momentum"; config.json says it.
         initialisation: "seed" and "backbone" (the fields of `BackboneConfig`) that its first weights were drawn from,
             so that it can be measured beside them; None = not known.
     """

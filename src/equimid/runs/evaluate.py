@@ -152,7 +152,7 @@ def _measure(
     """Each measurement of the network and its references; what is done is written before the next one starts."""
     file = study.folder / "records.jsonl"
     if file.exists():
-        read_records(file)  # one that cannot be added to is told before hours of work
+        read_records(file)  # a file that cannot be added to is an error before hours of work
     for measurement in measurements:
         records: list[Record] = []
         for about in _subjects(study, measurement, random):
@@ -213,11 +213,13 @@ def _describe(folder: Path, model: str, subject: str, config: Config) -> None:
     if file.exists():
         before = yaml.safe_load(file.read_text()) or {}
         # of random weights the seed is a part
-        told = [f"{d.get('model')} ({d.get('weights')} weights, seed {d.get('seed')})" for d in (before, content)]
+        networks = [f"{d.get('model')} ({d.get('weights')} weights, seed {d.get('seed')})" for d in (before, content)]
         if (before.get("model"), before.get("weights")) != (model, weights) or (
             subject == "random" and before.get("seed") != config.seed
         ):
-            raise UserError(f"{folder} holds measurements of {told[0]}, and this is {told[1]}; choose another --out")
+            raise UserError(
+                f"{folder} holds measurements of {networks[0]}, and this is {networks[1]}; choose another --out"
+            )
     if is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
         write_text(file, yaml.safe_dump(content, sort_keys=False))

@@ -1,4 +1,4 @@
-"""A run and its folder: pretrain, export, measure; and again where it stopped."""
+"""A run and its folder: pretrain, export, measure; resumed where it stopped."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -49,7 +49,7 @@ _NOTES = {".lock", "precision.json"}
 
 
 def pretrain(config: Config, folder: Path, *, finish: bool = True, callbacks: Sequence[Callback] = ()) -> Outcome:
-    """Train into `folder`, going on where an earlier call stopped; then export, evaluate and report.
+    """Train into `folder`, from where an earlier call stopped; then export, evaluate and report.
 
     Args:
         finish: False leaves out evaluation and report.
@@ -153,11 +153,11 @@ def _prepare(config: Config, folder: Path, patch_size: int) -> tuple[Source, boo
     before = load_config(file) if file.exists() else config
     differing = differences(before, config)
     if differing and latest_checkpoint(folder / "checkpoints") is not None:
-        told = "; ".join(f"{key} was {old} and is now {new}" for key, (old, new) in differing.items())
-        raise UserError(f"{folder} holds a run with other settings ({told}); choose another --out or those settings")
+        changes = "; ".join(f"{key} was {old} and is now {new}" for key, (old, new) in differing.items())
+        raise UserError(f"{folder} holds a run with other settings ({changes}); choose another --out or those settings")
     listed = open_source(config.data.source)
     _refuse_other_data(config, folder, listed)
-    source = _source(config, folder, listed, patch_size, told=True)
+    source = _source(config, folder, listed, patch_size, changes=True)
     config.train.steps_per_epoch(len(source))
     epoch_order(source, config.data, config.seed)  # refused before the settings bind
     if differing:
@@ -172,18 +172,18 @@ def _prepare(config: Config, folder: Path, patch_size: int) -> tuple[Source, boo
 
 
 def _refuse_other_data(config: Config, folder: Path, listed: Source) -> None:
-    """Before the folder's list of images is written anew: a run goes on with the images it began with."""
+    """Before the folder's list of images is written anew: a run is resumed with the images it began with."""
     check = ImageCheck.load(folder)
     if check is None or latest_checkpoint(folder / "checkpoints") is None:
         return
     if listed.fingerprint() != check.fingerprint:
         raise UserError(
-            f"{folder} cannot go on: it was trained on other data ({check.listed} images then, {len(listed)} now in "
-            f"{config.data.source}, or files changed); bring the files back, or choose another --out"
+            f"{folder} cannot be resumed: it was trained on other data ({check.listed} images then, {len(listed)} now "
+            f"in {config.data.source}, or files changed); bring the files back, or choose another --out"
         )
 
 
-def _source(config: Config, folder: Path, listed: Source, patch_size: int, told: bool = False) -> Source:
+def _source(config: Config, folder: Path, listed: Source, patch_size: int, changes: bool = False) -> Source:
     """Those of the listed images that can be used; the check is saved in the folder and made once."""
     with progress_bar("checking images") as progress:
         check = image_check_for(
@@ -194,7 +194,7 @@ def _source(config: Config, folder: Path, listed: Source, patch_size: int, told:
             progress=progress,
         )
     source = check.apply(listed)
-    if told:
+    if changes:
         left_out = f", {len(check.unreadable)} left out ({folder / 'unreadable.csv'})" if check.unreadable else ""
         logger.info("%s: %d images%s", config.data.source, len(source), left_out)
     return source

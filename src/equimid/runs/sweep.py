@@ -83,7 +83,7 @@ class Sweep(SweepPlan):
 def run_sweep(
     recipe: str, data: str, seeds: Sequence[int], vary: Sequence[str], out: Path, settings: Sequence[str] = ()
 ) -> tuple[Path, list[str]]:
-    """Run every combination with every seed, seed by seed, going on where an earlier call stopped.
+    """Run every combination with every seed, seed by seed, from where an earlier call stopped.
 
     Args:
         vary: "key=a,b" each: values are YAML scalars, or lists in brackets.
@@ -103,7 +103,7 @@ def run_sweep(
         sweep = _joined(Sweep(**vars(read_sweep(out))), asked, out) if file.exists() else asked
         grid = sweep.grid()
         for combination in grid:
-            # what only the network can tell, such as a layer that it does not have, is told before hours of training
+            # a mistake that only the network shows, such as a layer that it does not have, is an error now, not in hours
             config = on_one_device(combination.config)
             Task(config.backbone, config.method, config.addons, config.plan(), config.seed)
         open_source(data)
@@ -205,8 +205,8 @@ def _joined(before: Sweep, asked: Sweep, out: Path) -> Sweep:
         differing = differences(was, now)
         measured_anew = was.evaluation != now.evaluation
     if differing:
-        told = "; ".join(f"{what} was {old} and is now {new}" for what, (old, new) in differing.items())
-        raise UserError(f"{out} holds another sweep ({told}); choose another --out or those settings")
+        changes = "; ".join(f"{what} was {old} and is now {new}" for what, (old, new) in differing.items())
+        raise UserError(f"{out} holds another sweep ({changes}); choose another --out or those settings")
     return replace(
         before,
         # numbers of two ways to measure are not set beside each other while the rest is measured anew

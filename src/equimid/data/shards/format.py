@@ -75,7 +75,7 @@ class Pack:
     parts: dict[str, Part]
 
     def command(self, out: Path) -> str:
-        """What a user types to go on with it."""
+        """What a user types to resume it."""
         return f"equimid pack {self.data} {out} {' '.join(f'{k} {v}' for k, v in as_options(self.settings).items())}"
 
     def save(self, folder: Path) -> None:

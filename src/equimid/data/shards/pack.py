@@ -1,4 +1,4 @@
-"""`equimid pack`: a folder of images to tar shards that `open_source` opens. The form is told in `packed.py`.
+"""`equimid pack`: a folder of images to tar shards that `open_source` opens. `format.py` describes the form.
 
 Which image goes into which shard is a function of the data and the settings, and so is every byte written: neither the
 number of workers nor a stop in between changes any.
@@ -58,7 +58,7 @@ def pack(
     tolerated: float = 0.05,
     progress: Progress | None = None,
 ) -> Packed:
-    """Write the images of a folder, or of a text file of paths, into shards; go on where an earlier call was stopped.
+    """Write the images of a folder, or of a text file of paths, into shards; resume what an earlier call began.
 
     short_side:  px; larger images are made so small, smaller ones left as they are; 0 leaves all as they are
     quality:     1..95 of the JPEGs that are written; an upright RGB or grey JPEG that is small enough is copied
@@ -86,7 +86,7 @@ def pack(
             raise UserError(
                 f"could not write into {out}: {error.strerror or error}; {whole} of {sum(plan.planned.values())} "
                 "shards are written. Free some space, or mend what else is wrong, and run the same command again: it "
-                "goes on from there"
+                "continues from there"
             ) from None
         return _finish(out, plan, sources, tolerated, len(jobs))
 
@@ -130,8 +130,8 @@ def _check_place(data: str, out: Path) -> None:
     if out.is_dir() and not is_packed(out):
         others = sorted(file.name for file in out.iterdir() if not file.name.startswith("."))
         if others:
-            told = ", ".join(others[:3]) + (" and more" if len(others) > 3 else "")
-            raise UserError(f"{out} holds other files ({told}); give a new or an empty folder to pack into")
+            listed = ", ".join(others[:3]) + (" and more" if len(others) > 3 else "")
+            raise UserError(f"{out} holds other files ({listed}); give a new or an empty folder to pack into")
 
 
 @contextmanager
@@ -164,8 +164,8 @@ def _planned(data: str, out: Path, sources: dict[str, FileSource], settings: dic
         plan = Pack.load(file)
         if plan.settings != settings:
             was, now = as_options(plan.settings), as_options(settings)
-            told = ", ".join(f"{key} was {was[key]} and is now {now[key]}" for key in was if was[key] != now[key])
-            raise UserError(f"{out} was begun with other settings ({told}); give those, or another folder")
+            listed = ", ".join(f"{key} was {was[key]} and is now {now[key]}" for key in was if was[key] != now[key])
+            raise UserError(f"{out} was begun with other settings ({listed}); give those, or another folder")
         if plan.fingerprint != fingerprint:
             raise UserError(
                 f"{out} was begun with other data ({plan.data}; {data} now differs from it in its files, their lengths "
@@ -257,7 +257,7 @@ def _run(
         except BrokenExecutor:
             raise UserError(
                 f"a process that packed was ended from outside (too little memory?); run the same command again with "
-                f"fewer workers than {workers}: it goes on from there"
+                f"fewer workers than {workers}: it continues from there"
             ) from None
         finally:
             # nobody waits for shards that are half done

@@ -1,4 +1,4 @@
-"""A source of packed images: each is read from its tar by its offset. The form is told in `packed.py`."""
+"""A source of packed images: each is read from its tar by its offset. `format.py` describes the form."""
 
 import io
 import os
@@ -90,8 +90,8 @@ class ShardSource(Source):
         return f"{shard}.tar: {file}"
 
     def fingerprint(self) -> str:
-        """Of the shards' checksums, the images taken and the labels: no shard is looked at, so a run goes on with the
-        same order of images when one is lost."""
+        """Of the shards' checksums, the images taken and the labels. No shard is read, so a resumed run has the same
+        order of images when one is lost."""
         return digest(self.identity, self.places, self.labels, *self.classes)
 
     def stamp(self) -> str:
@@ -140,7 +140,7 @@ def open_shards(data: str, folder: Path, split: str | None) -> ShardSource:
         whole = sum((folder / f"{name}.npz").exists() for name in names)
         raise UserError(
             f"{folder} is not packed wholly ({whole} of {len(names)} shards); run again: "
-            f"{begun.command(folder)} and it goes on where it was stopped"
+            f"{begun.command(folder)} and it continues where it was stopped"
         )
     pack = Pack.load(folder / "pack.json")
     if "all" not in pack.parts:
