@@ -103,7 +103,7 @@ def run_sweep(
         sweep = _joined(Sweep(**vars(read_sweep(out))), asked, out) if file.exists() else asked
         grid = sweep.grid()
         for combination in grid:
-            # a mistake that only the network shows, such as a layer that it does not have, is an error now, not in hours
+            # a mistake that only the network shows, such as a layer that it does not have, is an error now
             config = on_one_device(combination.config)
             Task(config.backbone, config.method, config.addons, config.plan(), config.seed)
         open_source(data)
