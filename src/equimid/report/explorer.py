@@ -19,8 +19,6 @@ from equimid.report.read_run import Run
 
 __all__ = ["Explorer", "explorer"]
 
-_SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
-
 
 @dataclass(frozen=True)
 class Explorer:
@@ -64,8 +62,8 @@ def explorer(runs: Sequence[Run]) -> Explorer | None:
                 if subject != run.subject:
                     label += ", random network" if subject == "random" else f", {subject}"
                 label += f", {data}" if len({d for s, d in places if s == subject}) > 1 else ""
-                found = [image | {"layers": layers[number]} for number, image in sorted(images.items())]
-                subjects.append({"label": label, "images": found})
+                shown_images = [image | {"layers": layers[number]} for number, image in sorted(images.items())]
+                subjects.append({"label": label, "images": shown_images})
     if not subjects and not missing:
         return None
     return _rendered(subjects, [*photographs], missing)
@@ -108,12 +106,7 @@ def _layer(run: Run, r: Record) -> dict[str, Any]:
 
 
 def _picture(run: Run, name: str) -> str:
-    """A picture of the run's own folder as a data: URL; by its signature, whatever it is called."""
-    path = (run.path / name).resolve()
-    if not path.is_relative_to(run.path.resolve()):
-        raise ValueError("outside the run's folder")
-    content = path.read_bytes()
-    kind = next((kind for signature, kind in _SIGNATURES.items() if content.startswith(signature)), None)
-    if kind is None:
+    source = run.picture(name)
+    if not source:
         raise ValueError("no picture")
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return source

@@ -13,9 +13,9 @@ from typing import Any
 
 from equimid.records import Record
 from equimid.report import figures
-from equimid.report.blocks import Block, Entry, Fold, Heading, Note, Plot, Plots, Row, Section, Table, Text
+from equimid.report.blocks import Block, Entry, Fold, Plot, Plots, Row, Section, Table, Text
 from equimid.report.figures import Dot
-from equimid.report.formatting import digits, title
+from equimid.report.formatting import digits, places, title
 from equimid.report.read_run import Run
 from equimid.statistics import holm, mean_of, paired_difference, verdict
 
@@ -117,10 +117,6 @@ class Metric:
     value: Any = None
     members: frozenset[Any] = frozenset()
 
-    @property
-    def places(self) -> int:
-        return 1 if self.unit == "%" else 3
-
     def of(self, run: Run) -> float | None:
         """Its value; None where the run has none, or several and does not say which, or a mean over other members."""
         headline = self.headline
@@ -169,11 +165,11 @@ def seeds_section(runs: Sequence[Run]) -> Section:
 def compare(groups: Sequence[Group]) -> list[Block]:
     """Means, plots and differences of the groups; the first is the baseline."""
     metrics = _metrics(groups)
-    blocks: list[Block] = [Note(why, who) for group in groups for who, why in group.missing]
+    blocks: list[Block] = [Text(why, "note", who) for group in groups for who, why in group.missing]
     if not metrics:
         return [*blocks, Text("Nothing is measured yet.")]
     blocks += [
-        Heading("Means over seeds"),
+        Text("Means over seeds", "heading"),
         Text(
             "n is the number of trainings with different seeds; a seed changes initial weights, order of the data, "
             "views, poses and the probes. ± is half of Student's 95 % interval of the mean; one seed, or seeds that "
@@ -191,7 +187,7 @@ def compare(groups: Sequence[Group]) -> list[Block]:
     ]
     if len(groups) > 1:
         blocks += [
-            Heading(f"Differences to {groups[0].name}"),
+            Text(f"Differences to {groups[0].name}", "heading"),
             Text(
                 "Paired over the seeds that both have, with Student's 95 % interval; p is of the paired t test after "
                 "Holm's correction over all comparisons of this table. “Higher” and “lower” are said where it is below "
@@ -264,7 +260,7 @@ def _explained(metrics: Sequence[Metric]) -> list[Block]:
 
 def _mean_cell(group: Group, metric: Metric) -> list[Entry]:
     values = group.values(metric)
-    return [Entry(mean_of(list(values.values())).text(metric.places))] if values else []
+    return [Entry(mean_of(list(values.values())).text(places(metric.unit)))] if values else []
 
 
 def _seed_cell(value: float | None, metric: Metric) -> list[Entry]:
@@ -280,7 +276,7 @@ def _plot(groups: Sequence[Group], metric: Metric, number: int) -> Plot:
             mean = mean_of(list(values.values()))
             colour, marker = figures.colour_and_marker(index)
             rows.append(Dot(group.name, mean.value, mean.low, mean.high, colour, marker, list(values.values())))
-            said.append(f"{group.name} {mean.text(metric.places)}")
+            said.append(f"{group.name} {mean.text(places(metric.unit))}")
     alt = f"{metric.label}: {'; '.join(said)}"
     return Plot(metric.label, figures.dots(f"seeds-{number}", alt, rows, metric.unit or metric.headline.label))
 
@@ -299,7 +295,7 @@ def _differences(groups: Sequence[Group], metrics: Sequence[Metric]) -> list[Row
                 continue
             tested = "no test" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
             below = f"{verdict(difference, p)} · {tested}"
-            cells.append([Entry(difference.mean.text(metric.places, signed=True), below=[below])])
+            cells.append([Entry(difference.mean.text(places(metric.unit), signed=True), below=[below])])
         rows.append(Row(group.name, cells))
     return rows
 

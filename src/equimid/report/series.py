@@ -1,6 +1,6 @@
 """Whom the page compares: the runs' networks, and what each is measured beside.
 
-References. "random" (random weights), "pixels" and "patch_colours" (mean colours of patches) do not depend on the
+"random" (random weights), "pixels" and "patch_colours" (mean colours of patches) do not depend on the
 training. "random" is shown once for all runs that agree in backbone shape, evaluation settings, data, seed and number
 of images, else once per group of such runs; the other two likewise, where of the shape only the size of image and
 patch counts, and where equal values are one. Any other, such as "mismatched" (the map of another image) and
@@ -19,24 +19,26 @@ from equimid.report.blocks import Key
 from equimid.report.figures import INK, Line
 from equimid.report.read_run import Run
 
-__all__ = ["Series", "all_series", "legend"]
+__all__ = ["CHANCE", "COLOURS", "RANDOM", "Series", "all_series", "legend"]
 
+RANDOM, PIXELS, COLOURS = "random", "pixels", "patch_colours"  # they do not depend on the training
 NAMES = {
-    "random": "random network",
-    "pixels": "raw pixels",
-    "patch_colours": "mean colours of patches",
+    RANDOM: "random network",
+    PIXELS: "raw pixels",
+    COLOURS: "mean colours of patches",
     "mismatched": "other images",
     "not_carried": "not carried",
 }
+CHANCE = Line((), (), INK, "", ":")
 DASHES = {"not_carried": "-."}  # of those that depend on the weights; any other is dotted
 # what a reference depends on, of the settings; pixels have no network
 SHAPE = tuple(
     f"backbone.{name}" for name in ("name", "image_size", "patch_size", "embed_dim", "depth", "num_heads", "cls_layer")
 )
 SHARED = {
-    "random": (*SHAPE, "model"),
-    "pixels": ("backbone.image_size", "model"),
-    "patch_colours": ("backbone.image_size", "backbone.patch_size", "model"),
+    RANDOM: (*SHAPE, "model"),
+    PIXELS: ("backbone.image_size", "model"),
+    COLOURS: ("backbone.image_size", "backbone.patch_size", "model"),
 }
 
 
@@ -48,11 +50,6 @@ class Series:
     subject: str
     run: Run
     line: Line
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """A run may be called what a reference is called: the label alone is not enough."""
-        return self.subject, self.label
 
     @property
     def own(self) -> bool:
@@ -67,9 +64,6 @@ class Series:
     def regularised(self) -> tuple[Any, ...]:
         """The layers that SER acted on in this subject."""
         return self.run.ser_layers if self.own else ()
-
-    def of(self, *evaluations: str) -> list[Record]:
-        return [r for r in self.records if r.evaluation in evaluations]
 
 
 def all_series(runs: Sequence[Run]) -> list[Series]:
@@ -90,15 +84,15 @@ def all_series(runs: Sequence[Run]) -> list[Series]:
         for run in runs:
             own = [r for r in run.records if r.subject == subject]
             if own and subject != run.subject:
-                told = sorted({(r.evaluation, r.data, r.seed, r.n) for r in own})
-                key = [*(run.setting(name) for name in settings), run.setting("evaluation"), told]
+                measured = sorted({(r.evaluation, r.data, r.seed, r.n) for r in own})
+                key = [*(run.setting(name) for name in settings), run.setting("evaluation"), measured]
                 groups.setdefault(json.dumps(key, default=str), []).append(run)
-        if subject != "random":
+        if subject != RANDOM:
             groups = _merged(groups, subject)
         for i, group in enumerate(groups.values()):
             several = len(groups) > 1
             label = NAMES[subject] + (f" ({', '.join(run.name for run in group)})" if several else "")
-            line = Line((), (), INK, "xP*d"[i % 4] if several else "", "--" if subject == "random" else "-.")
+            line = Line((), (), INK, "xP*d"[i % 4] if several else "", "--" if subject == RANDOM else "-.")
             series.append(Series(label, subject, group[0], line))
     return series
 
@@ -114,18 +108,18 @@ def _merged(groups: Mapping[str, list[Run]], subject: str) -> dict[str, list[Run
     return merged
 
 
-def legend(series: Sequence[Series], name: str, ringed: bool = False, more: Sequence[tuple[str, Line]] = ()) -> Key:
+def legend(series: Sequence[Series], name: str, layers: bool = False, chance: bool = False) -> Key:
     """A piece of line and its name for each subject; what depends on several runs shares one entry."""
-    entries: list[tuple[str, Line]] = []
     dependent = [s.subject for s in series if not s.own and s.subject not in SHARED]
     shared = {subject for subject in dependent if dependent.count(subject) > 1}
-    entries += [(s.label, s.line) for s in series if s.own or s.subject not in shared]
+    entries = [(s.label, s.line) for s in series if s.own or s.subject not in shared]
     for subject in sorted(shared):
         line = next(s.line for s in series if s.subject == subject)
         entries.append((f"{NAMES.get(subject, subject)}, in the colour of the run", replace(line, colour=INK)))
-    if ringed:
+    if layers and any(s.regularised for s in series):
         entries.append(("a layer that SER regularises", Line((), (), INK, "", "", rings=(1,))))
-    entries += more
+    if chance:
+        entries.append(("chance", CHANCE))
     looks = {"-": "solid line", "--": "dashed line", ":": "dotted line", "-.": "line of dots and dashes"}
     return Key(
         [
