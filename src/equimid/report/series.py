@@ -19,8 +19,9 @@ from equimid.report.blocks import Key
 from equimid.report.figures import INK, Line
 from equimid.report.read_run import Run
 
-__all__ = ["CHANCE", "COLOURS", "RANDOM", "Series", "all_series", "legend"]
+__all__ = ["CHANCE", "COLOURS", "OWN", "RANDOM", "Series", "all_series", "legend"]
 
+OWN = "backbone"  # the network that was trained
 RANDOM, PIXELS, COLOURS = "random", "pixels", "patch_colours"  # they do not depend on the training
 NAMES = {
     RANDOM: "random network",

@@ -16,27 +16,13 @@ __all__ = ["addons_of", "run_section", "training_section"]
 
 # what a reader asks first: its name on the page, its key in the resolved configuration
 SETTINGS = {
-    "model": "model",
-    "weights": "weights",
-    "recipe": "recipe",
-    "data": "data.source",
-    "backbone": "backbone.name",
-    "image size": "backbone.image_size",
-    "patch size": "backbone.patch_size",
-    "width": "backbone.embed_dim",
-    "depth": "backbone.depth",
-    "heads": "backbone.num_heads",
-    "initial weights": "backbone.init",
-    "CLS enters after block": "backbone.cls_layer",
-    "method": "method.name",
-    "SER weight": "ser.weight",
-    "SER temperature": "ser.temperature",
-    "SER layers": "ser.layers",
-    "SER fraction of the batch": "ser.fraction",
-    "batch size": "train.batch_size",
-    "epochs": "train.epochs",
-    "seed": "seed",
-}
+    "model": "model", "weights": "weights", "recipe": "recipe", "data": "data.source", "backbone": "backbone.name",
+    "image size": "backbone.image_size", "patch size": "backbone.patch_size", "width": "backbone.embed_dim",
+    "depth": "backbone.depth", "heads": "backbone.num_heads", "initial weights": "backbone.init",
+    "CLS enters after block": "backbone.cls_layer", "method": "method.name", "SER weight": "ser.weight",
+    "SER temperature": "ser.temperature", "SER layers": "ser.layers", "SER fraction of the batch": "ser.fraction",
+    "batch size": "train.batch_size", "epochs": "train.epochs", "seed": "seed",
+}  # fmt: skip
 FOREIGN = ("model", "weights")  # what a network of others is told by
 # plots of curves by what stands before the "/" of the column
 PANELS = {"loss": "Loss", "gradient": "Gradient norm", "feature": "Features", "": "Schedule and speed"}
