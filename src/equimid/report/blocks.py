@@ -3,7 +3,21 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Block", "Entry", "Facts", "Fold", "Key", "Picture", "Plot", "Plots", "Row", "Section", "Table", "Text"]
+__all__ = [
+    "Block",
+    "Entry",
+    "Facts",
+    "Fold",
+    "Key",
+    "Picture",
+    "Plot",
+    "Plots",
+    "Row",
+    "Section",
+    "Table",
+    "Text",
+    "heading",
+]
 
 
 class Block:
@@ -20,6 +34,10 @@ class Text(Block):
     text: str
     style: str = "hint"
     about: str = ""
+
+
+def heading(text: str) -> Text:
+    return Text(text, "heading")
 
 
 @dataclass(frozen=True)

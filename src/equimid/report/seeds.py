@@ -13,7 +13,7 @@ from typing import Any
 
 from equimid.records import Record
 from equimid.report import figures
-from equimid.report.blocks import Block, Entry, Fold, Plot, Plots, Row, Section, Table, Text
+from equimid.report.blocks import Block, Entry, Fold, Plot, Plots, Row, Section, Table, Text, heading
 from equimid.report.figures import Dot
 from equimid.report.formatting import digits, places, title
 from equimid.report.read_run import Run
@@ -167,7 +167,7 @@ def compare(groups: Sequence[Group]) -> list[Block]:
     labels = {metric.headline.label for metric in metrics}
     means = {g.name: [_cell(_mean(g, m)) for m in metrics] for g in groups}
     blocks += [
-        Text("Means over seeds", "heading"),
+        heading("Means over seeds"),
         Text(MEANS),
         *(Text(text) for label, text in EXPLAINED.items() if label in labels),
         _table("Means over seeds", "Settings", [m.label + (f" ({m.unit})" if m.unit else "") for m in metrics], means),
@@ -178,7 +178,7 @@ def compare(groups: Sequence[Group]) -> list[Block]:
     if len(groups) > 1:
         what = f"Differences to {groups[0].name}"
         differences = _table(what, "Settings", names, _differences(groups, metrics))
-        blocks += [Text(what, "heading"), Text(DIFFERENCES), differences]
+        blocks += [heading(what), Text(DIFFERENCES), differences]
     every = {
         f"{g.name}, seed {seed}": [_cell("" if (v := m.of(run)) is None else digits(v, m.unit)) for m in metrics]
         for g in groups

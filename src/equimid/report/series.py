@@ -9,7 +9,8 @@ taken to the run's own random network.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,10 @@ from equimid.report.blocks import Key
 from equimid.report.figures import INK, Line
 from equimid.report.read_run import Run
 
-__all__ = ["CHANCE", "COLOURS", "OWN", "RANDOM", "Series", "all_series", "legend"]
+__all__ = [
+    "CHANCE", "COLOURS", "OWN", "RANDOM", "Series", "Subjects", "all_series", "finite", "grouped", "legend", "of",
+    "only", "records_of",
+]  # fmt: skip
 
 OWN = "backbone"  # the network that was trained
 RANDOM, PIXELS, COLOURS = "random", "pixels", "patch_colours"  # they do not depend on the training
@@ -67,6 +71,9 @@ class Series:
         return self.run.ser_layers if self.own else ()
 
 
+Subjects = Sequence[tuple[Series, Sequence[Record]]]  # the records of each subject that has some
+
+
 def all_series(runs: Sequence[Run]) -> list[Series]:
     """Networks first, then what depends on each, then the references that they share (by the rule above)."""
     series = []
@@ -107,6 +114,36 @@ def _merged(groups: Mapping[str, list[Run]], subject: str) -> dict[str, list[Run
         ]
         merged.setdefault(json.dumps(values, sort_keys=True, default=str), []).extend(group)
     return merged
+
+
+def of(series: Sequence[Series], *evaluations: str) -> Subjects:
+    """The subjects' records of those evaluations, in the order of their names here."""
+    each = [(s, [r for name in evaluations for r in s.records if r.evaluation == name]) for s in series]
+    return [(s, records) for s, records in each if records]
+
+
+def only(subjects: Subjects, condition: Callable[[Record], Any]) -> Subjects:
+    """The records that meet the condition."""
+    each = [(s, [r for r in records if condition(r)]) for s, records in subjects]
+    return [(s, records) for s, records in each if records]
+
+
+def grouped(subjects: Subjects, key: Callable[[Record], Any]) -> dict[Any, Subjects]:
+    """{key: the records that have it}, in the order that they come."""
+    keys = dict.fromkeys(key(r) for r in records_of(subjects))
+    return {
+        value: [(s, kept) for s, records in subjects if (kept := [r for r in records if key(r) == value])]
+        for value in keys
+    }
+
+
+def records_of(subjects: Subjects) -> list[Record]:
+    return [r for _, records in subjects for r in records]
+
+
+def finite(records: Iterable[Record]) -> list[tuple[Record, float]]:
+    """Records with their values, where they have one that can be drawn."""
+    return [(r, r.value) for r in records if r.value is not None and math.isfinite(r.value)]
 
 
 def legend(series: Sequence[Series], name: str, layers: bool = False, chance: bool = False) -> Key:

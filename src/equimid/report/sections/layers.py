@@ -5,22 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from equimid.records import Record
-from equimid.report.blocks import Block, Fold, Plot, Plots, Section, Text
+from equimid.report.blocks import Block, Fold, Plot, Plots, Section, Text, heading
 from equimid.report.formatting import metric_name, words
 from equimid.report.read_run import Run
-from equimid.report.sections.subjects import (
-    Subjects,
-    finite,
-    grouped,
-    heading,
-    line_plots,
-    of,
-    only,
-    records_of,
-    tabulate,
-    warnings,
-)
-from equimid.report.series import COLOURS, RANDOM, Series, legend
+from equimid.report.sections.plots import line_plots
+from equimid.report.sections.tables import tabulate, warnings
+from equimid.report.series import COLOURS, RANDOM, Series, Subjects, finite, grouped, legend, of, only, records_of
 
 __all__ = ["CORRESPONDENCE", "EQUIVARIANCE", "PROBE", "correspondence_section", "equivariance_section", "probe_section"]
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from equimid.records import Record
-from equimid.report.blocks import Block, Entry, Fold, Row, Section, Table, Text
+from equimid.report.blocks import Block, Entry, Fold, Row, Section, Table, Text, heading
 from equimid.report.formatting import entry, plain, title
 from equimid.report.published import (
     CONDITIONS,
@@ -21,8 +21,7 @@ from equimid.report.published import (
     Published,
 )
 from equimid.report.read_run import Run
-from equimid.report.sections.subjects import heading, of
-from equimid.report.series import Series
+from equimid.report.series import Series, of
 
 __all__ = ["published_row", "published_section"]
 

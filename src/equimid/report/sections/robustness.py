@@ -4,22 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from equimid.records import Record
-from equimid.report.blocks import Block, Fold, Plots, Section, Text
+from equimid.report.blocks import Block, Fold, Plots, Section, Text, heading
 from equimid.report.formatting import words
-from equimid.report.sections.subjects import (
-    Subjects,
-    data_of,
-    grouped,
-    heading,
-    line_plots,
-    of,
-    only,
-    records_of,
-    score_blocks,
-    tabulate,
-    warnings,
-)
-from equimid.report.series import Series, legend
+from equimid.report.sections.plots import line_plots
+from equimid.report.sections.tables import score_blocks, tabulate, warnings
+from equimid.report.series import Series, Subjects, grouped, legend, of, only, records_of
 
 __all__ = ["CORRUPTED", "VARIANTS", "VIDEOS", "robustness_section"]
 
@@ -59,11 +48,11 @@ def robustness_section(series: Sequence[Series]) -> Section:
         blocks += [heading(title), Text(VARIANTS_TEXT), *warnings(variants)]
         blocks += score_blocks("variants", title, variants)
     for evaluation, (title, text) in CORRUPTED.items():
-        for number, (data, subjects) in enumerate(grouped(of(series, evaluation), data_of).items()):
+        for number, (data, subjects) in enumerate(grouped(of(series, evaluation), lambda r: r.data).items()):
             label = f"{title}, {data}"
             blocks += [heading(label), Text(text), *warnings(subjects)]
             blocks += _corrupted(f"{evaluation}-{number}", label, subjects)
-    for number, (data, subjects) in enumerate(grouped(of(series, VIDEOS), data_of).items()):
+    for number, (data, subjects) in enumerate(grouped(of(series, VIDEOS), lambda r: r.data).items()):
         label = f"ImageNet-P, {data}"
         blocks += [heading(label), Text(VIDEOS_TEXT), *warnings(subjects)]
         overall = only(subjects, lambda r: "perturbation" not in r.details)

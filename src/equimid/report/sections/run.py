@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from equimid.report import figures
-from equimid.report.blocks import Block, Entry, Facts, Fold, Plot, Plots, Row, Section, Table, Text
+from equimid.report.blocks import Block, Entry, Facts, Fold, Plot, Plots, Row, Section, Table, Text, heading
 from equimid.report.figures import Line
 from equimid.report.formatting import plain, words
 from equimid.report.read_run import Run
-from equimid.report.sections.subjects import heading, line_plot
+from equimid.report.sections.plots import line_plot
 from equimid.report.series import Series, legend
 
 __all__ = ["addons_of", "run_section", "training_section"]

@@ -5,27 +5,13 @@ from dataclasses import replace
 
 from equimid.records import Record
 from equimid.report import figures
-from equimid.report.blocks import Block, Fold, Picture, Plot, Plots, Section, Text
+from equimid.report.blocks import Block, Fold, Picture, Plot, Plots, Section, Text, heading
 from equimid.report.formatting import metric_name, words
 from equimid.report.read_run import Run
 from equimid.report.sections.layers import unmeasured
-from equimid.report.sections.subjects import (
-    Subjects,
-    data_of,
-    finite,
-    grouped,
-    heading,
-    line_plot,
-    line_plots,
-    of,
-    only,
-    records_of,
-    score_blocks,
-    tabulate,
-    value_range,
-    warnings,
-)
-from equimid.report.series import Series, legend
+from equimid.report.sections.plots import line_plot, line_plots, value_range
+from equimid.report.sections.tables import score_blocks, tabulate, warnings
+from equimid.report.series import Series, Subjects, finite, grouped, legend, of, only, records_of
 
 __all__ = [
     "DENSE", "GEOMETRY", "PICTURES", "dense_section", "evaluation_section", "geometry_section", "pictures_section"
@@ -64,7 +50,7 @@ def evaluation_section(runs: Sequence[Run], series: Sequence[Series], apart: Seq
         blocks += [Text(EVALUATION_TEXT), *warnings(subjects)]
     elif any(run.records for run in runs):
         blocks.append(Text("The records hold no accuracy."))
-    for number, (data, part) in enumerate(grouped(subjects, data_of).items()):
+    for number, (data, part) in enumerate(grouped(subjects, lambda r: r.data).items()):
         label = f"Evaluation on {data}"
         blocks += [heading(f"On {data}"), *score_blocks(f"evaluation-{number}", label, part)]
         blocks += _fewshot(f"fewshot-{number}", f"On {data}", only(part, lambda r: "per_class" in r.details))
@@ -91,7 +77,7 @@ def geometry_section(series: Sequence[Series]) -> Section:
     """Accuracy on turned, mirrored and scaled images."""
     subjects = of(series, GEOMETRY)
     blocks: list[Block] = [Text(GEOMETRY_TEXT), *warnings(subjects)] if subjects else []
-    for number, (data, part) in enumerate(grouped(subjects, data_of).items()):
+    for number, (data, part) in enumerate(grouped(subjects, lambda r: r.data).items()):
         blocks += [heading(f"On {data}"), *_poses(f"geometry-{number}", f"Geometry on {data}", "Top-1", part)]
     return Section("geometry", "Turned, mirrored and scaled images", blocks, short="Geometry")
 
@@ -103,7 +89,7 @@ def dense_section(series: Sequence[Series]) -> Section:
         subjects = of(series, evaluation)
         blocks += warnings(subjects)
         for number, (data, part) in enumerate(
-            grouped(only(subjects, lambda r: r.metric != "picture"), data_of).items()
+            grouped(only(subjects, lambda r: r.metric != "picture"), lambda r: r.data).items()
         ):
             label, name = f"{title} on {data}", f"{evaluation}-{number}"
             whole = only(part, lambda r: not {"class", "pose"} & set(r.details))
@@ -144,13 +130,21 @@ def _poses(name: str, label: str, what: str, subjects: Subjects) -> list[Block]:
     scale = value_range(records_of(subjects))
     plots: list[Plot] = []
     for number, (kind, part) in enumerate(kinds.items()):
-        id = f"{name}-{number}"
+        plot_name = f"{name}-{number}"
         if kind == ANGLE:
             plots += line_plots(
-                id, what, part, lambda _: "by angle", ANGLE, y_range=scale, x_label="degrees", x_step=45, width=4.2
+                plot_name,
+                what,
+                part,
+                lambda _: "by angle",
+                ANGLE,
+                y_range=scale,
+                x_label="degrees",
+                x_step=45,
+                width=4.2,
             )
         elif kind != UPRIGHT or len(kinds) == 1:
-            plots.append(_marks(id, f"{what} by pose", words(kind), _with_upright(part, kinds), scale))
+            plots.append(_marks(plot_name, f"{what} by pose", words(kind), _with_upright(part, kinds), scale))
     table = tabulate(
         label, "Pose", subjects, lambda _, r: _pose(r) if _kind(r) == UPRIGHT else f"{words(_kind(r))}, {_pose(r)}"
     )
