@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 
 from equimid.records import Record
 from equimid.report.read_run import Run
+from equimid.report.series import NAMES
 
 __all__ = ["Explorer", "explorer"]
 
@@ -43,27 +44,22 @@ def explorer(runs: Sequence[Run]) -> Explorer | None:
         recorded = [r for r in run.records if r.evaluation == "explorer" and r.picture is not None]
         places = list(dict.fromkeys((r.subject, r.data) for r in recorded))
         for subject, data in places:
-            layers: dict[int, list[dict[str, Any]]] = {}
             images: dict[int, dict[str, Any]] = {}
-            for r in recorded:
-                if (r.subject, r.data) != (subject, data):
-                    continue
+            for r in (r for r in recorded if (r.subject, r.data) == (subject, data)):
                 try:
-                    shown = _layer(run, r)
+                    layer, number = _layer(run, r), r.details["image"]
                     photograph = photographs.setdefault(_picture(run, str(r.details["photograph"])), len(photographs))
-                    image = {"image": r.details["image"], "class": r.details.get("class"), "photograph": photograph}
-                except (OSError, KeyError, TypeError, ValueError):
+                except (KeyError, TypeError, ValueError):
                     missing.append(f"{r.picture} of {run.name} is missing or damaged: run equimid evaluate again.")
                     continue
-                images[image["image"]] = image
-                layers.setdefault(image["image"], []).append(shown)
+                image = {"image": number, "class": r.details.get("class"), "photograph": photograph, "layers": []}
+                images.setdefault(number, image)["layers"].append(layer)
             if images:
                 label = run.name
                 if subject != run.subject:
-                    label += ", random network" if subject == "random" else f", {subject}"
+                    label += f", {NAMES.get(subject, subject)}"
                 label += f", {data}" if len({d for s, d in places if s == subject}) > 1 else ""
-                shown_images = [image | {"layers": layers[number]} for number, image in sorted(images.items())]
-                subjects.append({"label": label, "images": shown_images})
+                subjects.append({"label": label, "images": [images[number] for number in sorted(images)]})
     if not subjects and not missing:
         return None
     return _rendered(subjects, [*photographs], missing)

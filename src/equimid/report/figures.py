@@ -42,8 +42,8 @@ _DIGITS = re.compile(r"(\.\d\d)\d+")
 class Line:
     """One line of a plot; `low` and `high` are its intervals, `rings` the x values to mark."""
 
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[float] = ()
+    y: Sequence[float] = ()
     colour: str = INK
     marker: str = ""
     dash: str = "-"

@@ -21,8 +21,8 @@ from equimid.report.figures import INK, Line
 from equimid.report.read_run import Run
 
 __all__ = [
-    "CHANCE", "COLOURS", "OWN", "RANDOM", "Series", "Subjects", "all_series", "finite", "grouped", "legend", "of",
-    "only", "records_of",
+    "CHANCE", "COLOURS", "NAMES", "OWN", "RANDOM", "Series", "Subjects", "all_series", "finite", "grouped", "legend",
+    "of", "only", "records_of",
 ]  # fmt: skip
 
 OWN = "backbone"  # the network that was trained
@@ -34,7 +34,7 @@ NAMES = {
     "mismatched": "other images",
     "not_carried": "not carried",
 }
-CHANCE = Line((), (), INK, "", ":")
+CHANCE = Line(dash=":")
 DASHES = {"not_carried": "-."}  # of those that depend on the weights; any other is dotted
 # what a reference depends on, of the settings; pixels have no network
 SHAPE = tuple(
@@ -78,15 +78,14 @@ def all_series(runs: Sequence[Run]) -> list[Series]:
     """Networks first, then what depends on each, then the references that they share (by the rule above)."""
     series = []
     for run in runs:
-        colour, marker = figures.colour_and_marker(run.index)
-        series.append(Series(run.name, run.subject, run, Line((), (), colour, marker)))
+        series.append(Series(run.name, run.subject, run, Line((), (), *figures.colour_and_marker(run.index))))
     for run in runs:
         colour = figures.colour_and_marker(run.index)[0]
         for subject in dict.fromkeys(r.subject for r in run.records):
             if subject != run.subject and subject not in SHARED:
                 name = NAMES.get(subject, subject)
                 label = f"{name}, {run.name}" if len(runs) > 1 else name
-                series.append(Series(label, subject, run, Line((), (), colour, "", DASHES.get(subject, ":"))))
+                series.append(Series(label, subject, run, Line(colour=colour, dash=DASHES.get(subject, ":"))))
     for subject, settings in SHARED.items():
         groups: dict[str, list[Run]] = {}
         for run in runs:
@@ -100,7 +99,7 @@ def all_series(runs: Sequence[Run]) -> list[Series]:
         for i, group in enumerate(groups.values()):
             several = len(groups) > 1
             label = NAMES[subject] + (f" ({', '.join(run.name for run in group)})" if several else "")
-            line = Line((), (), INK, "xP*d"[i % 4] if several else "", "--" if subject == RANDOM else "-.")
+            line = Line(marker="xP*d"[i % 4] if several else "", dash="--" if subject == RANDOM else "-.")
             series.append(Series(label, subject, group[0], line))
     return series
 
@@ -155,7 +154,7 @@ def legend(series: Sequence[Series], name: str, layers: bool = False, chance: bo
         line = next(s.line for s in series if s.subject == subject)
         entries.append((f"{NAMES.get(subject, subject)}, in the colour of the run", replace(line, colour=INK)))
     if layers and any(s.regularised for s in series):
-        entries.append(("a layer that SER regularises", Line((), (), INK, "", "", rings=(1,))))
+        entries.append(("a layer that SER regularises", Line(dash="", rings=(1,))))
     if chance:
         entries.append(("chance", CHANCE))
     looks = {"-": "solid line", "--": "dashed line", ":": "dotted line", "-.": "line of dots and dashes"}

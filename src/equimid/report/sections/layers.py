@@ -74,7 +74,7 @@ def equivariance_section(runs: Sequence[Run], series: Sequence[Series]) -> Secti
     measures, shares = only(subjects, lambda r: r.metric not in SHARES), only(subjects, lambda r: r.metric in SHARES)
     place = only(measures, lambda r: r.metric == PLACE and "angle" not in r.details)
     values = [v for r, value in finite(records_of(place)) for v in (value, r.low, r.high) if v is not None]
-    blocks += [_older(run) for run in runs if _is_old(run)]
+    blocks += _without_place(runs)
     if any(r.metric == PLACE for r in records_of(measures)):
         blocks += [Text(PLACE_TEXT), Text(REFERENCES)]
     blocks += warnings(subjects)
@@ -227,25 +227,19 @@ def _by_angle(subjects: Subjects) -> list[Plot]:
     )
 
 
-def _is_old(run: Run) -> bool:
-    """Whether it holds equivariance that was measured before place was."""
-    metrics = {r.metric for r in run.records if r.evaluation == EQUIVARIANCE}
-    return bool(metrics) and PLACE not in metrics
-
-
-def _older(run: Run) -> Text:
-    data = next(r.data for r in run.records if r.evaluation == EQUIVARIANCE)
-    command = (
-        f"equimid evaluate {run.path}"
-        if run.trained_here
-        else f"equimid evaluate equivariance --model {run.model} --data {data} --out {run.path}"
-    )
-    return Text(
-        "holds equivariance of an older version: place was not measured, and only the old measures are in the table. "
-        f"To measure it: {command}",
-        "note",
-        run.name,
-    )
+def _without_place(runs: Sequence[Run]) -> list[Block]:
+    """Notes on runs that hold equivariance from before place was measured."""
+    notes: list[Block] = []
+    for run in runs:
+        data = {r.metric: r.data for r in run.records if r.evaluation == EQUIVARIANCE}
+        if data and PLACE not in data:
+            others = f" equivariance --model {run.model} --data {next(iter(data.values()))} --out"
+            text = (
+                "holds equivariance of an older version: place was not measured, and only the old measures are in the "
+                f"table. To measure it: equimid evaluate{'' if run.trained_here else others} {run.path}"
+            )
+            notes.append(Text(text, "note", run.name))
+    return notes
 
 
 def _not_measurable(subjects: Subjects) -> str:
