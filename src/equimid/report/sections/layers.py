@@ -173,16 +173,14 @@ def _tables(label: str, subjects: Subjects, column: Callable[[Record], str], fir
     return blocks
 
 
-def _depth(r: Record) -> tuple[bool, Any]:
-    layer = r.details.get("layer", "–")
-    return isinstance(layer, str), layer
+def _depth(r: Record) -> Any:
+    return r.details["layer"]
 
 
 def _layer(s: Series, r: Record) -> str:
-    layer = r.details.get("layer", "–")
     if s.subject == COLOURS:
         return "any"
-    return f"{layer} (SER)" if layer in s.regularised else str(layer)
+    return f"{_depth(r)} (SER)" if _depth(r) in s.regularised else str(_depth(r))
 
 
 def _kind(r: Record) -> str:
@@ -202,7 +200,7 @@ def _reading(r: Record) -> str:
 
 def _at_all_layers(subjects: Subjects) -> Subjects:
     """Colours have no layers: their values at every layer of the others."""
-    layers = sorted({r.details["layer"] for s, records in subjects if s.subject != COLOURS for r in records})
+    layers = sorted({_depth(r) for s, records in subjects if s.subject != COLOURS for r in records})
     return [
         (s, [replace(r, details=r.details | {"layer": layer}) for r in records for layer in layers])
         if s.subject == COLOURS
@@ -214,14 +212,14 @@ def _at_all_layers(subjects: Subjects) -> Subjects:
 def _by_angle(subjects: Subjects) -> list[Plot]:
     """A plot for each layer that SER regularises in any run, and for the last."""
     turned = only(subjects, lambda r: "angle" in r.details)
-    own = [(s, {r.details["layer"] for r in records}) for s, records in turned if s.own]
+    own = [(s, {_depth(r) for r in records}) for s, records in turned if s.own]
     regularised = {layer for s, _ in own for layer in s.regularised}
     wanted = {layer for _, layers in own for layer in layers & (regularised | {max(layers)})}
     layer = _panel(
         subjects,
-        lambda r: f"rotation by angle, layer {r.details['layer']}" + " (SER)" * (r.details["layer"] in regularised),
+        lambda r: f"rotation by angle, layer {_depth(r)}" + " (SER)" * (_depth(r) in regularised),
     )
-    shown = [(s, sorted((r for r in records if r.details["layer"] in wanted), key=_depth)) for s, records in turned]
+    shown = [(s, sorted((r for r in records if _depth(r) in wanted), key=_depth)) for s, records in turned]
     return line_plots(
         "correspondence-angle", "Patches found within the image", shown, layer, "angle", least=2, x_label="degrees"
     )
@@ -246,7 +244,7 @@ def _not_measurable(subjects: Subjects) -> str:
     """References are not measurable where the network is not."""
     parts = []
     for s, records in subjects:
-        layers = [str(r.details.get("layer")) for r in sorted(records, key=_depth) if r.value is None]
+        layers = [str(_depth(r)) for r in sorted(records, key=_depth) if r.value is None]
         if layers and (s.own or s.subject == RANDOM):
             parts.append(f"{s.label} at layer{'s' * (len(layers) > 1)} {', '.join(layers)}")
     return f"Not measurable: {'; '.join(parts)}." if parts else ""
