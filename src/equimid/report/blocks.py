@@ -4,20 +4,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 __all__ = [
-    "Block",
-    "Entry",
-    "Facts",
-    "Fold",
-    "Key",
-    "Picture",
-    "Plot",
-    "Plots",
-    "Row",
-    "Section",
-    "Table",
-    "Text",
-    "heading",
-]
+    "Block", "Entry", "Facts", "Fold", "Key", "Picture", "Plot", "Plots", "Row", "Section", "Table", "Text", "heading",
+]  # fmt: skip
 
 
 class Block:
