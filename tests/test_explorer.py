@@ -112,7 +112,7 @@ def test_the_photograph_is_that_of_the_maps(tmp_path):
 
 def test_large_photographs_are_small_files(tmp_path):
     class Large(Colours):
-        patch = 16
+        patch_size = 16
         pretrained_cfg = Colours.pretrained_cfg | {"input_size": (3, 320, 320)}
 
     records, folder = recorded(tmp_path, Large(), side=320)
@@ -135,7 +135,7 @@ def test_the_same_again_is_the_same_files(tmp_path):
 
 def test_a_grid_of_one_patch(tmp_path):
     class One(Colours):
-        patch = 32
+        patch_size = 32
 
     records, folder = recorded(tmp_path, One())
     assert records[0].details["grids"] == [1, 2]

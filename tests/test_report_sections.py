@@ -74,10 +74,10 @@ def test_generated_corruptions_are_not_called_imagenet_c(full: Page) -> None:
 
 def test_a_corruption_is_a_small_plot_that_begins_with_the_clean_image(full: Page) -> None:
     for kind in CORRUPTIONS:
-        clean, corrupted = alts(full, kind.replace("_", " ") + ", top-1")
-        assert "from severity 0 on: plain 60.0, " in clean
-        assert "; ser 66.0, " in clean
-        assert "from severity 1 on: plain " in corrupted
+        clean, corrupted = alts(full, f"Top-1 in % by severity, {kind.replace('_', ' ')}: ")
+        assert ": plain 60.0 at 0, " in clean
+        assert "; ser 66.0 at 0, " in clean
+        assert re.search(r": plain [\d.]+ at 1, ", corrupted)
     small = re.findall(r'<div class="plots small">.*?</div>', full.source, re.DOTALL)
     assert len(small) == 2
     for group in small:
@@ -115,8 +115,8 @@ def test_perturbations_lead_with_the_flip_rate(tmp_path: Path) -> None:
 
 
 def test_geometry_is_a_curve_and_marks_beside_the_upright_image(full: Page) -> None:
-    (curve,) = alts(full, "Top-1 by angle")
-    assert "plain 57.0 upright, lowest 15.0 at 90 degrees" in curve
+    (curve,) = alts(full, "Top-1, by angle")
+    assert "plain 57.0 at 0, 15.0 at 90, 57.0 at 180" in curve
     (turns,) = alts(full, "Top-1 by pose, quarter turns")
     assert "plain 60.0 at upright, " in turns
     assert not alts(full, "Top-1 by pose, none")
@@ -142,8 +142,8 @@ def test_an_angle_does_not_stand_for_its_kind(tmp_path: Path, angle_first: bool)
         tmp_path,
         run_with(tmp_path / "run", error, cosine, found, *([angle, mean] if angle_first else [mean, angle])),
     )
-    assert [a.split("; ")[1] for a in alts(page, "Place by layer")] == ["highest: run 0.500 at layer 1"]
-    head, row = tables(page, "Equivariance of run")[0]
+    assert alts(page, "Place by layer") == ["Place by layer, rotation: run 0.500 at 1"]
+    head, row = tables(page, "Equivariance, run")[0]
     assert head == ["Layer", "rotation", "rotation 30°"]
     told = "retrieval 40.0 %, chance 1.6 centred cosine 0.750 relative error 1.250"
     assert row == ["1", f"0.500 n = 500 {told}", "0.900 n = 500"]
@@ -154,7 +154,7 @@ def test_place_stands_beside_its_references(tmp_path: Path) -> None:
     plots = alts(page, "Place by layer")
     assert len(plots) == 3
     for alt in plots:
-        assert re.findall(r"(?:highest: |, )([a-z ]+) −?\d", alt) == [
+        assert re.findall(r"[:;] ([a-z ]+) −?\d", alt) == [
             "run",
             "not carried",
             "other images",
@@ -163,7 +163,14 @@ def test_place_stands_beside_its_references(tmp_path: Path) -> None:
     key = section(page, "equivariance").split('class="key')[1].split("</ul>")[0]
     for name in ("run", "not carried", "other images", "random network"):
         assert f"{name}<" in key, name
-    assert [r[0] for r in tables(page, "Where the variance of run lies")[0][1:]] == ["1", "2", "3 (SER)", "4", "5", "6"]
+    assert [r[0] for r in tables(page, "Where the variance of the maps lies, run")[0][1:]] == [
+        "1",
+        "2",
+        "3 (SER)",
+        "4",
+        "5",
+        "6",
+    ]
     assert len(alts(page, "Share of the variance in % by layer")) == 3
 
 
@@ -178,21 +185,21 @@ def test_what_is_not_measurable_is_said_with_its_reason(tmp_path: Path) -> None:
         replace(of_map("between_images", None, layer=1, not_measurable="maps that do not vary"), n=0),
     ]
     page = report(tmp_path, run_with(tmp_path / "run", *records))
-    assert tables(page, "Equivariance of run")[0][1] == [
+    assert tables(page, "Equivariance, run")[0][1] == [
         "1", f"not measurable {reason} retrieval 6.2 %, chance 6.2 centred cosine not measurable"
     ]  # fmt: skip
-    assert tables(page, "Equivariance of random network")[0][1] == ["1", "0.250 n = 500, 3 left out"]
-    assert tables(page, "Where the variance of run lies")[0][1][1] == "not measurable maps that do not vary"
+    assert tables(page, "Equivariance, random network")[0][1] == ["1", "0.250 n = 500, 3 left out"]
+    assert tables(page, "Where the variance of the maps lies, run")[0][1][1] == "not measurable maps that do not vary"
     assert "Not measurable: run at layer 1." in page.text
     (alt,) = alts(page, "Place by layer")
-    assert "run" not in alt.split("highest: ")[1]
+    assert "run" not in alt.split(": ")[1]
 
 
 def test_nothing_that_can_be_measured_leaves_tables_alone(tmp_path: Path) -> None:
     missing = replace(of_map("place", None, layer=1, kind="flip", not_measurable="maps of one patch"), n=0)
     page = report(tmp_path, run_with(tmp_path / "run", missing))
     assert not alts(page, "Place by layer")
-    assert tables(page, "Equivariance of run")[0][1] == ["1", "not measurable maps of one patch"]
+    assert tables(page, "Equivariance, run")[0][1] == ["1", "not measurable maps of one patch"]
 
 
 def test_records_of_an_older_version_say_how_place_is_measured(tmp_path: Path) -> None:
@@ -204,43 +211,44 @@ def test_records_of_an_older_version_say_how_place_is_measured(tmp_path: Path) -
         in (page.text)
     )
     assert not alts(page, "Place by layer")
-    (row,) = tables(page, "Equivariance of old")[0][1:]
+    (row,) = tables(page, "Equivariance, old")[0][1:]
     assert "centred cosine 0.800" in row[1]
     new = run_with(tmp_path / "new", of_map("place", 0.5, **layer))
     both = report(tmp_path, old, new)
     assert both.text.count("place was not measured") == 1
     (alt,) = alts(both, "Place by layer")
-    assert alt.endswith("highest: new 0.500 at layer 1")
+    assert alt.endswith(": new 0.500 at 1")
 
 
 def test_correspondence_is_drawn_beside_chance_and_colours(full: Page) -> None:
     within, among = (alts(full, f"Patches found among the patches of {where}") for where in ("the same", "all images"))
     assert len(within) == len(among) == 3
     for alt in within:
-        assert re.findall(r"(?:highest: |, )([a-z ]+) \d", alt) == [
+        assert re.findall(r"[:;] ([a-z ]+) \d", alt) == [
             "plain",
             "ser",
             "random network",
             "mean colours of patches",
+            "chance",
         ]
         assert alt.endswith("; chance 1.6")
     angles = [alt.split(": ")[0] for alt in alts(full, "Patches found within the image")]
     assert angles == [f"Patches found within the image, rotation by angle, layer {n}" for n in ("3 (SER)", "6")]
-    head, *rows = tables(full, "Correspondence. Among the patches of the same image, ser")[0]
+    head, *rows = tables(full, "Correspondence among the patches of the same image, ser")[0]
     assert head == ["Layer", "quarter turns", "flip", "rotation", "rotation 5°", "rotation 15°", "rotation 30°"]
     assert [row[0] for row in rows] == ["2", "3 (SER)", "4", "6"]
     assert rows[0][1].startswith("34.0 % [32.0, 36.0] n = 500 · chance 1.6 top-1 within one patch 51.0 %")
-    (row,) = tables(full, "Correspondence. Among the patches of the same image, mean colours")[0][1:]
+    (row,) = tables(full, "Correspondence among the patches of the same image, mean colours")[0][1:]
     assert row[0] == "any"
 
 
 def test_what_is_read_back_stands_beside_chance(full: Page) -> None:
     for target, chance in (("turn", "25.0"), ("flip", "50.0")):
         for source in ("token map", "mean token", "class token"):
-            (alt,) = alts(full, f"Reading the {target} from the {source}")
+            (alt,) = alts(full, f"Reading the pose, top-1 in % by layer, {target} from the {source}")
             assert alt.endswith(f"; chance {chance}")
     # read at one layer alone: no curve
-    assert not alts(full, "Reading the turn from the final embedding")
+    assert not [alt for alt in alts(full, "Reading") if "final embedding" in alt]
     head, *rows = tables(full, "Pose probe, ser")[0]
     cell = rows[-1][head.index("turn from the final embedding")]
     assert cell.startswith("35.0 % [33.0, 37.0]")
@@ -286,7 +294,7 @@ def test_scores_in_other_poses_stand_beside_the_upright_one(tmp_path: Path) -> N
         "50.0 % [48.0, 52.0] n = 500 · +20.0 points", "10.0 % [8.0, 12.0] n = 500 · +5.0 points"
     ]  # fmt: skip
     (alt,) = alts(page, "mean IoU by pose, quarter turns")
-    assert "a 50.0 at upright, 40.0 at 90 degrees" in alt
+    assert ": a 50.0 at upright, 40.0 at 90 degrees; " in alt
     assert "random network 30.0 at upright, 25.0 at 90 degrees" in alt
     (alt,) = alts(page, "mAP by pose, quarter turns")
     assert "untrained" not in alt
@@ -304,8 +312,8 @@ def test_few_images_a_class_are_columns_and_one_curve(full: Page) -> None:
     scores = tables(full, "Evaluation on digits")[-1]
     assert scores[0][-3:] == [f"few-shot top-1, {count} a class" for count in (1, 5, 10)]
     assert scores[1][-2] == "42.0 % [40.0, 44.0] n = 500 · +12.6 points"
-    (curve,) = alts(full, "Few-shot top-1 by labelled images a class")
-    assert "plain from 24.0 to 51.0" in curve
+    (curve,) = alts(full, "On digits, few-shot top-1")
+    assert "plain 24.0 at 1, 42.0 at 5, 51.0 at 10; " in curve
     assert not alts(full, "few-shot")
 
 

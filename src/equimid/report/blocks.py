@@ -1,65 +1,45 @@
-"""What a section of the page is made of; page.html.j2 has one macro for each."""
+"""What a section of the page is made of; page.html.j2 has one macro for each kind of block."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass
 
 __all__ = [
-    "Block", "Code", "Columns", "Entry", "Facts", "Fold", "Heading", "Key", "Note", "Picture", "Plot", "Plots", "Row",
-    "Section", "Table", "Text",
+    "Block", "Entry", "Facts", "Fold", "Key", "Picture", "Plot", "Plots", "Row", "Section", "Table", "Text", "heading",
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
 class Block:
-    """One piece of a section; `macro` draws it."""
-
-    macro: ClassVar[str]
-
-
-@dataclass(frozen=True)
-class Heading(Block):
-    macro = "heading"
-    text: str
+    """One piece of a section; the macro of the same name draws it."""
 
 
 @dataclass(frozen=True)
 class Text(Block):
-    """What a reader must know to read what follows."""
+    """
+    style: "hint", "heading", "code", or "note" for what is missing or needs care
+    about: whom a note concerns
+    """
 
-    macro = "text"
     text: str
-
-
-@dataclass(frozen=True)
-class Note(Block):
-    """What is missing or needs care; `about` is whom it concerns."""
-
-    macro = "note"
-    text: str
+    style: str = "hint"
     about: str = ""
 
 
-@dataclass(frozen=True)
-class Code(Block):
-    macro = "code"
-    text: str
+def heading(text: str) -> Text:
+    return Text(text, "heading")
 
 
 @dataclass(frozen=True)
 class Facts(Block):
     """Terms and what they are."""
 
-    macro = "facts"
     pairs: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Key(Block):
-    """A legend: pieces of line (SVG) and what they stand for."""
+    """A legend: names, and a piece of line (SVG) for each."""
 
-    macro = "key"
-    entries: Sequence[tuple[str, str]]
+    pairs: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -73,7 +53,6 @@ class Plot:
 class Plots(Block):
     """`size`: "small" (a corruption), "" or "wide" (rows with names)."""
 
-    macro = "plots"
     items: Sequence[Plot]
     size: str = ""
 
@@ -97,59 +76,46 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Neighbouring columns under a title."""
-
-    title: str
-    count: int
-
-
-@dataclass(frozen=True)
 class Table(Block):
     """
     corner:    what the rows are
     style:     "numbers" or "settings"
-    groups:    titles above the columns, together as many columns as there are
+    groups:    (title, number of columns) above the columns, together as many columns as there are
     published: names of columns that were not measured here, which look unlike all others
     """
 
-    macro = "table"
     label: str
     corner: str
     columns: Sequence[str]
     rows: Sequence[Row]
     style: str = "numbers"
-    groups: Sequence[Columns] = ()
+    groups: Sequence[tuple[str, int]] = ()
     published: Collection[str] = ()
 
 
 @dataclass(frozen=True)
 class Picture(Block):
-    """`source`: a data URL, "" where the file is missing."""
+    """`source`: a data URL."""
 
-    macro = "picture"
     caption: str
     alt: str
     source: str
-    name: str
 
 
 @dataclass(frozen=True)
 class Fold(Block):
     """What is shown when it is asked for."""
 
-    macro = "fold"
     summary: str
     blocks: Sequence[Block]
 
 
 @dataclass(frozen=True)
 class Section:
-    """`short` stands in the navigation; `html` is all of a section that is not made of blocks. One without either is
-    not on the page."""
+    """`short` stands in the navigation; `html` is all of a section without blocks. One without either is not shown."""
 
     id: str
     title: str
-    blocks: Sequence[Block] = field(default_factory=tuple)
+    blocks: Sequence[Block] = ()
     short: str = ""
     html: str = ""

@@ -16,10 +16,9 @@ from jinja2 import Environment, StrictUndefined
 
 from equimid.records import Record
 from equimid.report.read_run import Run
+from equimid.report.series import NAMES
 
 __all__ = ["Explorer", "explorer"]
-
-_SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 
 
 @dataclass(frozen=True)
@@ -45,27 +44,22 @@ def explorer(runs: Sequence[Run]) -> Explorer | None:
         recorded = [r for r in run.records if r.evaluation == "explorer" and r.picture is not None]
         places = list(dict.fromkeys((r.subject, r.data) for r in recorded))
         for subject, data in places:
-            layers: dict[int, list[dict[str, Any]]] = {}
             images: dict[int, dict[str, Any]] = {}
-            for r in recorded:
-                if (r.subject, r.data) != (subject, data):
-                    continue
+            for r in (r for r in recorded if (r.subject, r.data) == (subject, data)):
                 try:
-                    shown = _layer(run, r)
+                    layer, number = _layer(run, r), r.details["image"]
                     photograph = photographs.setdefault(_picture(run, str(r.details["photograph"])), len(photographs))
-                    image = {"image": r.details["image"], "class": r.details.get("class"), "photograph": photograph}
-                except (OSError, KeyError, TypeError, ValueError):
+                except (KeyError, TypeError, ValueError):
                     missing.append(f"{r.picture} of {run.name} is missing or damaged: run equimid evaluate again.")
                     continue
-                images[image["image"]] = image
-                layers.setdefault(image["image"], []).append(shown)
+                image = {"image": number, "class": r.details.get("class"), "photograph": photograph, "layers": []}
+                images.setdefault(number, image)["layers"].append(layer)
             if images:
                 label = run.name
                 if subject != run.subject:
-                    label += ", random network" if subject == "random" else f", {subject}"
+                    label += f", {NAMES.get(subject, subject)}"
                 label += f", {data}" if len({d for s, d in places if s == subject}) > 1 else ""
-                found = [image | {"layers": layers[number]} for number, image in sorted(images.items())]
-                subjects.append({"label": label, "images": found})
+                subjects.append({"label": label, "images": [images[number] for number in sorted(images)]})
     if not subjects and not missing:
         return None
     return _rendered(subjects, [*photographs], missing)
@@ -108,12 +102,7 @@ def _layer(run: Run, r: Record) -> dict[str, Any]:
 
 
 def _picture(run: Run, name: str) -> str:
-    """A picture of the run's own folder as a data: URL; by its signature, whatever it is called."""
-    path = (run.path / name).resolve()
-    if not path.is_relative_to(run.path.resolve()):
-        raise ValueError("outside the run's folder")
-    content = path.read_bytes()
-    kind = next((kind for signature, kind in _SIGNATURES.items() if content.startswith(signature)), None)
-    if kind is None:
+    source = run.picture(name)
+    if not source:
         raise ValueError("no picture")
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return source

@@ -3,12 +3,13 @@
 import math
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import Any, ParamSpec
+from typing import Any
 
 import matplotlib.style
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
@@ -22,33 +23,16 @@ POINTS = 240  # a curve is thinned to about so many
 NARROW = 2.5  # inches: below that, lines and marks are finer and numbers fewer
 
 RC = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "equimid",
-    "font.family": "DejaVu Sans",
-    "font.size": 9,
+    "svg.fonttype": "none", "svg.hashsalt": "equimid", "font.family": "DejaVu Sans", "font.size": 9,
     "text.parse_math": False,  # a dollar in a run's name is a dollar
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": INK,
-    "grid.alpha": 0.14,
-    "grid.linewidth": 0.6,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 5,
-}
-
-P = ParamSpec("P")
+    "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+    "axes.axisbelow": True, "grid.color": INK, "grid.alpha": 0.14, "grid.linewidth": 0.6,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
+    "lines.linewidth": 1.5, "lines.markersize": 5,
+}  # fmt: skip
+# this file's settings on matplotlib's defaults, whatever the user's own are
+_styled = matplotlib.style.context(["default", RC])
 
 DRAWN = ("d", "x", "y", "transform", "points")  # attributes that are coordinates
 _DIGITS = re.compile(r"(\.\d\d)\d+")
@@ -58,8 +42,8 @@ _DIGITS = re.compile(r"(\.\d\d)\d+")
 class Line:
     """One line of a plot; `low` and `high` are its intervals, `rings` the x values to mark."""
 
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Sequence[float] = ()
+    y: Sequence[float] = ()
     colour: str = INK
     marker: str = ""
     dash: str = "-"
@@ -105,16 +89,6 @@ def thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[floa
     return [x[i] for i in order], [y[i] for i in order]
 
 
-def _styled(draw: Callable[P, str]) -> Callable[P, str]:
-    """Draw with this file's settings on matplotlib's defaults, whatever the user's own are."""
-
-    def styled(*args: P.args, **kwargs: P.kwargs) -> str:
-        with matplotlib.style.context(["default", RC]):
-            return draw(*args, **kwargs)
-
-    return styled
-
-
 @_styled
 def lines(
     name: str,
@@ -154,9 +128,8 @@ def lines(
         # markers of several runs do not start at the same place, or one would hide the other
         start = index * every // max(1, len(series)) if every > 1 else 0
         axes.plot(line.x, line.y, marker=line.marker or None, markevery=(start, every), **look)
-        ringed = [(x, y) for x, y in zip(line.x, line.y, strict=True) if x in line.rings]
-        for x, y in ringed:
-            axes.plot([x], [y], "o", markersize=12, markerfacecolor="none", markeredgecolor=line.colour)
+        ringed = [point for point in zip(line.x, line.y, strict=True) if point[0] in line.rings]
+        _rings(axes, ringed, line.colour, 12)
     if log:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=8))
@@ -189,14 +162,7 @@ def dots(name: str, alt: str, rows: Sequence[Dot], x_label: str) -> str:
     for y, row in enumerate(rows):
         if row.low is not None and row.high is not None:
             axes.plot([row.low, row.high], [y, y], color=row.colour, linewidth=2, solid_capstyle="round")
-        if row.points:
-            look: dict[str, Any] = {
-                "markerfacecolor": "none",
-                "markeredgecolor": row.colour,
-                "markersize": 6,
-                "alpha": 0.75,
-            }
-            axes.plot(row.points, [y] * len(row.points), "o", **look)
+        _rings(axes, [(x, y) for x in row.points], row.colour, 6, alpha=0.75)
         axes.plot([row.value], [y], row.marker, color=row.colour)
     axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -217,9 +183,14 @@ def swatch(name: str, alt: str, line: Line) -> str:
     axes.axis("off")
     axes.plot([0, 1, 2], [0, 0, 0], color=line.colour, linestyle=line.dash, marker=line.marker, markevery=[1])
     if line.rings:
-        axes.plot([1], [0], "o", markersize=11, markerfacecolor="none", markeredgecolor=line.colour)
+        _rings(axes, [(1, 0)], line.colour, 11)
     axes.set(xlim=(0, 2), ylim=(-1, 1))
     return _svg(figure, name, alt)
+
+
+def _rings(axes: Axes, points: Sequence[tuple[float, float]], colour: str, size: float, **look: Any) -> None:
+    for x, y in points:
+        axes.plot([x], [y], "o", markersize=size, markerfacecolor="none", markeredgecolor=colour, **look)
 
 
 def _number(value: float, _: int | None = None) -> str:

@@ -15,7 +15,7 @@ from equimid.report.explorer import Explorer, explorer
 from equimid.report.formatting import measured, plain
 from equimid.report.read_run import Run, names, read_run
 from equimid.report.sections import all_sections
-from equimid.report.sections.settings import addons_of
+from equimid.report.sections.run import addons_of
 
 __all__ = ["write_page", "write_report"]
 
@@ -31,14 +31,14 @@ def write_report(runs: Sequence[Path], out: Path, title: str | None = None) -> P
     paths = list({Path(path).resolve(): Path(path) for path in runs}.values())
     if not paths:
         raise UserError("no run was given; name at least one run folder")
-    found = [read_run(path, name, i) for i, (path, name) in enumerate(zip(paths, names(paths), strict=True))]
-    explore = explorer(found)
+    read = [read_run(path, name, i) for i, (path, name) in enumerate(zip(paths, names(paths), strict=True))]
+    explore = explorer(read)
     return write_page(
         out,
-        title=title or (found[0].name if len(found) == 1 else f"{len(found)} runs compared"),
-        summary=_summary(found),
-        caution=_unmatched(found),
-        sections=all_sections(found, Section("explore", "Explore", html=explore.html if explore else "")),
+        title=title or (read[0].name if len(read) == 1 else f"{len(read)} runs compared"),
+        summary=_summary(read),
+        caution=_unmatched(read),
+        sections=all_sections(read, Section("explore", "Explore", html=explore.html if explore else "")),
         explore=explore,
     )
 
@@ -84,9 +84,9 @@ def _unmatched(runs: Sequence[Run]) -> str | None:
     settings = {run.name: run.views for run in runs if run.views}
     if len(set(settings.values())) < 2:
         return None
-    told = "; ".join(f"{name} {setting}" for name, setting in settings.items())
+    each = "; ".join(f"{name} {setting}" for name, setting in settings.items())
     return (
-        f"These runs were trained with different views of every image ({told}). More views cost more and help by "
+        f"These runs were trained with different views of every image ({each}). More views cost more and help by "
         "themselves: compare runs of one view setting before crediting a method."
     )
 

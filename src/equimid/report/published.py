@@ -77,20 +77,11 @@ class Published:
 
 # EquiMod's third view and E-SSL's four are the add-ons' own: the settings of the views do not name them
 _CONDITIONS: Settings = {
-    "backbone.name": ("vit_small_patch16_224",),
-    "backbone.image_size": (224,),
-    "backbone.patch_size": (None, 16),
-    "backbone.embed_dim": (None, 384),
-    "backbone.depth": (None, 12),
-    "backbone.num_heads": (None, 6),
-    "views.full": (2,),
-    "train.batch_size": (2048,),
-    "train.epochs": (100,),
-    "train.steps": (None, 0),
-    "train.accumulate": (None, 1),
-    "evaluation.network": (None, "student"),
-    "evaluation.crop": (None, 0.875),
-}
+    "backbone.name": ("vit_small_patch16_224",), "backbone.image_size": (224,), "backbone.patch_size": (None, 16),
+    "backbone.embed_dim": (None, 384), "backbone.depth": (None, 12), "backbone.num_heads": (None, 6),
+    "views.full": (2,), "train.batch_size": (2048,), "train.epochs": (100,), "train.steps": (None, 0),
+    "train.accumulate": (None, 1), "evaluation.network": (None, "student"), "evaluation.crop": (None, 0.875),
+}  # fmt: skip
 _AUGSELF: Settings = {
     "augself.form": ("comparison",), "augself.crop": (0.5,), "augself.colour": (0.5,), "augself.flip": (0,),
     "augself.blur": (0,),
@@ -100,15 +91,10 @@ _EQUIMOD: Settings = {"equimod.form": ("comparison",)}
 
 def _ser(layer: int) -> Settings:
     return {
-        "ser.layers": ([layer], layer),
-        "ser.layer_weights": (None, []),
-        "ser.temperature": (0.3,),
-        "ser.form": ("canonical",),
-        "ser.negatives": (None, "images"),  # None: there was one kind alone
-        "ser.source": ("resize",),
-        "ser.complement": (False,),
-        "ser.detached": (False,),
-    }
+        "ser.layers": ([layer], layer), "ser.layer_weights": (None, []), "ser.temperature": (0.3,),
+        "ser.form": ("canonical",), "ser.negatives": (None, "images"),  # None: there was one kind alone
+        "ser.source": ("resize",), "ser.complement": (False,), "ser.detached": (False,),
+    }  # fmt: skip
 
 
 def _row(

@@ -1,8 +1,9 @@
 """What lies in the folder of a run, read and not yet arranged."""
 
+import base64
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from equimid.records import Record, read_records
 __all__ = ["Run", "names", "read_run"]
 
 SETTINGS = ("config.yaml", "model.yaml")  # a run's, and those of a network of others that was measured
+SIGNATURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg"}
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,16 @@ class Run:
     @property
     def views(self) -> str | None:
         """The view setting that it was trained with, such as "2 x 224 + 4 x 96"; None where no record tells it."""
-        told = [r.details.get("setting") for r in self.records if (r.evaluation, r.metric) == ("training", "views")]
-        return str(told[-1]) if told else None
+        settings = [r.details.get("setting") for r in self.records if (r.evaluation, r.metric) == ("training", "views")]
+        return str(settings[-1]) if settings else None
+
+    def picture(self, name: str) -> str:
+        """A picture of the run's own folder as a data URL; "" where it is missing, elsewhere, or no PNG or JPEG."""
+        path = (self.path / name).resolve()
+        inside = path.is_relative_to(self.path.resolve()) and path.is_file()
+        content = path.read_bytes() if inside else b""
+        kind = next((kind for signature, kind in SIGNATURES.items() if content.startswith(signature)), None)
+        return f"data:image/{kind};base64,{base64.b64encode(content).decode()}" if kind else ""
 
     def setting(self, dotted: str) -> Any:
         """The setting of that name, None where any part of the way is missing."""
@@ -95,29 +105,28 @@ def read_run(path: Path, name: str, index: int) -> Run:
             "pretrain' or 'equimid evaluate' wrote; check the path"
         )
     text = _read(settings)
-    try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{settings} is not YAML ({' '.join(str(error).split())}); restore it") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{settings} holds {type(config).__name__}, expected settings by name; restore it")
-    try:
-        counted = json.loads(_read(counts)) if counts.is_file() else {}
-    except json.JSONDecodeError as error:
-        raise UserError(f"{counts} is not JSON ({error}); delete it, the report does without") from None
-    if not isinstance(counted, dict):
-        raise UserError(f"{counts} holds {type(counted).__name__}, expected counts by name; delete it")
+    counted = _mapping(counts, _read(counts), json.loads, "JSON", "delete it") if counts.is_file() else {}
     return Run(
         path=path,
         name=name,
         index=index,
         file=settings.name,
         text=text,
-        config=config,
+        config=_mapping(settings, text, yaml.safe_load, "YAML", "restore it"),
         counts={name: counted[name] for name in ("usable", "listed") if type(counted.get(name)) is int},
         curves=_read_metrics(metrics) if metrics.is_file() else {},
         records=read_records(records) if records.is_file() else [],
     )
+
+
+def _mapping(path: Path, text: str, parse: Callable[[str], Any], language: str, advice: str) -> dict[str, Any]:
+    try:
+        content = parse(text)
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not {language} ({' '.join(str(error).split())}); {advice}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds {type(content).__name__}, expected values by name; {advice}")
+    return content
 
 
 def _read(path: Path) -> str:
@@ -141,7 +150,7 @@ def _read_metrics(path: Path) -> dict[str, tuple[list[float], list[float]]]:
         if "step" in values:
             rows[values["step"]] = values  # the later line of a step counts
     steps = {name: [step for step in sorted(rows) if name in rows[step]] for name in columns}
-    return {name: (found, [rows[step][name] for step in found]) for name, found in steps.items()}
+    return {name: (known, [rows[step][name] for step in known]) for name, known in steps.items()}
 
 
 def _float(cell: str) -> float | None:
@@ -155,7 +164,7 @@ def names(paths: Sequence[Path]) -> list[str]:
     """The folder's own name, with as many parents as it takes to tell the runs apart."""
     parts = [path.resolve().parts for path in paths]
     for depth in range(1, max(map(len, parts)) + 1):
-        found = ["/".join(p[-depth:]) for p in parts]
-        if len(set(found)) == len(found):
-            return found
+        short = ["/".join(p[-depth:]) for p in parts]
+        if len(set(short)) == len(short):
+            return short
     return [str(path) for path in paths]

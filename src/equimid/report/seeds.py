@@ -13,15 +13,14 @@ from typing import Any
 
 from equimid.records import Record
 from equimid.report import figures
-from equimid.report.blocks import Block, Entry, Fold, Heading, Note, Plot, Plots, Row, Section, Table, Text
+from equimid.report.blocks import Block, Entry, Fold, Plot, Plots, Row, Section, Table, Text, heading
 from equimid.report.figures import Dot
-from equimid.report.formatting import digits, title
+from equimid.report.formatting import digits, places, title
 from equimid.report.read_run import Run
-from equimid.statistics import holm, mean_of, paired_difference, verdict
+from equimid.report.series import OWN
+from equimid.statistics import Difference, holm, mean_of, paired_difference, verdict
 
 __all__ = ["Group", "compare", "seeds_section"]
-
-POSED = "quarter turns"  # the kind that stands for equivariance: exact, without resampling
 
 
 @dataclass(frozen=True)
@@ -42,35 +41,25 @@ class Headline:
     mean: str = ""
 
 
+_TURNS = {"kind": "quarter turns"}  # they stand for equivariance: exact, without resampling
+CORRESPONDENCE = "correspondence, top-1 within the image"
 # in this order
 HEADLINES = (
-    Headline("knn"),
-    Headline("linear"),
-    Headline("logistic"),
-    Headline("mlp"),
-    Headline("attentive"),
+    *(Headline(name) for name in ("knn", "linear", "logistic", "mlp", "attentive")),
     Headline("fewshot", each="per_class"),
     Headline("generated_corruptions", "mean_top1"),
     Headline("imagenet_c", "mean_top1"),
     Headline("imagenet_c", "mce"),
     Headline("imagenet_p", "mean_top1"),
     Headline("imagenet_p", "mfr"),
-    Headline("imagenet_v2"),
-    Headline("imagenet_r"),
-    Headline("imagenet_sketch"),
-    Headline("imagenet_a"),
-    Headline("geometry", label="geometry, mean top-1 over quarter turns", details={"kind": POSED}, mean="pose"),
+    *(Headline(name) for name in ("imagenet_v2", "imagenet_r", "imagenet_sketch", "imagenet_a")),
+    Headline("geometry", label="geometry, mean top-1 over quarter turns", details=_TURNS, mean="pose"),
     Headline("geometry", label="geometry, mean top-1 over angles", details={"kind": "angle"}, mean="pose"),
     Headline("detection", "map"),
     Headline("segmentation", "miou"),
-    Headline("equivariance", "place", "place", {"kind": POSED}, each="layer"),
-    Headline("equivariance", "retrieval", "retrieval", {"kind": POSED}, each="layer"),
-    Headline(
-        "correspondence",
-        label="correspondence, top-1 within the image",
-        details={"kind": POSED, "among": "image"},
-        each="layer",
-    ),
+    Headline("equivariance", "place", "place", _TURNS, each="layer"),
+    Headline("equivariance", "retrieval", "retrieval", _TURNS, each="layer"),
+    Headline("correspondence", label=CORRESPONDENCE, details=_TURNS | {"among": "image"}, each="layer"),
     Headline("pose_probe", label="turn read from the map", details={"target": "turn", "from": "map"}, each="layer"),
 )
 # by the headline's label
@@ -79,9 +68,20 @@ EXPLAINED = {
     "the mean token of each image is taken away; of quarter turns.",
     "retrieval": "Retrieval: how often the partner of a patch is the nearest of all patches of the turned image; of "
     "quarter turns.",
-    "correspondence, top-1 within the image": "Correspondence: retrieval on the images that correspondence is measured "
-    "on; of quarter turns.",
+    CORRESPONDENCE: "Correspondence: retrieval on the images that correspondence is measured on; of quarter turns.",
 }
+
+
+MEANS = (
+    "n is the number of trainings with different seeds; a seed changes initial weights, order of the data, views, "
+    "poses and the probes. ± is half of Student's 95 % interval of the mean; one seed, or seeds that agree to the "
+    "digit, have none."
+)
+DIFFERENCES = (
+    "Paired over the seeds that both have, with Student's 95 % interval; p is of the paired t test after Holm's "
+    "correction over all comparisons of this table. “Higher” and “lower” are said where it is below 0.05; all else is "
+    "not distinguishable with so many seeds. The intervals are not corrected."
+)
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,7 @@ class Group:
 
     def values(self, metric: "Metric") -> dict[int, float]:
         """{seed: value} of the runs that have it; a run that has several of it does not say which."""
-        found = {seed: metric.of(run) for seed, run in self.runs.items()}
-        return {seed: value for seed, value in found.items() if value is not None}
+        return {seed: value for seed, run in self.runs.items() if (value := metric.of(run)) is not None}
 
 
 @dataclass(frozen=True)
@@ -117,22 +116,16 @@ class Metric:
     value: Any = None
     members: frozenset[Any] = frozenset()
 
-    @property
-    def places(self) -> int:
-        return 1 if self.unit == "%" else 3
-
     def of(self, run: Run) -> float | None:
         """Its value; None where the run has none, or several and does not say which, or a mean over other members."""
-        headline = self.headline
-        found = [r for r in _own(headline, run) if r.data == self.data]
-        if headline.each:
-            found = [r for r in found if r.details[headline.each] == self.value]
-        if headline.mean:
-            if len(found) != len(self.members) or {r.details[headline.mean] for r in found} != self.members:
-                return None
-        elif len(found) != 1:
+        each, mean = self.headline.each, self.headline.mean
+        records = [r for r in _own(self.headline, run) if r.data == self.data]
+        if each:
+            records = [r for r in records if r.details[each] == self.value]
+        members = {r.details[mean] for r in records} if mean else set()
+        if members != self.members or len(records) != max(1, len(members)):
             return None
-        value = sum(r.value or 0.0 for r in found) / len(found)
+        value = sum(r.value or 0.0 for r in records) / len(records)
         return value if math.isfinite(value) else None
 
 
@@ -159,58 +152,52 @@ def seeds_section(runs: Sequence[Run]) -> Section:
             first = by_seed.setdefault(run.config.get("seed", 0), run)
             if first is not run:
                 missing.append((run.name, f"has the settings and the seed of {first.name} and is not counted"))
-        told = name if names.count(name) == 1 else ", ".join(run.name for run in members)
-        groups.append(Group(told, by_seed, missing))
-    if all(len(group.runs) < 2 for group in groups):
-        return Section("seeds", "Seeds")
-    return Section("seeds", "Seeds", compare(groups))
+        unique = name if names.count(name) == 1 else ", ".join(run.name for run in members)
+        groups.append(Group(unique, by_seed, missing))
+    several = any(len(group.runs) > 1 for group in groups)
+    return Section("seeds", "Seeds", compare(groups) if several else ())
 
 
 def compare(groups: Sequence[Group]) -> list[Block]:
     """Means, plots and differences of the groups; the first is the baseline."""
     metrics = _metrics(groups)
-    blocks: list[Block] = [Note(why, who) for group in groups for who, why in group.missing]
+    blocks: list[Block] = [Text(why, "note", who) for group in groups for who, why in group.missing]
     if not metrics:
         return [*blocks, Text("Nothing is measured yet.")]
+    labels = {metric.headline.label for metric in metrics}
+    means = {g.name: [_cell(_mean(g, m)) for m in metrics] for g in groups}
     blocks += [
-        Heading("Means over seeds"),
-        Text(
-            "n is the number of trainings with different seeds; a seed changes initial weights, order of the data, "
-            "views, poses and the probes. ± is half of Student's 95 % interval of the mean; one seed, or seeds that "
-            "agree to the digit, have none."
-        ),
-        *_explained(metrics),
-        Table(
-            "Means over seeds",
-            "Settings",
-            [m.label + (f" ({m.unit})" if m.unit else "") for m in metrics],
-            [Row(g.name, [_mean_cell(g, m) for m in metrics]) for g in groups],
-        ),
+        heading("Means over seeds"),
+        Text(MEANS),
+        *(Text(text) for label, text in EXPLAINED.items() if label in labels),
+        _table("Means over seeds", "Settings", [m.label + (f" ({m.unit})" if m.unit else "") for m in metrics], means),
         Text("Each ring is a seed, each filled mark their mean, each bar its interval."),
         Plots([_plot(groups, metric, number) for number, metric in enumerate(metrics)], "wide"),
     ]
+    names = [metric.label for metric in metrics]
     if len(groups) > 1:
-        blocks += [
-            Heading(f"Differences to {groups[0].name}"),
-            Text(
-                "Paired over the seeds that both have, with Student's 95 % interval; p is of the paired t test after "
-                "Holm's correction over all comparisons of this table. “Higher” and “lower” are said where it is below "
-                "0.05; all else is not distinguishable with so many seeds. The intervals are not corrected."
-            ),
-            Table(
-                f"Differences to {groups[0].name}",
-                "Settings",
-                [m.label for m in metrics],
-                _differences(groups, metrics),
-            ),
-        ]
-    rows = [
-        Row(f"{g.name}, seed {seed}", [_seed_cell(m.of(run), m) for m in metrics])
+        what = f"Differences to {groups[0].name}"
+        differences = _table(what, "Settings", names, _differences(groups, metrics))
+        blocks += [heading(what), Text(DIFFERENCES), differences]
+    every = {
+        f"{g.name}, seed {seed}": [_cell("" if (v := m.of(run)) is None else digits(v, m.unit)) for m in metrics]
         for g in groups
         for seed, run in g.runs.items()
-    ]
-    table = Table("Every seed", "Run", [m.label for m in metrics], rows)
-    return [*blocks, Fold("Every seed in numbers", [table])]
+    }
+    return [*blocks, Fold("Every seed in numbers", [_table("Every seed", "Run", names, every)])]
+
+
+def _table(label: str, corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[Sequence[Entry]]]) -> Table:
+    return Table(label, corner, columns, [Row(head, cells) for head, cells in rows.items()])
+
+
+def _cell(value: str, *below: str) -> list[Entry]:
+    return [Entry(value, below=below)] if value else []
+
+
+def _mean(group: Group, metric: Metric) -> str:
+    values = list(group.values(metric).values())
+    return mean_of(values).text(places(metric.unit)) if values else ""
 
 
 def _own(headline: Headline, run: Run) -> list[Record]:
@@ -218,7 +205,7 @@ def _own(headline: Headline, run: Run) -> list[Record]:
     return [
         r
         for r in run.records
-        if (r.evaluation, r.metric, r.subject) == (headline.evaluation, headline.metric, "backbone")
+        if (r.evaluation, r.metric, r.subject) == (headline.evaluation, headline.metric, OWN)
         and r.value is not None
         and headline.details.items() <= r.details.items()
         and all(detail in r.details for detail in (headline.each, headline.mean) if detail)
@@ -235,20 +222,20 @@ def _metrics(groups: Sequence[Group]) -> list[Metric]:
     for headline in HEADLINES:
         own = [r for run in runs for r in _own(headline, run)]
         for data in dict.fromkeys(r.data for r in own):
-            found = [r for r in own if r.data == data]
+            records = [r for r in own if r.data == data]
             label = headline.label or title(headline.evaluation, headline.metric)
             where = "" if sources == {data} else f", {data}"
-            members = frozenset(r.details[headline.mean] for r in found) if headline.mean else frozenset()
-            for value, name in _values(headline, found, regularised).items():
-                metrics.append(Metric(label + name + where, headline, data, found[-1].unit, value, members))
+            members = frozenset(r.details[headline.mean] for r in records if headline.mean)
+            for value, name in _values(headline, records, regularised).items():
+                metrics.append(Metric(label + name + where, headline, data, records[-1].unit, value, members))
     return metrics
 
 
-def _values(headline: Headline, found: Sequence[Record], regularised: Collection[Any]) -> dict[Any, str]:
+def _values(headline: Headline, records: Sequence[Record], regularised: Collection[Any]) -> dict[Any, str]:
     """{value of the headline's `each`: what it adds to the label}."""
     if not headline.each:
         return {None: ""}
-    values = sorted({r.details[headline.each] for r in found if isinstance(r.details[headline.each], int)})
+    values = sorted({r.details[headline.each] for r in records if isinstance(r.details[headline.each], int)})
     if headline.each != "layer":
         return {value: f", {value} a class" for value in values}
     chosen = [value for value in values if value in regularised or value == values[-1]]
@@ -256,52 +243,36 @@ def _values(headline: Headline, found: Sequence[Record], regularised: Collection
     return {value: f", layer {value} ({', '.join(words[value])})" for value in chosen}
 
 
-def _explained(metrics: Sequence[Metric]) -> list[Block]:
-    """What the words mean of those that are there."""
-    there = {metric.headline.label for metric in metrics}
-    return [Text(text) for label, text in EXPLAINED.items() if label in there]
-
-
-def _mean_cell(group: Group, metric: Metric) -> list[Entry]:
-    values = group.values(metric)
-    return [Entry(mean_of(list(values.values())).text(metric.places))] if values else []
-
-
-def _seed_cell(value: float | None, metric: Metric) -> list[Entry]:
-    return [] if value is None else [Entry(digits(value, metric.unit))]
-
-
 def _plot(groups: Sequence[Group], metric: Metric, number: int) -> Plot:
     """All combinations on one axis: each seed, their mean and its interval."""
-    rows, said = [], []
+    dots, said = [], []
     for index, group in enumerate(groups):
-        values = group.values(metric)
-        if values:
-            mean = mean_of(list(values.values()))
-            colour, marker = figures.colour_and_marker(index)
-            rows.append(Dot(group.name, mean.value, mean.low, mean.high, colour, marker, list(values.values())))
-            said.append(f"{group.name} {mean.text(metric.places)}")
+        if values := list(group.values(metric).values()):
+            mean = mean_of(values)
+            dots.append(Dot(group.name, mean.value, mean.low, mean.high, *figures.colour_and_marker(index), values))
+            said.append(f"{group.name} {_mean(group, metric)}")
     alt = f"{metric.label}: {'; '.join(said)}"
-    return Plot(metric.label, figures.dots(f"seeds-{number}", alt, rows, metric.unit or metric.headline.label))
+    return Plot(metric.label, figures.dots(f"seeds-{number}", alt, dots, metric.unit or metric.headline.label))
 
 
-def _differences(groups: Sequence[Group], metrics: Sequence[Metric]) -> list[Row]:
-    """Rows of every group but the first, against it; all their comparisons are one family for Holm's correction."""
-    found = [[paired_difference(g.values(m), groups[0].values(m)) for m in metrics] for g in groups[1:]]
-    adjusted = iter(holm([d.p if d else None for row in found for d in row]))
-    rows = []
-    for group, row in zip(groups[1:], found, strict=True):
-        cells: list[list[Entry]] = []
-        for metric, difference in zip(metrics, row, strict=True):
-            p = next(adjusted)
-            if difference is None:
-                cells.append([])
-                continue
-            tested = "no test" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-            below = f"{verdict(difference, p)} · {tested}"
-            cells.append([Entry(difference.mean.text(metric.places, signed=True), below=[below])])
-        rows.append(Row(group.name, cells))
-    return rows
+def _differences(groups: Sequence[Group], metrics: Sequence[Metric]) -> dict[str, list[list[Entry]]]:
+    """Every group but the first, against it; all their comparisons are one family for Holm's correction."""
+    first, *others = groups
+    rows = [[paired_difference(g.values(m), first.values(m)) for m in metrics] for g in others]
+    adjusted = iter(holm([d.p if d else None for row in rows for d in row]))
+
+    def cell(metric: Metric, difference: Difference | None) -> list[Entry]:
+        p = next(adjusted)
+        if difference is None:
+            return []
+        tested = "no test" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+        text = difference.mean.text(places(metric.unit), signed=True)
+        return _cell(text, f"{verdict(difference, p)} · {tested}")
+
+    return {
+        group.name: [cell(metric, difference) for metric, difference in zip(metrics, row, strict=True)]
+        for group, row in zip(others, rows, strict=True)
+    }
 
 
 def _common(names: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from equimid.report.blocks import Code, Facts, Section
+from equimid.report.blocks import Facts, Section, Text
 from equimid.report.page import write_page
 from equimid.report.read_run import read_run
 from equimid.report.seeds import Group, compare
@@ -43,7 +43,7 @@ def write_sweep_report(out: Path) -> Path:
         title=f"{plan.recipe} on {plan.data}: a sweep",
         summary=_summary(groups),
         sections=[
-            Section("run", "What was run", [Facts(facts), Code(_command(plan, out))]),
+            Section("run", "What was run", [Facts(facts), Text(_command(plan, out), "code")]),
             Section("seeds", "What it came to", compare(groups)),
         ],
     )

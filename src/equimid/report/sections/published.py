@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from equimid.records import Record
-from equimid.report.blocks import Block, Columns, Entry, Fold, Heading, Note, Row, Section, Table, Text
+from equimid.report.blocks import Block, Entry, Fold, Row, Section, Table, Text, heading
 from equimid.report.formatting import entry, plain, title
 from equimid.report.published import (
     CONDITIONS,
@@ -21,12 +21,21 @@ from equimid.report.published import (
     Published,
 )
 from equimid.report.read_run import Run
-from equimid.report.series import Series
+from equimid.report.series import Series, of
 
 __all__ = ["published_row", "published_section"]
 
 WITH_SER = ("mocov3", "dino", "barlow_twins")
 NAMED = 3  # differences that a note names
+TEXT = (
+    f"Published: {CONDITIONS} ({SOURCE}), without intervals. These values were not run here. A run stands beside the "
+    "row that has its method, its add-ons and every setting that decides (network, length of training, views, layer, "
+    "where CLS enters, form of the loss), or beside none. What it measured on the same test images with the paper's "
+    "linear probe stands in columns of their own. Weights, rates and the fraction of posed images are not compared. "
+    "Which selection of ImageNet-V2 the paper has, it does not say."
+)
+
+Beside = Sequence[tuple[Series, Published | None]]  # runs, and the row that each stands beside
 
 
 def published_section(series: Sequence[Series]) -> Section:
@@ -34,36 +43,31 @@ def published_section(series: Sequence[Series]) -> Section:
     own = [s for s in series if s.own and s.run.trained_here]
     blocks: list[Block] = []
     if any(_kin(s.run) for s in own):
-        rows = {s.key: published_row(s.run) for s in own}
-        blocks += [_comparison(own, rows), *_notes(own, rows)]
+        beside = [(s, published_row(s.run)) for s in own]
+        blocks += [_comparison(beside), *_notes(beside)]
     if any(s.run.setting("method.name") in WITH_SER and set(s.run.addons) == {"ser"} for s in own):
-        at_layers = [Row(row.label, [_percent(row.top1[LINEAR]), _rotation(row)], quiet=True) for row in LAYERS]
-        changes = [Row(what, [[Entry(change)]], quiet=True) for what, change in DIFFERENCES]
-        blocks.append(
-            Fold(
-                "Published for SER at other layers and on other methods",
-                [
-                    Heading("MoCo-v3 with SER at one layer"),
-                    Text("Rotation equivariance is the paper's own measure; the values of this page are not it."),
-                    _table("SER at", ["IN-1k linear, published", "rotation equivariance, published"], at_layers),
-                    Heading("What was added, and what it changed"),
-                    _table("Change", ["difference, published"], changes),
-                ],
-            )
-        )
+        blocks.append(Fold("Published for SER at other layers and on other methods", _ser_tables()))
     if blocks:
-        blocks.insert(
-            0,
-            Text(
-                f"Published: {CONDITIONS} ({SOURCE}), without intervals. These values were not run here. A run stands "
-                "beside the row that has its method, its add-ons and every setting that decides (network, length of "
-                "training, views, layer, where CLS enters, form of the loss), or beside none. What it measured on the "
-                "same test images with the paper's linear probe stands in columns of their own. Weights, rates and "
-                "the fraction of posed images are not compared. Which selection of ImageNet-V2 the paper has, it does "
-                "not say."
-            ),
-        )
+        blocks.insert(0, Text(TEXT))
     return Section("published", f"Published, {CONDITIONS}: not run here", blocks, short="Published numbers")
+
+
+def _ser_tables() -> list[Block]:
+    def table(corner: str, columns: list[str], rows: Mapping[str, list[str]]) -> Table:
+        drawn = [Row(head, [[Entry(v)] if v else [] for v in cells], quiet=True) for head, cells in rows.items()]
+        return Table(f"Published: {corner}", corner, columns, drawn, published=columns)
+
+    at_layers = {
+        row.label: [f"{row.top1[LINEAR]:.2f} %", "" if row.rotation is None else f"{row.rotation:.3f}"]
+        for row in LAYERS
+    }
+    return [
+        heading("MoCo-v3 with SER at one layer"),
+        Text("Rotation equivariance is the paper's own measure; the values of this page are not it."),
+        table("SER at", ["IN-1k linear, published", "rotation equivariance, published"], at_layers),
+        heading("What was added, and what it changed"),
+        table("Change", ["difference, published"], {what: [change] for what, change in DIFFERENCES}),
+    ]
 
 
 def published_row(run: Run) -> Published | None:
@@ -78,16 +82,16 @@ def _kin(run: Run) -> list[Published]:
 
 def _unlike(row: Published, run: Run) -> dict[str, Any]:
     """What decides and is not the row's: {what: the run's}."""
-    found = {key: run.setting(key) for key, admitted in row.settings.items() if run.setting(key) not in admitted}
-    found |= {f"{name}.weight": weight for name, weight in run.addons.items() if (weight == 0) != row.control}
+    unlike = {key: run.setting(key) for key, admitted in row.settings.items() if run.setting(key) not in admitted}
+    unlike |= {f"{name}.weight": weight for name, weight in run.addons.items() if (weight == 0) != row.control}
     # the run's own record of its views: an add-on may have brought some
     if run.views is not None and "+".join(re.findall(r"(\d+) x \d+", run.views)) != row.views:
-        found["views"] = run.views
+        unlike["views"] = run.views
     if run.counts.get("listed") != IMAGES:
-        found["training images"] = run.counts.get("listed")
+        unlike["training images"] = run.counts.get("listed")
     if run.stopped_at:
-        found["steps"] = run.stopped_at[0]
-    return found
+        unlike["steps"] = run.stopped_at[0]
+    return unlike
 
 
 def _unfit(r: Record) -> str:
@@ -107,47 +111,44 @@ def _unfit(r: Record) -> str:
     return ""
 
 
-def _comparison(own: Sequence[Series], rows: Mapping[tuple[str, str], Published | None]) -> Table:
+def _comparison(beside: Beside) -> Table:
     """All published rows, and beside each the runs that are trained like it."""
-    alike = [[s for s in own if rows[s.key] is row] for row in PUBLISHED]
-    beside = [
-        {name: [(s, r) for s in members for r in _top1(s, name) if name in row.top1 and not _unfit(r)] for name in SETS}
-        for row, members in zip(PUBLISHED, alike, strict=True)
-    ]
-    measured = {name for name in SETS if any(found[name] for found in beside)}
-    columns: list[str] = []
-    for name in SETS:
-        columns += ["published", "measured here"] if name in measured else ["published"]
-    drawn = []
-    for row, members, found in zip(PUBLISHED, alike, beside, strict=True):
-        cells: list[list[Entry]] = []
+    alike = [[s for s, beside_row in beside if beside_row is row] for row in PUBLISHED]
+    cells = [
+        {name: [entry(r, below=[s.label]) for s in runs for r in _top1(s, name) if name in row.top1 and not _unfit(r)]
+         for name in SETS}
+        for row, runs in zip(PUBLISHED, alike, strict=True)
+    ]  # fmt: skip
+    measured = [name for name in SETS if any(by_set[name] for by_set in cells)]
+    rows = []
+    for row, runs, by_set in zip(PUBLISHED, alike, cells, strict=True):
+        line: list[list[Entry]] = []
         for name in SETS:
-            cells.append(_percent(row.top1.get(name)))
-            if name in measured:
-                cells.append([entry(r, name=s.label) for s, r in found[name]])
-        runs = ", ".join(s.label for s in members)
-        drawn.append(Row(f"{row.label}, {row.views} views" + (f" (as {runs})" if runs else ""), cells))
-    groups = [Columns(images.title, 2 if name in measured else 1) for name, images in SETS.items()]
-    return Table(f"Published: {CONDITIONS}", "Method", columns, drawn, groups=groups, published=("published",))
+            line.append([Entry(f"{row.top1[name]:.2f} %")] if name in row.top1 else [])
+            line += [by_set[name]] if name in measured else []
+        names = ", ".join(s.label for s in runs)
+        rows.append(Row(f"{row.label}, {row.views} views" + (f" (as {names})" if names else ""), line))
+    columns = [column for name in SETS for column in ("published", "measured here")[: 1 + (name in measured)]]
+    groups = [(images.title, 1 + (name in measured)) for name, images in SETS.items()]
+    return Table(f"Published: {CONDITIONS}", "Method", columns, rows, groups=groups, published=("published",))
 
 
-def _notes(own: Sequence[Series], rows: Mapping[tuple[str, str], Published | None]) -> list[Block]:
+def _notes(beside: Beside) -> list[Block]:
     """What a row does not say, which runs and values stand beside none, and why; each once."""
-    told: dict[str, dict[str, None]] = {}
-    for s in own:
-        row = rows[s.key]
+    notes: dict[str, dict[str, None]] = {}
+    for s, row in beside:
+        texts = []
         if row is None:
-            if kin := _kin(s.run):
-                told.setdefault(_apart(s.run, kin), {})[s.label] = None
-            continue
-        if row.note:
-            told.setdefault(f"{row.label}: {row.note}.", {})[s.label] = None
-        for name in row.top1:
-            for r in _top1(s, name):
-                if why := _unfit(r):
-                    what = f"{title(name, r.metric)} is not set beside the published one: {why}."
-                    told.setdefault(what, {})[s.label] = None
-    return [Note(text, ", ".join(labels)) for text, labels in told.items()]
+            texts = [_apart(s.run, kin)] if (kin := _kin(s.run)) else []
+        else:
+            texts = [f"{row.label}: {row.note}."] if row.note else []
+            unfit = [(r, why) for name in row.top1 for r in _top1(s, name) if (why := _unfit(r))]
+            texts += [
+                f"{title(r.evaluation, r.metric)} is not set beside the published one: {why}." for r, why in unfit
+            ]
+        for text in texts:
+            notes.setdefault(text, {})[s.label] = None
+    return [Text(text, "note", ", ".join(labels)) for text, labels in notes.items()]
 
 
 def _apart(run: Run, kin: Sequence[Published]) -> str:
@@ -160,17 +161,4 @@ def _apart(run: Run, kin: Sequence[Published]) -> str:
 
 
 def _top1(s: Series, evaluation: str) -> list[Record]:
-    return [r for r in s.of(evaluation) if r.metric == "top1"]
-
-
-def _table(corner: str, columns: list[str], rows: list[Row]) -> Table:
-    """All of it published."""
-    return Table(f"Published: {corner}", corner, columns, rows, published=columns)
-
-
-def _percent(value: float | None) -> list[Entry]:
-    return [] if value is None else [Entry(f"{value:.2f} %")]
-
-
-def _rotation(row: Published) -> list[Entry]:
-    return [] if row.rotation is None else [Entry(f"{row.rotation:.3f}")]
+    return [r for _, records in of([s], evaluation) for r in records if r.metric == "top1"]
