@@ -9,7 +9,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import equimid.backbones
-from equimid.backbones import BackboneConfig, build_backbone, create_backbone
+from equimid.backbones import (
+    BackboneConfig,
+    build_backbone,
+    create_backbone,
+    equimid_vit,  # registers it with timm
+)
 from equimid.backbones import packed_forward as packed
 from equimid.backbones.build import sincos_positions
 from equimid.errors import UserError
@@ -230,7 +235,7 @@ def test_a_saved_backbone_comes_back_bit_for_bit(exported):
     through_timm = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert torch.allclose(through_timm(x), backbone(x).cls, atol=1e-6)
     assert through_timm.pretrained_cfg["mean"] == [0.5] * 3
-    assert "equimid_vit" in timm.list_models(module=equimid.backbones.registry.__name__.split(".")[-1])
+    assert equimid_vit.__name__ in timm.list_models(module=equimid.backbones.registry.__name__.split(".")[-1])
     classifier = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=5)
     assert classifier(x).shape == (2, 5)
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import bench_step as step
 import pytest
@@ -87,7 +88,7 @@ def side():
     torch.ones(2**24)
 print(*(growth(side, torch.device("cpu")) >> 20 for _ in range(3)))
 """
-    done = run_program([sys.executable, "-c", program])
+    done = run_program([sys.executable, "-c", program], cwd=Path(__file__).parent.parent / "benchmarks")
     grown = [int(mib) for mib in done.stdout.split()]
     assert len(grown) == 3
     assert all(60 <= mib <= 80 for mib in grown), grown

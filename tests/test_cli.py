@@ -100,7 +100,7 @@ def test_a_labelled_folder_is_probed_and_compared(tmp_path):
         (["pack", "few", "out", "--shard-mib", "0"], ["--shard-mib is 0"]),
         (["report", "empty"], ["empty"]),
         (["report", "empty", "ser.weight=3"], ["takes no settings"]),
-        (["recipes", "ser-big"], ["unknown recipe", "Sizes are"]),
+        (["recipes", "show", "ser-big"], ["unknown recipe", "Sizes are"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -282,8 +282,8 @@ def test_overrides_are_typed():
         ("views.first={blurr: 0.1}", "views.first is a group of settings"),
         ("ser=", "has no value"),
         ("train.epochs=", "has no value"),
-        ("backbone.drop_path=2", "probability"),
-        ("backbone.drop_path=-0.5", "probability"),
+        ("backbone.drop_path=2", "in [0, 1)"),
+        ("backbone.drop_path=-0.5", "in [0, 1)"),
     ],
 )
 def test_wrong_assignments(assignment, message):

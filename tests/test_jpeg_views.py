@@ -194,12 +194,12 @@ def both(contents, keys, **changes):
 
 
 def assert_same(a, b, most=0):
-    for name in ("crop_boxes", "crop_rows", "square_rows"):
+    for name in ("crop_boxes", "crop_rows", "upright_rows"):
         for x, y in zip(getattr(a, name), getattr(b, name), strict=True):
             assert torch.equal(x, y), name
     assert torch.equal(a.indices, b.indices)
     assert sorted(a.unreadable) == sorted(b.unreadable)
-    for name in ("crops", "squares"):
+    for name in ("crops", "upright"):
         for x, y in zip(getattr(a, name), getattr(b, name), strict=True):
             assert near(x, y, most), name
 

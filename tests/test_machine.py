@@ -137,9 +137,9 @@ class _Time:
 
 
 def test_the_clock_tells_the_share_that_was_spent_on_images(monkeypatch):
-    from equimid.engine import readout
+    from equimid.engine import async_metrics
 
-    time = _Time(monkeypatch, readout)
+    time = _Time(monkeypatch, async_metrics)
 
     def batches():
         while True:

@@ -125,11 +125,13 @@ def test_folder_to_train_on_is_used_wholly_and_never_tested(vit, photos, tmp_pat
 
 def test_references_are_shown_what_the_network_is(vit, photos, tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(
-        "equimid.runs.evaluate.MEASUREMENTS",
-        {"knn": Measurement("knn", "", lambda study, *_: seen.update({study.scope.subject: study.preprocessing}) or [],
-                            ("random", "pixels"))},
-    )  # fmt: skip
+
+    class Seeing(Measurement):
+        def run(self, study, data, train):
+            seen[study.scope.subject] = study.preprocessing
+            return []
+
+    monkeypatch.setattr("equimid.runs.evaluate.MEASUREMENTS", {"knn": Seeing("knn", "", "", ("random", "pixels"))})
     evaluate(f"hf:{vit}", str(photos), ["knn"], out=tmp_path / "m", settings=["evaluation.crop=0.6"])
     assert {one.crop for one in seen.values()} == {0.6}
     assert seen["random"] == seen["backbone"]

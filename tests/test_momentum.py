@@ -36,8 +36,8 @@ def test_drop_path_is_the_students_alone():
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
-        (HEADS, ["follow", "forward", "forward", "update"]),
-        (DINOConfig(out_dim=12, hidden=8, bottleneck=6), ["forward", "forward", "update", "follow"]),
+        (HEADS, ["update_teacher", "forward", "forward", "update"]),
+        (DINOConfig(out_dim=12, hidden=8, bottleneck=6), ["forward", "forward", "update", "update_teacher"]),
     ],
 )
 def test_the_momentum_network_follows_once_a_step_where_its_method_says(method, expected, tmp_path, monkeypatch):
@@ -49,7 +49,7 @@ def test_the_momentum_network_follows_once_a_step_where_its_method_says(method, 
     def noting(name, call):
         return lambda *args, **kwargs: order.append(name) or call(*args, **kwargs)
 
-    for name in ("follow", "forward"):
+    for name in ("update_teacher", "forward"):
         monkeypatch.setattr(task, name, noting(name, getattr(task, name)))
     monkeypatch.setattr(torch.optim.AdamW, "step", noting("update", torch.optim.AdamW.step))
     dataset, train = ViewDataset(drawn(12, (40, 36)), plan, 0), TrainConfig(batch_size=12, steps=2, accumulate=2)

@@ -214,7 +214,7 @@ class Wrong(Addon):
         ("constant", "the loss of 'wrong' has no gradient"),
         ("unused", r"no loss has a gradient for addons\.wrong\.unused"),
         ("module", "build\\(\\) of 'wrong' gave Linear; expected a Addon"),
-        ("nothing", r"'wrong' has no build\(width, plan\)"),
+        ("nothing", r"'wrong' has no build\(embed_dim, plan\)"),
     ],
 )
 def test_what_a_faulty_add_on_does_is_told_by_its_name(found, message, tmp_path, monkeypatch):

@@ -20,8 +20,8 @@ from equimid.data import (
     image_check_for,
     open_image,
     open_source,
-    shards,
 )
+from equimid.data.shards import source as shards
 from equimid.engine.sampler import MicroBatches, epoch_order
 from equimid.errors import UnreadableImage, UserError
 from equimid.views import ViewDataset, ViewsConfig, collate

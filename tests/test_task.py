@@ -230,8 +230,8 @@ def test_at_least_two_images_are_posed_and_a_batch_that_cannot_hold_them_is_refu
     [
         ({"weight": -1}, "weight is -1"),
         ({"temperature": 0}, "temperature is 0"),
-        ({"fraction": 0}, "ser=null"),
-        ({"layers": ()}, "at least one layer"),
+        ({"fraction": 0}, r"ser\.fraction is 0; it must be in \(0, 1\]"),
+        ({"layers": ()}, r"ser\.layers is \(\); it must have 1 value"),
         ({"layers": (3, 3)}, "each once"),
         ({"area": (1.3, 0.7)}, r"ser\.area"),
     ],

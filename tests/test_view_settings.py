@@ -86,7 +86,7 @@ def test_default_small_views_are_the_releases():
         (lambda: plan_of(essl=ESSLConfig(size=23)), r"essl\.size is 23, .*; try 24$"),
         (lambda: LocalViews(count=-1), r"views\.local\.count is -1; it must be 0 or more"),
         (lambda: LocalViews(scale=(0.3, 0.2)), r"views\.local\.scale is \[0\.3, 0\.2\]"),
-        (lambda: ViewsConfig(full=4), r"views\.full is 4; it must be 2 or 3"),
+        (lambda: ViewsConfig(full=4), r"views\.full is 4; it must be in \[2, 3\]"),
     ],
 )
 def test_views_that_cannot_be_are_refused_with_what_can(make, message):

@@ -177,7 +177,8 @@ def described(cls: Any, group: str, values: Any = None) -> Iterator[Described]:
     """
     hints, values = get_type_hints(cls), values or cls()
     for field in fields(cls):
-        key, info = f"{group}.{field.name}".strip("."), cls.__pydantic_fields__[field.name]
+        # a plain dataclass may derive from a group of settings: an add-on of somebody else's
+        key, info = f"{group}.{field.name}".strip("."), cls.__pydantic_fields__.get(field.name) or FieldInfo()
         inner = next((k for k in (hints[field.name], *get_args(hints[field.name])) if is_pydantic_dataclass(k)), None)
         if inner is not None:
             yield from described(inner, key, getattr(values, field.name))

@@ -66,7 +66,9 @@ def images_of(model: str) -> str:
     """
     run = run_of(model)
     if run is None:
-        raise UserError(f"{model} names no images of its own; give what it is measured on: --data DATA")
+        raise UserError(
+            f"{model} is not a run's folder, so it names no images of its own; give what it is measured on: --data DATA"
+        )
     return load_config(run / "config.yaml").data.source
 
 

@@ -77,7 +77,7 @@ def pack(
     with _alone(out):
         plan = _planned(data, out, sources, settings)
         jobs = [job for job in _jobs(plan, sources) if _finished(out, job) is None]
-        for leftover in out.glob(".*.writing"):
+        for leftover in [*out.glob(".*.writing"), *out.glob(".*.tmp")]:
             leftover.unlink(missing_ok=True)
         try:
             _run(jobs, sources, settings, out, workers, progress)
