@@ -282,8 +282,8 @@ def test_overrides_are_typed():
         ("views.first={blurr: 0.1}", "views.first is a group of settings"),
         ("ser=", "has no value"),
         ("train.epochs=", "has no value"),
-        ("backbone.drop_path=2", "in [0, 1)"),
-        ("backbone.drop_path=-0.5", "in [0, 1)"),
+        ("backbone.drop_path=2", r"in \[0, 1\)"),
+        ("backbone.drop_path=-0.5", r"in \[0, 1\)"),
     ],
 )
 def test_wrong_assignments(assignment, message):

@@ -84,7 +84,7 @@ def test_mean_has_a_normal_interval():
 class ColourMean(Encoder):
     """CLS = the mean colour of what it is shown."""
 
-    depth, width, patch = 0, 3, 1
+    depth, embed_dim, patch_size = 0, 3, 1
     pretrained_cfg: ClassVar = {"input_size": (3, 16, 16), "crop_pct": 1.0, "mean": (0.0,) * 3, "std": (1.0,) * 3}
 
     def forward_features(self, images, layers=()):

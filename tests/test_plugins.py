@@ -68,7 +68,7 @@ def test_an_add_on_of_an_installed_package_is_a_setting_of_the_command_line(tmp_
     cli = ["-m", "equimid"]
     shown = python(*cli, "recipes", "show", "mocov3-tiny", "meancolour.weight=0.5", PYTHONPATH=str(tmp_path))
     assert "meancolour.weight=0.5" in shown.stdout.split(), shown.stderr
-    assert "# meancolour.hidden: null -> 64" in shown.stdout
+    assert "\nmeancolour.hidden=64" in shown.stdout.partition("# changed against")[2]
     done = python(
         *cli, "pretrain", "digits", "--recipe", "mocov3-tiny", "--out", tmp_path / "run", "meancolour.weight=0.5",
         *QUICK, PYTHONPATH=str(tmp_path),

@@ -183,7 +183,7 @@ def described(cls: Any, group: str, values: Any = None) -> Iterator[Described]:
         if inner is not None:
             yield from described(inner, key, getattr(values, field.name))
             continue
-        extra = info.json_schema_extra or {}
+        extra: Any = info.json_schema_extra or {}
         kind, default = _kind(hints[field.name]), getattr(values, field.name)
         yield Described(key, info.description or "", str(extra.get("unit", "")), _limits(info), kind, default)
 

@@ -104,5 +104,7 @@ def statistics_of(plan: ViewPlan, draws: int = _DRAWS) -> tuple[Tensor, Tensor]:
     """Mean and deviation (len(PARAMETERS),) of what the plan's first two views draw; 0 = it never varies."""
     rng = counted_generator(0, "equimod constants")
     sizes = [_SHAPES[i % 2] for i in range(draws)]
-    drawn = torch.cat([draw_parameters(view, sizes, rng) for view in plan.crops[:2]]).double()
-    return drawn.mean(0).float(), drawn.std(0, correction=0).float()
+    with torch.device("cpu"):  # also where the network is built without memory, to count its FLOPs
+        drawn = torch.cat([draw_parameters(view, sizes, rng) for view in plan.crops[:2]]).double()
+        mean, std = drawn.mean(0).tolist(), drawn.std(0, correction=0).tolist()
+    return torch.tensor(mean), torch.tensor(std)
