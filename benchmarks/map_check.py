@@ -2,7 +2,7 @@
 
     python benchmarks/map_check.py --data BCCD FOLDER...
 
-FOLDER: one that `equimid measure detection` or `benchmarks/detection.py --out` wrote. Prints the recorded values and
+FOLDER: one that `equimid evaluate detection` or `benchmarks/detection.py --out` wrote. Prints the recorded values and
 the largest difference.
 """
 

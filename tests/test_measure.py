@@ -131,7 +131,9 @@ def test_references_are_shown_what_the_network_is(vit, photos, tmp_path, monkeyp
             seen[study.scope.subject] = study.preprocessing
             return []
 
-    monkeypatch.setattr("equimid.runs.evaluate.MEASUREMENTS", {"knn": Seeing("knn", "", "", ("random", "pixels"))})
+    monkeypatch.setattr(
+        "equimid.evaluation.registry.MEASUREMENTS", {"knn": Seeing("knn", "", "", ("random", "pixels"))}
+    )
     evaluate(f"hf:{vit}", str(photos), ["knn"], out=tmp_path / "m", settings=["evaluation.crop=0.6"])
     assert {one.crop for one in seen.values()} == {0.6}
     assert seen["random"] == seen["backbone"]

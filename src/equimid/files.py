@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from equimid.console import is_main_process
 from equimid.errors import UserError
 
-__all__ = ["atomic_write", "locked", "write_bytes", "write_json", "write_text"]
+__all__ = ["BusyError", "atomic_write", "held", "locked", "write_bytes", "write_json", "write_text"]
 
 
 @contextmanager
@@ -49,9 +49,44 @@ def write_json(file: Path, content: Any) -> None:
     write_text(file, json.dumps(content, indent=1) + "\n")
 
 
+class BusyError(UserError):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def held(lock: Path, busy: str, advice: str, timeout: float = 0) -> Iterator[None]:
+    """Hold a lock file, whose folder is made.
+
+    Args:
+        busy: the message where another process holds it.
+        advice: what to do where the folder cannot be written into.
+        timeout: seconds to wait for it.
+
+    Raises:
+        BusyError: another process holds it.
+        UserError: the folder cannot be written into.
+    """
+    file_lock = FileLock(lock, timeout=timeout)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file_lock.acquire()
+    except Timeout:
+        raise BusyError(busy) from None
+    except OSError as error:
+        raise UserError(f"cannot write into {lock.parent}: {error.strerror}; {advice}") from None
+    try:
+        yield
+    finally:
+        file_lock.release()
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """The folder made, and kept from other processes; on the main process, the others rely on it."""
+    """The folder made, and kept from other processes; on the main process, the others rely on it.
+
+    Raises:
+        UserError: it is a file, in use, or cannot be written into.
+    """
     if not is_main_process():
         yield
         return
@@ -59,17 +94,6 @@ def locked(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder} is a file; --out must name a folder")
     # after torchrun's restart the loaders of the process that was killed hold the lock for some seconds more
     restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    lock = FileLock(folder / ".lock", timeout=60 if restarted else 0)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise UserError(
-            f"{folder} is in use by another equimid process; wait for it, or choose another --out"
-        ) from None
-    except OSError as error:
-        raise UserError(f"cannot write into {folder}: {error.strerror}; choose another --out") from None
-    try:
+    busy = f"{folder} is in use by another equimid process; wait for it, or choose another --out"
+    with held(folder / ".lock", busy, "choose another --out", timeout=60 if restarted else 0):
         yield
-    finally:
-        lock.release()

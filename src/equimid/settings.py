@@ -12,7 +12,7 @@ ValueError begins with the name of the setting; the group is put before it.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass as plain_dataclass
 from dataclasses import fields
 from functools import wraps
@@ -84,17 +84,16 @@ def explain(error: ValidationError, group: str, kind: Any = None, where: str = "
         return f"{where}{key} has no value"
     if first["type"] in ("unexpected_keyword_argument", "dataclass_exact_type", "extra_forbidden"):
         return f"{where}unknown setting {key!r}"
-    whole = _field(kind, loc)
-    limits = _limits(whole) if whole is not None else ""
-    expected = f"it must be {_in_words(limits)}" if limits and first.get("ctx") else _expected(first)
+    context, field = first.get("ctx") or {}, _field(kind, loc)
+    # of a value in a list, only the limit that it breaks is known
+    limits = _limits(field) if field is not None else _range(context)
+    expected = _in_words(limits) if limits and context else _expected(first)
     return f"{where}{key} is {first['input']!r}; {expected}"
 
 
+_BOUNDS = ("gt", "ge", "lt", "le")
+
 _WORDS = {
-    "greater_than": "it must be greater than {gt}",
-    "greater_than_equal": "it must be {ge} or more",
-    "less_than": "it must be less than {lt}",
-    "less_than_equal": "it must be {le} or less",
     "finite_number": "it must be a finite number",
     "literal_error": "it must be one of {expected}",
     "too_short": "it must have {min_length} value(s) or more",
@@ -113,8 +112,7 @@ _WORDS = {
 def _expected(first: Any) -> str:
     words = _WORDS.get(first["type"])
     if words is not None:
-        context = first.get("ctx") or {}
-        return words.format(**{k: f"{v:g}" if isinstance(v, float) else v for k, v in context.items()})
+        return words.format(**(first.get("ctx") or {}))
     message: str = first["msg"]
     return message[:1].lower() + message[1:]
 
@@ -132,7 +130,11 @@ def _field(kind: Any, loc: list[str]) -> FieldInfo | None:
 
 def _limits(field: FieldInfo) -> str:
     """Its range, such as "(0, 1]" or ">= 1"; "" where there is none."""
-    limits = {name: getattr(m, name) for m in field.metadata for name in ("gt", "ge", "lt", "le") if hasattr(m, name)}
+    return _range({name: getattr(m, name) for m in field.metadata for name in _BOUNDS if hasattr(m, name)})
+
+
+def _range(bounds: Mapping[str, Any]) -> str:
+    limits = {k: f"{v:g}" if isinstance(v, float) else v for k, v in bounds.items() if k in _BOUNDS}
     low, high = limits.get("gt", limits.get("ge")), limits.get("lt", limits.get("le"))
     if low is not None and high is not None:
         return f"{'(' if 'gt' in limits else '['}{low}, {high}{')' if 'lt' in limits else ']'}"
@@ -151,7 +153,7 @@ def _in_words(limits: str) -> str:
         "<": f"less than {number}",
         "<=": f"{number} or less",
     }
-    return words.get(sign, f"in {limits}")
+    return f"it must be {words.get(sign, f'in {limits}')}"
 
 
 @plain_dataclass(frozen=True)

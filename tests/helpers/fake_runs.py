@@ -57,7 +57,7 @@ def fake_run(
 
 
 def fake_measured(path: Path, model: str = "timm:vit_tiny", weights: str = "pretrained", gain: float = 10.0) -> Path:
-    """A folder as `equimid measure` leaves it for a network of others."""
+    """A folder as `equimid evaluate` leaves it for a network of others."""
     path.mkdir(parents=True)
     settings = {"model": model, "weights": weights, "data": "digits", "seed": 0, "evaluation": {"knn_k": 20}}
     (path / "model.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))

@@ -25,17 +25,24 @@ def finished(process):
 
     A limit in seconds would fail on a busy machine, and let a process that hangs take as long on an idle one.
     """
-    spent, since = -1.0, time.monotonic()
+    works = _works(process)
     while True:
         try:
             return process.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
-            now = _processor_time(process.pid)
-            if now > spent:
-                spent, since = now, time.monotonic()
-            elif time.monotonic() - since > _IDLE:
+            if not next(works):
                 process.kill()
                 raise AssertionError(f"{process.args} did nothing for {_IDLE} seconds") from None
+
+
+def _works(process):
+    """At every call, whether its processor time has grown within the last seconds."""
+    spent, since = -1, time.monotonic()
+    while True:
+        now = _processor_time(process.pid)
+        if now > spent:
+            spent, since = now, time.monotonic()
+        yield time.monotonic() - since < _IDLE
 
 
 def _processor_time(pid):
@@ -55,13 +62,8 @@ def _processor_time(pid):
 
 def wait_for(folder, step, process):
     """Until metrics.csv holds the step."""
-    file, spent, since = folder / "metrics.csv", -1, time.monotonic()
-    while True:
-        if file.exists() and any(line.startswith(f"{step},") for line in file.read_text().splitlines()):
-            return
+    file, works = folder / "metrics.csv", _works(process)
+    while not (file.exists() and any(line.startswith(f"{step},") for line in file.read_text().splitlines())):
         assert process.poll() is None, process.communicate()[1]
-        now = _processor_time(process.pid)
-        if now > spent:
-            spent, since = now, time.monotonic()
-        assert time.monotonic() - since < _IDLE, f"step {step} was never reached"
+        assert next(works), f"step {step} was never reached"
         time.sleep(0.02)

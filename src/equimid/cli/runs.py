@@ -1,7 +1,6 @@
 """Commands that train and measure. What they need is imported when they run."""
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
@@ -119,7 +118,7 @@ class Evaluate(Command):
         return "\n".join(["What can be measured:", *(f"  {name:16} {m.text}" for name, m in MEASUREMENTS.items())])
 
     def run(self, given: argparse.Namespace, settings: list[str]) -> None:
-        from equimid.evaluation.registry import MEASUREMENTS
+        from equimid.evaluation.registry import MEASUREMENTS, find_measurement
 
         what, model = list(given.what), given.model
         if model is None and what and what[0] not in MEASUREMENTS:
@@ -130,8 +129,7 @@ class Evaluate(Command):
             sys.stdout.write(f"equimid evaluate [WHAT ...] --model MODEL --data DATA\n\n{self.epilog()}\n")
             return
         for name in what:
-            if name not in MEASUREMENTS:
-                raise UserError(f"there is no measurement {name!r}; there are {', '.join(MEASUREMENTS)}")
+            find_measurement(name)
         if not model.startswith(("timm:", "hf:")) and not Path(model).exists():
             kind = "model" if given.model or what else "measurement and no model"
             raise UserError(
@@ -143,7 +141,7 @@ class Evaluate(Command):
         from equimid.runs.evaluate import evaluate
 
         page = evaluate(
-            model.rstrip(os.sep),
+            strip_slash(model),
             given.data and strip_slash(given.data),
             what,
             train=given.train and strip_slash(given.train),

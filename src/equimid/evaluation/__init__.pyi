@@ -6,6 +6,7 @@ from .preprocessing import Pixels as Pixels
 from .preprocessing import Preprocessing as Preprocessing
 from .registry import MEASUREMENTS as MEASUREMENTS
 from .registry import Measurement as Measurement
+from .registry import find_measurement as find_measurement
 from .study import Scope as Scope
 from .study import Study as Study
 from .study import labelled_splits as labelled_splits

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from equimid.errors import UserError
+
 if TYPE_CHECKING:
     from equimid.evaluation.study import Study
     from equimid.records import Record
 
-__all__ = ["MEASUREMENTS", "Measurement"]
+__all__ = ["MEASUREMENTS", "Measurement", "find_measurement"]
 
 
 @dataclass(frozen=True)
@@ -68,3 +70,16 @@ _ALL = (
                 "figures:record_explorer"),
 )  # fmt: skip
 MEASUREMENTS: Mapping[str, Measurement] = {measurement.name: measurement for measurement in _ALL}
+
+
+def find_measurement(name: str, where: str = "") -> Measurement:
+    """
+    Args:
+        where: put before the mistake, such as the name of a file.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in MEASUREMENTS:
+        raise UserError(f"{where}there is no measurement {name!r}; there are {', '.join(MEASUREMENTS)}")
+    return MEASUREMENTS[name]

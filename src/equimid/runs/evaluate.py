@@ -9,15 +9,21 @@ from pathlib import Path
 import torch
 import yaml
 
-from equimid.backbones import (
-    Weights,
-)
+from equimid.backbones import Weights
 from equimid.config import Config, load_config, override
 from equimid.console import is_main_process, progress_bar
 from equimid.data import ImageCheck
 from equimid.engine import latest_checkpoint, make_fabric
 from equimid.errors import UserError
-from equimid.evaluation import MEASUREMENTS, Measurement, PatchColours, Pixels, Scope, Study, labelled_splits
+from equimid.evaluation import (
+    Measurement,
+    PatchColours,
+    Pixels,
+    Scope,
+    Study,
+    find_measurement,
+    labelled_splits,
+)
 from equimid.files import locked, write_text
 from equimid.records import Record, read_records, write_records
 from equimid.report import write_report
@@ -36,7 +42,7 @@ def measure_run(config: Config, folder: Path, data: str, device: torch.device) -
     """The routine measurements of a run's network on `data`; then the report, whose path is returned."""
     study = study_of(str(folder), data, config, folder, device)
     write_records(folder / "records.jsonl", [_training(config, folder, study.scope)])
-    _measure(study, [MEASUREMENTS[name] for name in _routine(data)], data, None)
+    _measure(study, [find_measurement(name) for name in _routine(data)], data, None)
     return write_report([folder], folder / "report.html")
 
 
@@ -71,7 +77,7 @@ def evaluate(
     config = _settings(model, settings)
     run = run_of(model)
     data = images_of(model) if data is None else data
-    chosen = [_measurement(name) for name in dict.fromkeys(names or _routine(data))]
+    chosen = [find_measurement(name) for name in dict.fromkeys(names or _routine(data))]
     fabric = make_fabric(config.runtime)
     folder = out or run or Path("measured") / _file_name(model)
     _refuse_other_files(folder)
@@ -117,7 +123,7 @@ def _routine(data: str) -> list[str]:
 def study_of(
     model: str, data: str, config: Config, folder: Path, device: torch.device, weights: Weights = "auto"
 ) -> Study:
-    """The study of a network, see `measure`; its records call it "random" where its weights are, else "backbone".
+    """The study of a network, see `evaluate`; its records call it "random" where its weights are, else "backbone".
 
     Raises:
         UserError: there is no such network.
@@ -173,12 +179,6 @@ def _subjects(study: Study, measurement: Measurement, random: bool) -> Iterator[
         yield study.about(PatchColours(study.encoder), "patch_colours")
     if "pixels" in wanted:
         yield study.about(Pixels(study.preprocessing.crop), "pixels")
-
-
-def _measurement(name: str) -> Measurement:
-    if name not in MEASUREMENTS:
-        raise UserError(f"there is no measurement {name!r}; there are {', '.join(MEASUREMENTS)}")
-    return MEASUREMENTS[name]
 
 
 def _settings(model: str, settings: Sequence[str]) -> Config:

@@ -14,7 +14,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -22,14 +22,13 @@ from typing import Any
 
 import torch
 import yaml
-from filelock import FileLock, Timeout
 
 from equimid.config import Config, flatten
 from equimid.console import is_main_process
 from equimid.data import open_source
 from equimid.errors import UserError
-from equimid.evaluation import MEASUREMENTS
-from equimid.files import write_text
+from equimid.evaluation import find_measurement
+from equimid.files import BusyError, held, write_text
 from equimid.recipes import configured
 from equimid.records import Record, read_records
 from equimid.runs.evaluate import evaluate
@@ -129,10 +128,8 @@ def read_experiment(file: Path) -> Experiment:
     transfer = content.get("transfer", [])
     if not isinstance(transfer, list) or not all(_is_transfer(part) for part in transfer):
         raise UserError(f"{file}: transfer must be a list of {{data: DATA, measure: [NAME, ...]}}, found {transfer!r}")
-    asked = [*content["measure"], *(name for part in transfer for name in part["measure"])]
-    wrong_names = [name for name in asked if name not in MEASUREMENTS]
-    if wrong_names:
-        raise UserError(f"{file}: there is no measurement {wrong_names[0]!r}; there are {', '.join(MEASUREMENTS)}")
+    for name in [*content["measure"], *(name for part in transfer for name in part["measure"])]:
+        find_measurement(name, f"{file}: ")
     named = {name: Arm(arm["recipe"], tuple(arm.get("settings", ()))) for name, arm in arms.items()}
     if set(content.get("contrast", ())) - set(named):
         raise UserError(f"{file}: contrast names {content['contrast']}, and the arms are {', '.join(named)}")
@@ -194,19 +191,13 @@ def run_experiment(file: Path, out: Path) -> list[Path]:
 @contextmanager
 def _alone(place: Path, seed: int) -> Iterator[bool]:
     """Whether no other process runs this cell; several share a study's cells."""
-    lock = FileLock(place / f".seed={seed}.lock", timeout=0)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    except OSError as error:
-        raise UserError(f"cannot write into {place}: {error.strerror}; choose another --out") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(held(place / f".seed={seed}.lock", "another process runs it", "choose another --out"))
+        except BusyError:
+            yield False
+            return
         yield True
-    finally:
-        lock.release()
 
 
 def _cell_file(file: Path, arm: str, seed: int) -> Path:

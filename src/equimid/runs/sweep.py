@@ -22,6 +22,7 @@ from equimid.data import open_source
 from equimid.errors import UserError
 from equimid.files import locked, write_text
 from equimid.recipes import configured
+from equimid.recipes.describe import written
 from equimid.report import SweepPlan, read_sweep, write_sweep_report
 from equimid.runs.pretrain import on_one_device, pretrain
 from equimid.task import Task
@@ -223,11 +224,9 @@ def _union(old: Sequence[Any], new: Sequence[Any]) -> list[Any]:
 
 def _as_setting(value: Any) -> str:
     """A resolved value as it is written in a setting: 1 for 1.0, null, [3,9]."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
     if isinstance(value, list):
         return f"[{','.join(map(_as_setting, value))}]"
-    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+    return written(value).removesuffix(".0") if isinstance(value, float) else written(value)
 
 
 def _save(sweep: Sweep, file: Path) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from equimid.data.builtin import NAMED
 from equimid.data.check_images import ImageCheck, list_unreadable, raise_if_too_many
@@ -25,6 +24,7 @@ from equimid.data.shards.format import Pack, Part, Shard, as_options, is_packed,
 from equimid.data.shards.writer import BLOCK, Job, Work, packed_image
 from equimid.data.sources import FileSource, Indices, digest
 from equimid.errors import UnreadableImage, UserError
+from equimid.files import held
 from equimid.randomness import counted_generator
 
 __all__ = ["Packed", "pack"]
@@ -138,21 +138,14 @@ def _check_place(data: str, out: Path) -> None:
 def _alone(out: Path) -> Iterator[None]:
     """The folder made, and kept from a second packing; gone again where nothing was written into it."""
     made = not out.exists()
-    lock = FileLock(out / ".lock", timeout=0)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
-        raise UserError(f"{out} is in use by another equimid pack; wait for it, or give another folder") from None
-    except OSError as error:
-        raise UserError(f"cannot write into {out}: {error.strerror}; give another folder to pack into") from None
-    try:
-        yield
-    finally:
-        if made and [file.name for file in out.iterdir()] == [".lock"]:
-            (out / ".lock").unlink()
-            out.rmdir()
-        lock.release()
+    busy = f"{out} is in use by another equimid pack; wait for it, or give another folder"
+    with held(out / ".lock", busy, "give another folder to pack into"):
+        try:
+            yield
+        finally:
+            if made and [file.name for file in out.iterdir()] == [".lock"]:
+                (out / ".lock").unlink()
+                out.rmdir()
 
 
 def _planned(data: str, out: Path, sources: dict[str, FileSource], settings: dict[str, int]) -> Pack:

@@ -132,7 +132,7 @@ def open_shards(data: str, folder: Path, split: str | None) -> ShardSource:
     """The images of a packed folder; splits as `open_source` has them for the folder that was packed.
 
     Raises:
-        UserError: not packed wholly, or an index is missing or damaged. Missing shards are the ledger's to tell.
+        UserError: not packed wholly, or an index is missing or damaged. Missing shards are the check's to report.
     """
     if not (folder / "pack.json").exists():
         begun = Pack.load(folder / "packing.json")
