@@ -12,8 +12,8 @@ from equimid.evaluation import MEASUREMENTS
 from equimid.evaluation.config import EquivarianceConfig
 from equimid.evaluation.equivariance import PatchColours, measure_correspondence, transforms_of
 from equimid.evaluation.equivariance import correspondence as module
+from equimid.evaluation.equivariance.agreement import normalised_maps
 from equimid.evaluation.equivariance.correspondence import correspondence
-from equimid.evaluation.equivariance.map_statistics import normalised_maps
 from helpers.drawing import SCOPE, drawn
 from helpers.encoders import Noise, PatchMeans, constant, folder_of, placed, positions, repeated, study_of
 

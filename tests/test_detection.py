@@ -137,7 +137,7 @@ def test_tokens_are_those_of_the_last_block_after_the_final_norm(drawn, tmp_path
     place = study(tmp_path)
     fit, _ = detection_splits(drawn)
     canvas = Canvas.around([fit], 32, 8)
-    (found,) = token_batches(place, fit, canvas, [[(2, True)]], "")
+    (found,) = token_batches(place, fit, canvas, [[(2, True)]])
     x = canvas.place(Image.open(fit.images[2]), True, place.preprocessing)[None]
     with torch.no_grad():
         every = place.encoder.model.forward_features(x)[:, 1:]
@@ -157,9 +157,9 @@ def test_kept_tokens_are_the_computed_ones(drawn, tmp_path, monkeypatch):
 
     original = tokens._computed
     monkeypatch.setattr(tokens, "_computed", computed)
-    kept = list(token_batches(place, fit, canvas, batches, ""))
+    kept = list(token_batches(place, fit, canvas, batches))
     monkeypatch.setattr(tokens, "_CACHE_GIB", 0.0)
-    anew = list(token_batches(replace(place, workers=1), fit, canvas, batches, ""))
+    anew = list(token_batches(replace(place, workers=1), fit, canvas, batches))
     assert shown == [3, 16]
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(kept, anew, strict=True))
     assert not torch.allclose(kept[0][1], kept[1][1])
@@ -169,7 +169,7 @@ def test_a_network_of_one_size_is_named(drawn, tmp_path):
     fit, _ = detection_splits(drawn)
     place = study(tmp_path, network(dynamic_img_size=False))
     with pytest.raises(UserError, match=r"takes images of .* alone"):
-        list(token_batches(place, fit, Canvas.around([fit], 32, 8), [[(0, False)]], ""))
+        list(token_batches(place, fit, Canvas.around([fit], 32, 8), [[(0, False)]]))
 
 
 # --- training

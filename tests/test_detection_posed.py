@@ -13,11 +13,10 @@ from equimid.backbones import Encoder
 from equimid.errors import UserError
 from equimid.evaluation.config import RobustnessConfig
 from equimid.evaluation.detection import Scores, detection_splits, measure_detection, score
-from equimid.evaluation.detection.posed import measure_posed, posed_canvas, posed_records
-from equimid.evaluation.detection.tokens import Canvas, token_batches
+from equimid.evaluation.detection.measure import measure_posed, posed_canvas, posed_records
+from equimid.evaluation.detection.tokens import Canvas, token_batches, turned, turned_boxes, turned_image
 from equimid.evaluation.detection.train import detect
-from equimid.evaluation.detection.turned import turned, turned_boxes, turned_image
-from equimid.evaluation.posed import named_poses
+from equimid.evaluation.equivariance.transforms import named_poses
 from equimid.features import Features
 from equimid.poses import Pose
 from helpers.boxes import COLOURS, network, study, voc, voc_image, voc_list, voc_object
@@ -143,7 +142,7 @@ def test_posed_images_are_as_files_that_hold_them_turned(tmp_path, turns, flip):
     about = study(tmp_path, network(img_size=40, patch_size=8))
     canvas = Canvas.around((as_files,), 44, 8)  # 44 x 33 px, no multiple of 8
     one, other = (
-        torch.cat(list(token_batches(about, images, canvas, [[(i, False) for i in range(len(test))]], "")))
+        torch.cat(list(token_batches(about, images, canvas, [[(i, False) for i in range(len(test))]])))
         for images in (posed, as_files)
     )
     assert torch.equal(one, other)
@@ -154,7 +153,7 @@ def test_a_file_of_another_size_is_still_named_when_turned(tmp_path):
     fit, _ = detection_splits(voc(tmp_path))
     wrong = turned(replace(fit, sizes=fit.sizes[:, ::-1]), 1, False)
     with pytest.raises(UserError, match="px, but its annotation says"):
-        list(token_batches(study(tmp_path), wrong, Canvas.around([wrong], 32, 8), [[(0, False)]], ""))
+        list(token_batches(study(tmp_path), wrong, Canvas.around([wrong], 32, 8), [[(0, False)]]))
 
 
 def test_canvases_of_poses(tmp_path):

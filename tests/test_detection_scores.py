@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from equimid.errors import UserError
-from equimid.evaluation.detection import DetectionSet, Found, score, scores
+from equimid.evaluation.detection import Detections, DetectionSet, score, scores
 from equimid.randomness import counted_generator
 
 METRICS = ("map", "map_50", "map_75", "mar_100")
@@ -31,7 +31,9 @@ def images_with(boxes, labels, ignored=None, classes=("a", "b", "c"), numbers=No
 
 
 def found_in(boxes, labels, confidence):
-    return Found(np.array(boxes, dtype=float).reshape(-1, 4), np.array(labels, dtype=np.int64), np.array(confidence))
+    return Detections(
+        np.array(boxes, dtype=float).reshape(-1, 4), np.array(labels, dtype=np.int64), np.array(confidence)
+    )
 
 
 def random_set(count=12, seed=0):

@@ -13,8 +13,7 @@ from equimid.backbones import TimmEncoder, create_backbone
 from equimid.errors import UserError
 from equimid.evaluation.config import EquivarianceConfig
 from equimid.evaluation.equivariance import measure_equivariance, transforms_of
-from equimid.evaluation.equivariance.agreement import Tokens, agreement, retrieval
-from equimid.evaluation.equivariance.map_statistics import map_statistics
+from equimid.evaluation.equivariance.agreement import Tokens, agreement, map_statistics, retrieval
 from equimid.evaluation.equivariance.maps import compare
 from equimid.evaluation.equivariance.transforms import pose_kinds
 from equimid.features import Features

@@ -10,9 +10,9 @@ from scipy import ndimage
 from equimid.data import ArraySource
 from equimid.errors import UserError
 from equimid.evaluation import EvaluationConfig
-from equimid.evaluation.classifier import Classifier
 from equimid.evaluation.config import EquivarianceConfig, RobustnessConfig
 from equimid.evaluation.preprocessing import Pixels
+from equimid.evaluation.probes.linear import Classifier
 from equimid.evaluation.robustness import measure_geometry
 from equimid.evaluation.robustness.geometry import geometry_records, inscribed_disc, rotate
 from equimid.features import Features

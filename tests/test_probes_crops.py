@@ -12,7 +12,7 @@ from equimid.evaluation import EvaluationConfig
 from equimid.evaluation.preprocessing import Preprocessing
 from equimid.evaluation.probes import fit_linear, linear, measure_linear
 from equimid.evaluation.probes.heads import HeadGrid, split_to_choose
-from equimid.evaluation.probes.linear_crops import _Batches, _Crops, fit_on_crops
+from equimid.evaluation.probes.linear import _Batches, _Crops, fit_on_crops
 from equimid.randomness import counted_generator
 from equimid.testing import on_ranks
 from helpers.drawing import drawn

@@ -15,7 +15,6 @@ from equimid.errors import UserError
 from equimid.evaluation import EvaluationConfig, FeatureTable, Pixels
 from equimid.evaluation.probes import (
     attentive,
-    fewshot,
     logistic,
     measure_attentive,
     measure_fewshot,
@@ -24,10 +23,9 @@ from equimid.evaluation.probes import (
     mlp,
 )
 from equimid.evaluation.probes.attentive import AttentivePooling
-from equimid.evaluation.probes.fewshot import draw_images, fewshot_top1
-from equimid.evaluation.probes.logistic import choose_logistic, fit_logistic
+from equimid.evaluation.probes.heads import HeadTrainer
+from equimid.evaluation.probes.logistic import choose_logistic, draw_images, fewshot_top1, fit_logistic
 from equimid.evaluation.probes.mlp import fit_mlp
-from equimid.evaluation.probes.trained import HeadTrainer
 from equimid.randomness import counted_torch_seed
 from helpers.drawing import CPU
 from helpers.probing import PatchColours, clusters, coloured, digits_table, folders, probed, study
@@ -129,7 +127,7 @@ def test_few_shot_is_scikit_learns_on_centred_unit_features():
 def test_few_shot_interval_is_students_over_draws(tmp_path, monkeypatch):
     data = folders(tmp_path, parts(6, "ab"))
     values = iter([60.0, 70.0, 80.0, 90.0, 92.0, 94.0])
-    monkeypatch.setattr(fewshot, "fewshot_top1", lambda *_: next(values))
+    monkeypatch.setattr("equimid.evaluation.probes.logistic.fewshot_top1", lambda *_: next(values))
     config = EvaluationConfig(fewshot_per_class=(1, 3, 50), fewshot_draws=3)
     one, three = measure_fewshot(study(config), data)
     error = float(student.ppf(0.975, 2)) * 10 / math.sqrt(3)

@@ -10,8 +10,8 @@ from PIL import Image
 
 from equimid.evaluation import EvaluationConfig
 from equimid.evaluation.config import RobustnessConfig, SegmentationConfig
+from equimid.evaluation.equivariance.transforms import named_poses
 from equimid.evaluation.iou import class_iou, posed_iou_records
-from equimid.evaluation.posed import named_poses
 from equimid.evaluation.segmentation import measure_segmentation
 from equimid.evaluation.study import Scope
 from equimid.features import Features

@@ -16,6 +16,7 @@ __all__ = [
     "any_rank",
     "barrier",
     "gather_detached",
+    "gather_in_order",
     "gather_with_gradient",
     "leave_group",
     "mean_detached",
@@ -108,8 +109,7 @@ def row_counts(x: Tensor) -> list[int]:
     device = torch.device("cpu") if "cpu:" in dist.get_backend_config() else x.device
     counts = torch.zeros(world_size(), dtype=torch.int64, device=device)
     dist.all_gather_into_tensor(counts, counts.new_full((1,), len(x)))
-    found: list[int] = counts.tolist()
-    return found
+    return cast(list[int], counts.tolist())
 
 
 def row_offset(x: Tensor) -> int:
@@ -132,6 +132,15 @@ def gather_detached(x: Tensor, counts: list[int] | None = None) -> Tensor:
     gathered = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(gathered, padded)
     return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
+
+
+def gather_in_order(own: Tensor, places: Tensor, device: torch.device) -> Tensor:
+    """Rows (n, ...) of all ranks, of which this rank has those at `places` (b,), on the CPU; no gradient."""
+    if world_size() == 1:
+        return own
+    order = gather_detached(places.to(device)).cpu()
+    rows = gather_detached(own.to(device)).cpu()
+    return torch.empty_like(rows).index_copy_(0, order, rows)
 
 
 class _GatherWithGradient(torch.autograd.Function):

@@ -121,11 +121,11 @@ def _field(kind: Any, loc: list[str]) -> FieldInfo | None:
     """The declaration that a mistake is about, where it is of the value itself and not of one in a list."""
     for name in loc:
         kind = next((k for k in (kind, *get_args(kind)) if is_pydantic_dataclass(k)), None)
-        found = kind.__pydantic_fields__.get(name) if kind is not None else None
-        if found is None:
+        declaration = kind.__pydantic_fields__.get(name) if kind is not None else None
+        if declaration is None:
             return None
-        kind = found.annotation
-    return found if loc else None
+        kind = declaration.annotation
+    return declaration if loc else None
 
 
 def _limits(field: FieldInfo) -> str:

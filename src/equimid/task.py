@@ -184,8 +184,8 @@ def _built(module: Any, kind: type, name: str) -> Any:
 def _scalar(name: str, loss: object, trains: bool = True) -> Tensor:
     """A loss, checked likewise."""
     if not isinstance(loss, Tensor) or loss.ndim:
-        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise UserError(f"the loss of {name!r} is {found}; expected a tensor without dimensions")
+        shape = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise UserError(f"the loss of {name!r} is {shape}; expected a tensor without dimensions")
     if trains and torch.is_grad_enabled() and not loss.requires_grad:
         raise UserError(f"the loss of {name!r} has no gradient; compute it from the student's features")
     return loss

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from equimid.evaluation import EvaluationConfig, Study
-from equimid.evaluation.classifier import Classifier
 from equimid.evaluation.preprocessing import Pixels
+from equimid.evaluation.probes.linear import Classifier
 from helpers.drawing import SCOPE
 
 STEP = 20  # of the red channel, from class to class

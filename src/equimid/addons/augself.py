@@ -59,12 +59,12 @@ class AugSelf(Addon):
         if self.one_sided:
             z2 = self.config.read(outputs.momentum_crops[1]) if outputs.momentum_crops else z2.detach()
         z = torch.cat([torch.cat([z1, z2], 1), torch.cat([z2, z1], 1)])
-        wanted = self._targets(outputs.views.batch)
+        targets = self._targets(outputs.views.batch)
         losses = []
         for name, weight in self.config.weights.items():
-            found = self.predictors[name](z)
-            with no_autocast(found):
-                error = _ERRORS[name](upcast(found), wanted[name].to(upcast(found), non_blocking=True))
+            prediction = self.predictors[name](z)
+            with no_autocast(prediction):
+                error = _ERRORS[name](upcast(prediction), targets[name].to(upcast(prediction), non_blocking=True))
                 losses.append(weight * mean_over_ranks(error.mean(1)))
         return torch.stack(losses).sum()
 
@@ -114,6 +114,6 @@ def colour_widths(views: Sequence[CropView]) -> tuple[float, ...]:
 
 # (found, wanted) to the error of every entry
 _ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    **dict.fromkeys(("crop", "colour", "blur"), lambda found, wanted: (found.tanh() - wanted).square()),
+    **dict.fromkeys(("crop", "colour", "blur"), lambda prediction, targets: (prediction.tanh() - targets).square()),
     "flip": partial(F.binary_cross_entropy_with_logits, reduction="none"),
 }

@@ -69,8 +69,8 @@ class EquiMod(Addon):
 
     def predict(self, clean: Tensor, drawn: Tensor) -> Tensor:
         """Embeddings of both views (2b, dim) from that of the clean one (b, dim) and the parameters (2b, P)."""
-        told = self.parameter_net(drawn)
-        predicted: Tensor = self.predictor(torch.cat([clean.repeat(2, 1), told], dim=1))
+        code = self.parameter_net(drawn)
+        predicted: Tensor = self.predictor(torch.cat([clean.repeat(2, 1), code], dim=1))
         return predicted
 
     def parameters_of(self, batch: Batch) -> Tensor:

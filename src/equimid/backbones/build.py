@@ -18,13 +18,13 @@ __all__ = ["build_backbone", "sincos_positions", "timm_arguments", "without_drop
 
 def timm_arguments(config: BackboneConfig) -> dict[str, Any]:
     """The keyword arguments that timm gets beside the name."""
-    given = {
+    arguments = {
         "patch_size": config.patch_size,
         "embed_dim": config.embed_dim,
         "depth": config.depth,
         "num_heads": config.num_heads,
     }
-    return {"img_size": config.image_size} | {key: value for key, value in given.items() if value is not None}
+    return {"img_size": config.image_size} | {key: value for key, value in arguments.items() if value is not None}
 
 
 def build_backbone(config: BackboneConfig, taps: Sequence[int], seed: int, purpose: str = "backbone") -> Backbone:

@@ -143,10 +143,10 @@ def not_a_vit(name: str, model: object) -> UserError:
 @contextmanager
 def kept_inputs(module: nn.Module) -> Iterator[list[Any]]:
     """What the module is called with, first arguments, while the block lasts."""
-    seen: list[Any] = []
-    hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    inputs: list[Any] = []
+    hook = module.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     try:
-        yield seen
+        yield inputs
     finally:
         hook.remove()
 
@@ -195,15 +195,15 @@ class TimmEncoder(Encoder):
         ascending = sorted(set(layers))
         if not ascending:
             return Features(self.model.forward_head(self.model.forward_features(images), pre_logits=True))
-        final, found = self.model.forward_intermediates(
+        final, layers_out = self.model.forward_intermediates(
             images, indices=[layer - 1 for layer in ascending], return_prefix_tokens=self.prefix > 0
         )
         cls = self.model.forward_head(final, pre_logits=True)
         if not self.prefix:
-            return Features(cls, dict(zip(ascending, found, strict=True)))
-        maps = {layer: pair[0] for layer, pair in zip(ascending, found, strict=True)}
+            return Features(cls, dict(zip(ascending, layers_out, strict=True)))
+        maps = {layer: pair[0] for layer, pair in zip(ascending, layers_out, strict=True)}
         entered = [layer for layer in ascending if layer > self.cls_layer and self.has_cls]
-        return Features(cls, maps, {layer: found[ascending.index(layer)][1][:, 0] for layer in entered})
+        return Features(cls, maps, {layer: layers_out[ascending.index(layer)][1][:, 0] for layer in entered})
 
     def final_norm(self, tokens: Tensor) -> Tensor:
         norm, after_pooling = self.model.norm, getattr(self.model, "fc_norm", None)
@@ -220,9 +220,9 @@ class TimmEncoder(Encoder):
         grid = self.grid(images)
         fused, attention.fused_attn = attention.fused_attn, False  # the fused kernel shows no weights
         try:
-            with kept_inputs(drop) as seen:
+            with kept_inputs(drop) as inputs:
                 self.model.forward_features(images)
         finally:
             attention.fused_attn = fused
-        weights: Tensor = seen[0][:, :, 0, self.prefix :]
+        weights: Tensor = inputs[0][:, :, 0, self.prefix :]
         return weights.reshape(*weights.shape[:2], *grid)

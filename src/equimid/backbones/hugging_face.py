@@ -79,8 +79,8 @@ class HuggingFaceEncoder(Encoder):
     ) -> None:  # fmt: skip
         super().__init__()
         config: Any = getattr(model, "config", None)
-        wanted = ("hidden_size", "num_hidden_layers", "patch_size", "image_size")
-        numbers: list[Any] = [getattr(config, key, None) for key in wanted]
+        needed = ("hidden_size", "num_hidden_layers", "patch_size", "image_size")
+        numbers: list[Any] = [getattr(config, key, None) for key in needed]
         if not isinstance(model, nn.Module) or any(type(number) is not int for number in numbers):
             raise not_a_vit(name, model)
         self.model: Any = model
@@ -111,30 +111,30 @@ class HuggingFaceEncoder(Encoder):
         self.eval().requires_grad_(False)
 
     def forward_features(self, images: Tensor, layers: Sequence[int] = ()) -> Features:
-        grid, wanted = self.grid(images), sorted(set(layers))
-        seen: dict[int, Tensor] = {}
+        grid, ascending = self.grid(images), sorted(set(layers))
+        hidden: dict[int, Tensor] = {}
 
         def keep(layer: int) -> Callable[[Any, Any, Any], None]:
             # some of these models show the last block's tokens only after the final norm, so the blocks are asked
-            def hook(_: Any, __: Any, given: Any) -> None:
-                seen[layer] = given if isinstance(given, Tensor) else given[0]
+            def hook(_: Any, __: Any, output: Any) -> None:
+                hidden[layer] = output if isinstance(output, Tensor) else output[0]
 
             return hook
 
-        hooks = [self._blocks[n - 1].register_forward_hook(keep(n)) for n in {*wanted, self.depth}]
+        hooks = [self._blocks[n - 1].register_forward_hook(keep(n)) for n in {*ascending, self.depth}]
         try:
-            found = self._run(images)
+            outputs = self._run(images)
         finally:
             for hook in hooks:
                 hook.remove()
-        prefix = seen[self.depth].shape[1] - grid[0] * grid[1]
+        prefix = hidden[self.depth].shape[1] - grid[0] * grid[1]
         if prefix < 0:
             raise not_a_vit(self.name, self.model)
-        maps = {n: seen[n][:, prefix:].movedim(1, -1).unflatten(-1, grid) for n in wanted}
-        cls_at = {n: seen[n][:, 0] for n in wanted} if prefix else {}
+        maps = {n: hidden[n][:, prefix:].movedim(1, -1).unflatten(-1, grid) for n in ascending}
+        cls_at = {n: hidden[n][:, 0] for n in ascending} if prefix else {}
         if self._pools:
-            return Features(found.pooler_output, maps, cls_at)
-        last = seen[self.depth]
+            return Features(outputs.pooler_output, maps, cls_at)
+        last = hidden[self.depth]
         return Features(self.final_norm(last[:, 0]) if prefix else self.final_norm(last).mean(1), maps, cls_at)
 
     def final_norm(self, tokens: Tensor) -> Tensor:
@@ -187,16 +187,16 @@ def _looks(name: str) -> dict[str, Any]:
         _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )  # fmt: skip
-    given = json.loads(Path(file).read_text()) if file else {}
-    size, crop = (_side(given.get(key)) for key in ("size", "crop_size"))
-    crop = crop if given.get("do_center_crop") else None
+    content = json.loads(Path(file).read_text()) if file else {}
+    size, crop = (_side(content.get(key)) for key in ("size", "crop_size"))
+    crop = crop if content.get("do_center_crop") else None
     looks = {
         "size": crop or size,
         "crop_pct": (crop / size if crop and size else 1.0) if size else None,
-        "mean": tuple(given["image_mean"]) if given.get("image_mean") else None,
-        "std": tuple(given["image_std"]) if given.get("image_std") else None,
+        "mean": tuple(content["image_mean"]) if content.get("image_mean") else None,
+        "std": tuple(content["image_std"]) if content.get("image_std") else None,
     }
-    return looks if given else {}
+    return looks if content else {}
 
 
 def _side(size: Any) -> int | None:

@@ -143,8 +143,8 @@ class _Heads(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         shape, dtype, device = ctx.like
         gradient = torch.empty(shape, dtype=dtype, device=device)
-        for place, given in zip(_head_views(gradient, ctx.shapes, ctx.heads, 3), grads, strict=True):
-            place.copy_(given)
+        for place, grad in zip(_head_views(gradient, ctx.shapes, ctx.heads, 3), grads, strict=True):
+            place.copy_(grad)
         return gradient, None, None
 
 

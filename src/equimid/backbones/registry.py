@@ -45,5 +45,5 @@ def equimid_vit(
 
 
 def _plain(config: Any) -> dict[str, Any]:
-    given = config.to_dict() if hasattr(config, "to_dict") else config or {}
-    return {key: value for key, value in given.items() if value is not None}
+    settings = config.to_dict() if hasattr(config, "to_dict") else config or {}
+    return {key: value for key, value in settings.items() if value is not None}

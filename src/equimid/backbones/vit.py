@@ -179,9 +179,9 @@ def build(kind: type[V], name: str, cls_layer: int, taps: Sequence[int], **kwarg
 
 
 def _refuse_another_cls_layer(module: LateCLSViT, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    found = state.get(prefix + "cls_layer")
-    if found is not None and int(found) != module.cls_after:
+    entered = state.get(prefix + "cls_layer")
+    if entered is not None and int(entered) != module.cls_after:
         raise UserError(
-            f"these weights were trained with CLS entering after block {int(found)}, this network enters it after "
-            f"block {module.cls_after}: build it with cls_layer={int(found)}"
+            f"these weights were trained with CLS entering after block {int(entered)}, this network enters it after "
+            f"block {module.cls_after}: build it with cls_layer={int(entered)}"
         )

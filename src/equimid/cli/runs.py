@@ -21,7 +21,7 @@ class Command:
         """What its help ends with."""
         return None
 
-    def run(self, given: argparse.Namespace, settings: list[str]) -> None:
+    def run(self, args: argparse.Namespace, settings: list[str]) -> None:
         """Do it. settings: key=value."""
         raise NotImplementedError
 
@@ -50,20 +50,20 @@ class Pretrain(Command):
             ]
         )
 
-    def run(self, given: argparse.Namespace, settings: list[str]) -> None:
+    def run(self, args: argparse.Namespace, settings: list[str]) -> None:
         from equimid.data.open import check_exists
         from equimid.recipes import configured
 
         if any(setting.startswith("data.source=") for setting in settings):
-            raise UserError(f"the images are named twice: {given.data} and data.source; leave data.source out")
-        data = strip_slash(given.data)
-        config = configured(given.recipe, [*settings, f"data.source={data}"])
+            raise UserError(f"the images are named twice: {args.data} and data.source; leave data.source out")
+        data = strip_slash(args.data)
+        config = configured(args.recipe, [*settings, f"data.source={data}"])
         check_exists(data)
 
         from equimid.console import is_main_process
         from equimid.runs.pretrain import pretrain
 
-        folder = given.out or Path("runs") / f"{given.recipe}-{Path(data).stem or 'data'}"
+        folder = args.out or Path("runs") / f"{args.recipe}-{Path(data).stem or 'data'}"
         outcome = pretrain(config, folder)
         if not is_main_process():
             return
@@ -117,10 +117,10 @@ class Evaluate(Command):
 
         return "\n".join(["What can be measured:", *(f"  {name:16} {m.text}" for name, m in MEASUREMENTS.items())])
 
-    def run(self, given: argparse.Namespace, settings: list[str]) -> None:
+    def run(self, args: argparse.Namespace, settings: list[str]) -> None:
         from equimid.evaluation.registry import MEASUREMENTS, find_measurement
 
-        what, model = list(given.what), given.model
+        what, model = list(args.what), args.model
         if model is None and what and what[0] not in MEASUREMENTS:
             model = what.pop(0)
         if model is None:
@@ -131,7 +131,7 @@ class Evaluate(Command):
         for name in what:
             find_measurement(name)
         if not model.startswith(("timm:", "hf:")) and not Path(model).exists():
-            kind = "model" if given.model or what else "measurement and no model"
+            kind = "model" if args.model or what else "measurement and no model"
             raise UserError(
                 f"no {kind} {model!r}: expected a run's folder, a backbone's folder, timm:NAME or hf:NAME"
                 + ("" if kind == "model" else f", or measurements: {', '.join(MEASUREMENTS)}")
@@ -142,12 +142,12 @@ class Evaluate(Command):
 
         page = evaluate(
             strip_slash(model),
-            given.data and strip_slash(given.data),
+            args.data and strip_slash(args.data),
             what,
-            train=given.train and strip_slash(given.train),
-            out=given.out,
-            weights=given.weights,
-            random=given.random,
+            train=args.train and strip_slash(args.train),
+            out=args.out,
+            weights=args.weights,
+            random=args.random,
             settings=settings,
         )
         if is_main_process():
@@ -173,16 +173,16 @@ class Sweep(Command):
             "--out", metavar="FOLDER", type=Path, help="where the runs and the page go (default: sweeps/RECIPE-DATA)"
         )
 
-    def run(self, given: argparse.Namespace, settings: list[str]) -> None:
-        if given.recipe.endswith((".yaml", ".yml")):
-            self._run_study(given, settings)
+    def run(self, args: argparse.Namespace, settings: list[str]) -> None:
+        if args.recipe.endswith((".yaml", ".yml")):
+            self._run_study(args, settings)
             return
         from equimid.console import is_main_process
         from equimid.runs.sweep import run_sweep
 
-        data = strip_slash(given.data or "digits")
-        out = given.out or Path("sweeps") / f"{given.recipe}-{Path(data).stem or 'data'}"
-        page, failures = run_sweep(given.recipe, data, given.seeds or (0, 1, 2), given.vary, out, settings)
+        data = strip_slash(args.data or "digits")
+        out = args.out or Path("sweeps") / f"{args.recipe}-{Path(data).stem or 'data'}"
+        page, failures = run_sweep(args.recipe, data, args.seeds or (0, 1, 2), args.vary, out, settings)
         if is_main_process():
             eprint(f"the page that compares them: {page.resolve()}")
             for failure in failures:
@@ -190,16 +190,16 @@ class Sweep(Command):
         if failures:
             sys.exit(2)
 
-    def _run_study(self, given: argparse.Namespace, settings: list[str]) -> None:
+    def _run_study(self, args: argparse.Namespace, settings: list[str]) -> None:
         reject_settings(settings)
-        if given.vary or given.seeds or given.data:
-            raise UserError(f"{given.recipe} declares data, seeds and arms; leave --data, --seeds and --vary out")
+        if args.vary or args.seeds or args.data:
+            raise UserError(f"{args.recipe} declares data, seeds and arms; leave --data, --seeds and --vary out")
         from equimid.console import is_main_process
         from equimid.runs.experiment import run_experiment
 
-        written = run_experiment(Path(given.recipe), given.out or Path("sweeps") / Path(given.recipe).stem)
+        written = run_experiment(Path(args.recipe), args.out or Path("sweeps") / Path(args.recipe).stem)
         if is_main_process():
-            eprint(f"{len(written)} cell(s) finished, in {Path(given.recipe).with_suffix('')}")
+            eprint(f"{len(written)} cell(s) finished, in {Path(args.recipe).with_suffix('')}")
 
 
 class Report(Command):
@@ -212,12 +212,12 @@ class Report(Command):
             help="the page; by default report.html in the run's folder, or in the current one for several runs",
         )  # fmt: skip
 
-    def run(self, given: argparse.Namespace, settings: list[str]) -> None:
+    def run(self, args: argparse.Namespace, settings: list[str]) -> None:
         from equimid.report import write_report
 
         reject_settings(settings)
-        page = given.out or (given.runs[0] / "report.html" if len(given.runs) == 1 else Path("report.html"))
-        eprint(f"report: {write_report(given.runs, page)}")
+        page = args.out or (args.runs[0] / "report.html" if len(args.runs) == 1 else Path("report.html"))
+        eprint(f"report: {write_report(args.runs, page)}")
 
 
 class Demo(Command):
@@ -226,10 +226,10 @@ class Demo(Command):
     def declare(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--out", metavar="FOLDER", type=Path, default=Path("demo"), help="default: demo")
 
-    def run(self, given: argparse.Namespace, settings: list[str]) -> None:
+    def run(self, args: argparse.Namespace, settings: list[str]) -> None:
         from equimid.console import is_main_process
         from equimid.runs.demo import run_demo
 
-        page = run_demo(given.out, settings)
+        page = run_demo(args.out, settings)
         if is_main_process():
             eprint(f"the page that compares them: {page.resolve()}")

@@ -28,14 +28,14 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: an unknown option, too few or too many words.
         """
-        found, rest = self.parse_known_args(list(words))
+        args, rest = self.parse_known_args(list(words))
         if rest:
             known = [option for action in self._actions for option in action.option_strings]
             near = difflib.get_close_matches(rest[0], known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             kind = "option" if rest[0].startswith("-") else "argument"
             self.error(f"unknown {kind} {rest[0]!r}{hint}")
-        return found
+        return args
 
 
 def strip_slash(data: str) -> str:

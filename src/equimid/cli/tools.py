@@ -17,10 +17,10 @@ class Recipes(Command):
     def declare(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("words", metavar="show NAME", nargs="*", help="nothing, or show and a recipe")
 
-    def run(self, given: argparse.Namespace, settings: list[str]) -> None:
+    def run(self, args: argparse.Namespace, settings: list[str]) -> None:
         from equimid.recipes.describe import list_recipes, show_recipe
 
-        words = given.words
+        words = args.words
         if not words:
             reject_settings(settings)
             lines = list_recipes()
@@ -52,27 +52,27 @@ class Pack(Command):
             help="fraction of the images that may be left out before it is an error (default: 0.05)",
         )  # fmt: skip
 
-    def run(self, given: argparse.Namespace, settings: list[str]) -> None:
+    def run(self, args: argparse.Namespace, settings: list[str]) -> None:
         reject_settings(settings)
-        if given.shard_mib < 1:
-            raise UserError(f"--shard-mib is {given.shard_mib}; it must be 1 or more, 256 say")
+        if args.shard_mib < 1:
+            raise UserError(f"--shard-mib is {args.shard_mib}; it must be 1 or more, 256 say")
         from equimid.console import progress_bar
         from equimid.data import pack
 
         with progress_bar("packing") as progress:
             packed = pack(
-                strip_slash(given.data),
-                given.out,
-                short_side=given.short_side,
-                quality=given.quality,
-                shard_bytes=given.shard_mib * 2**20,
-                workers=given.workers,
-                tolerated=given.tolerated_unreadable,
+                strip_slash(args.data),
+                args.out,
+                short_side=args.short_side,
+                quality=args.quality,
+                shard_bytes=args.shard_mib * 2**20,
+                workers=args.workers,
+                tolerated=args.tolerated_unreadable,
                 progress=progress,
             )
-        left_out = f", {packed.unreadable} left out ({given.out / 'unreadable.csv'})" if packed.unreadable else ""
+        left_out = f", {packed.unreadable} left out ({args.out / 'unreadable.csv'})" if packed.unreadable else ""
         eprint(
             f"{packed.images} images in {packed.shards} shards, {packed.bytes / 2**20:,.1f} MiB{left_out}: "
-            f"{given.out}\n"
-            f"train on them: equimid pretrain {given.out}"
+            f"{args.out}\n"
+            f"train on them: equimid pretrain {args.out}"
         )

@@ -30,12 +30,12 @@ def cached(*key: str) -> Tensor | None:
     _bound()
     file = _file(key)
     try:
-        found = load_file(file)["features"]
+        features = load_file(file)["features"]
     except (OSError, SafetensorError, KeyError):
         return None
     with suppress(OSError):  # of a cache that may only be read
         os.utime(file)  # the least recently used go first
-    return found
+    return features
 
 
 def store(features: Tensor, *key: str) -> None:
@@ -76,11 +76,11 @@ def _bound() -> float:
     Raises:
         UserError: the variable is no number of GiB.
     """
-    given = os.environ.get("EQUIMID_CACHE_GIB") or _GIB
+    value = os.environ.get("EQUIMID_CACHE_GIB") or _GIB
     try:
-        bound = float(given)
+        bound = float(value)
     except ValueError:
         bound = -1.0
     if not bound >= 0:
-        raise UserError(f"EQUIMID_CACHE_GIB is {given!r}; expected how many GiB of features may be kept, such as 10")
+        raise UserError(f"EQUIMID_CACHE_GIB is {value!r}; expected how many GiB of features may be kept, such as 10")
     return bound * 2**30

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from equimid.errors import UserError
+from equimid.evaluation.equivariance.transforms import NamedPose
 from equimid.evaluation.masks import IGNORED
-from equimid.evaluation.posed import NamedPose
 from equimid.evaluation.study import Scope
 from equimid.randomness import counted_generator
 from equimid.records import Record
@@ -39,15 +39,15 @@ def pixel_counts(logits: Tensor, mask: Mask) -> Counts:
         # takes the first of equal values
         predicted = fine.max(0).indices.masked_fill(fine.isnan().any(0), classes).cpu().numpy()
     known = mask != IGNORED
-    truth, found = mask[known].astype(np.int64), predicted[known]
-    columns = (truth[truth == found], truth, found)
+    truth, prediction = mask[known].astype(np.int64), predicted[known]
+    columns = (truth[truth == prediction], truth, prediction)
     return np.stack([np.bincount(column, minlength=classes + 1)[:classes] for column in columns], axis=1)
 
 
 def class_iou(counts: npt.NDArray[Any]) -> Floats:
     """Intersection over union (..., C) of counts (..., C, 3) summed over images; NaN for a class that no mask has."""
-    both, truth, found = np.moveaxis(counts.astype(np.float64), -1, 0)
-    iou: Floats = np.divide(both, truth + found - both, out=np.full(both.shape, np.nan), where=truth > 0)
+    both, truth, prediction = np.moveaxis(counts.astype(np.float64), -1, 0)
+    iou: Floats = np.divide(both, truth + prediction - both, out=np.full(both.shape, np.nan), where=truth > 0)
     return iou
 
 
@@ -62,16 +62,16 @@ def iou_records(scope: Scope, counts: Counts, names: Sequence[str], details: dic
     Raises:
         UserError: no mask says anything.
     """
-    found = class_iou(counts.sum(0))
-    occurring = np.flatnonzero(~np.isnan(found))
+    of_classes = class_iou(counts.sum(0))
+    occurring = np.flatnonzero(~np.isnan(of_classes))
     if not len(occurring):
         raise UserError(f"the test masks of {scope.data} are {IGNORED} everywhere; expected class numbers")
     resampled = _resampled(_times(scope, len(counts)), counts)
-    records = [_record(scope, "miou", mean_iou(found), _means(resampled), len(counts), details)]
+    records = [_record(scope, "miou", mean_iou(of_classes), _means(resampled), len(counts), details)]
     for c in occurring.tolist():
         values, images = resampled[:, c], int((counts[:, c, 1] > 0).sum())
         values = values[~np.isnan(values)]
-        records.append(_record(scope, "iou", float(found[c]), values, images, {"class": names[c]}))
+        records.append(_record(scope, "iou", float(of_classes[c]), values, images, {"class": names[c]}))
     return records
 
 
@@ -89,9 +89,9 @@ def posed_iou_records(scope: Scope, upright: Counts, posed: Mapping[NamedPose, C
     kinds: dict[str, list[tuple[float, Floats]]] = {}
     records = []
     for pose, counts in posed.items():
-        found = mean_iou(class_iou(counts.sum(0))), _means(_resampled(times, counts))
-        kinds.setdefault(pose.kind, []).append(found)
-        records.append(_record(scope, "miou_posed", *found, n, {"kind": pose.kind, "pose": pose.name}))
+        mean_and_draws = mean_iou(class_iou(counts.sum(0))), _means(_resampled(times, counts))
+        kinds.setdefault(pose.kind, []).append(mean_and_draws)
+        records.append(_record(scope, "miou_posed", *mean_and_draws, n, {"kind": pose.kind, "pose": pose.name}))
     for kind, of in kinds.items():
         drop = whole - float(np.mean([value for value, _ in of]))
         drops = means - np.mean([values for _, values in of], axis=0)

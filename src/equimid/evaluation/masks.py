@@ -123,8 +123,8 @@ def _part(data: str, split: str, whole: bool) -> MaskedImages:
         chosen = np.sort(order[:tested] if split == "test" else order[tested:])
         part = everything.take(chosen)
         return MaskedImages(replace(part.source, split=split), part.masks)
-    wanted = ("train",) if split == "train" else _TEST_FOLDERS
-    folder = next((root / name for name in wanted if _has_both(root / name)), None)
+    names = ("train",) if split == "train" else _TEST_FOLDERS
+    folder = next((root / name for name in names if _has_both(root / name)), None)
     if folder is None:
         raise UserError(f"{data} has no images and masks to {split} on; {_LAYOUT}")
     return _pairs(data, split, folder)

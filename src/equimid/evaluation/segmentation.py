@@ -10,6 +10,7 @@ cross entropy at P random pixels of each image has the gradient of all its pixel
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,11 @@ from PIL import Image
 from torch import Tensor
 
 from equimid.errors import UserError
+from equimid.evaluation.equivariance.transforms import UPRIGHT, NamedPose, poses_for
 from equimid.evaluation.iou import Counts, Mask, class_iou, iou_records, mean_iou, pixel_counts, posed_iou_records
 from equimid.evaluation.masks import IGNORED, MaskedImages, open_masks
-from equimid.evaluation.posed import UPRIGHT, NamedPose, poses_for
 from equimid.evaluation.preprocessing import Preprocessing, image_batches
-from equimid.evaluation.probes.heads import warn_at_grid_edge
+from equimid.evaluation.probes.heads import cosine, warn_at_grid_edge
 from equimid.evaluation.study import Study, sample_images
 from equimid.randomness import counted_generator
 from equimid.records import Record
@@ -72,8 +73,8 @@ def measure_segmentation(study: Study, data: str, train: str | None = None) -> l
     fit, test, names = open_masks(data, train)
     config, seed = study.config.segmentation, study.scope.seed
     fit = fit.take(np.sort(counted_generator(seed, "segmentation images").permutation(len(fit))[: config.images]))
-    found = max(fit.classes(names), test.classes(names))
-    classes = len(names) or found
+    needed = max(fit.classes(names), test.classes(names))
+    classes = len(names) or needed
     names = names or tuple(str(number) for number in range(classes))
     if len(fit) < 2 or classes < 2:
         raise UserError(
@@ -105,21 +106,17 @@ def _posed_counts(
     """
     patch_size, interpolation = study.encoder.patch_size, study.config.equivariance.interpolation
     poses = [p for p in poses_for(study.encoder, preprocessing.size // patch_size, "segmentation") if p.kind != UPRIGHT]
-    found: dict[NamedPose, list[Counts]] = {pose: [] for pose in poses}
-    done = 0
-    with study.bar(f"segmentation in other poses, {study.scope.subject}") as progress:
-        for x in image_batches(images.source, preprocessing, batch_size=_BATCH, workers=study.workers):
-            x = x.to(study.device)
-            masks = [images.mask(done + i) for i in range(len(x))]
-            for pose in poses:
-                tokens = _last_tokens(study, pose.of(len(x)).act(x, patch_size, interpolation))
-                for logits, mask in zip(_logits(study, heads, [tokens]), masks, strict=True):
-                    upright = (~pose.of(1)).act(logits[None])[0]
-                    found[pose].append(pixel_counts(upright, mask))
-            done += len(x)
-            if progress:
-                progress(done, len(images))
-    return {pose: np.stack(counts) for pose, counts in found.items()}
+    counts: dict[NamedPose, list[Counts]] = {pose: [] for pose in poses}
+    batches = image_batches(images.source, preprocessing, batch_size=_BATCH, workers=study.workers)
+    masks = map(images.mask, range(len(images)))
+    for x in study.track(batches, "segmentation in other poses", len(images), len):
+        of_batch = list(islice(masks, len(x)))
+        for pose in poses:
+            tokens = study.tokens(pose.of(len(x)).act(x.to(study.device), patch_size, interpolation)).cpu()
+            for logits, mask in zip(_logits(study, heads, [tokens]), of_batch, strict=True):
+                upright = (~pose.of(1)).act(logits[None])[0]
+                counts[pose].append(pixel_counts(upright, mask))
+    return {pose: np.stack(of_pose) for pose, of_pose in counts.items()}
 
 
 def _logits(study: Study, heads: _Heads, tokens: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -142,30 +139,18 @@ def _preprocessing(study: Study) -> Preprocessing:
 
 def _tokens(study: Study, images: MaskedImages, preprocessing: Preprocessing) -> Iterator[Tensor]:
     """Tokens (b, D, h, w) after the final norm, batch by batch, on the CPU."""
-    done = 0
-    with study.bar(f"tokens, {study.scope.subject}") as progress:
-        for x in image_batches(images.source, preprocessing, batch_size=_BATCH, workers=study.workers):
-            try:
-                tokens = _last_tokens(study, x)
-            except (AssertionError, ValueError) as error:
-                if preprocessing.size == study.preprocessing.size:
-                    raise
-                raise UserError(
-                    f"the network takes no images of {preprocessing.size} px ({error}); leave "
-                    "evaluation.segmentation.size at 0"
-                ) from None
-            yield tokens
-            done += len(x)
-            if progress:
-                progress(done, len(images))
-
-
-@torch.no_grad()
-def _last_tokens(study: Study, images: Tensor) -> Tensor:
-    """Tokens (b, D, h, w) of the last block after the final norm, on the CPU."""
-    encoder = study.encoder
-    last = encoder.forward_features(images.to(study.device), [encoder.depth]).maps[encoder.depth]
-    return encoder.final_norm(last.movedim(1, -1)).movedim(-1, 1).float().cpu()
+    batches = image_batches(images.source, preprocessing, batch_size=_BATCH, workers=study.workers)
+    for x in study.track(batches, "tokens", len(images), len):
+        try:
+            tokens = study.tokens(x).cpu()
+        except (AssertionError, ValueError) as error:
+            if preprocessing.size == study.preprocessing.size:
+                raise
+            raise UserError(
+                f"the network takes no images of {preprocessing.size} px ({error}); leave "
+                "evaluation.segmentation.size at 0"
+            ) from None
+        yield tokens
 
 
 def _choose(study: Study, tokens: Tensor, masks: Sequence[Mask], classes: int) -> tuple[float, dict[str, Any]]:
@@ -178,14 +163,12 @@ def _choose(study: Study, tokens: Tensor, masks: Sequence[Mask], classes: int) -
     for i in held.tolist():
         logits = heads(tokens[i : i + 1].to(study.device))[0]
         total += np.stack([pixel_counts(of_rate, masks[i]) for of_rate in logits])
-    found = [100 * mean_iou(iou) for iou in class_iou(total)]
-    best = int(np.argmax(found))
+    values = [100 * mean_iou(iou) for iou in class_iou(total)]
+    best = int(np.argmax(values))
     details: dict[str, Any] = {
-        "rate": rates[best],
-        "held_out_miou": found[best],
-        "epochs": study.config.segmentation.epochs,
-    }
-    details |= warn_at_grid_edge(rates[best], rates)
+        "rate": rates[best], "held_out_miou": values[best], "epochs": study.config.segmentation.epochs,
+        **warn_at_grid_edge(rates[best], rates),
+    }  # fmt: skip
     return rates[best], details
 
 
@@ -199,19 +182,16 @@ def _fit(study: Study, tokens: Tensor, masks: Sequence[Mask], classes: int, rate
     heads = _Heads(weight, bias, mean.to(device), deviation.to(device))
     speeds = [torch.zeros_like(p) for p in (weight, bias)]
     peak = torch.tensor(rates, device=device)
-    with study.bar(f"segmentation, {study.scope.subject}") as progress:
-        for epoch in range(config.epochs):
-            step_sizes = peak * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
-            for rows in np.array_split(rng.permutation(len(masks)), math.ceil(len(masks) / _BATCH)):
-                places, labels = _draw([masks[i] for i in rows], config.pixels, rng)
-                loss = _loss(heads(tokens[rows].to(device)), places.to(device), labels.to(device))
-                gradients = torch.autograd.grad(loss, (weight, bias))
-                with torch.no_grad():
-                    for p, speed, gradient in zip((weight, bias), speeds, gradients, strict=True):
-                        speed.mul_(_MOMENTUM).add_(gradient)
-                        p.sub_(step_sizes.reshape(-1, *[1] * (p.ndim - 1)) * speed)
-            if progress:
-                progress(epoch + 1, config.epochs)
+    for epoch in study.track(range(config.epochs), "segmentation", config.epochs):
+        step_sizes = peak * cosine(epoch, config.epochs)
+        for rows in np.array_split(rng.permutation(len(masks)), math.ceil(len(masks) / _BATCH)):
+            places, labels = _draw([masks[i] for i in rows], config.pixels, rng)
+            loss = _loss(heads(tokens[rows].to(device)), places.to(device), labels.to(device))
+            gradients = torch.autograd.grad(loss, (weight, bias))
+            with torch.no_grad():
+                for p, speed, gradient in zip((weight, bias), speeds, gradients, strict=True):
+                    speed.mul_(_MOMENTUM).add_(gradient)
+                    p.sub_(step_sizes.reshape(-1, *[1] * (p.ndim - 1)) * speed)
     return _Heads(weight.detach(), bias.detach(), heads.mean, heads.deviation)
 
 

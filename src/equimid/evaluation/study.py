@@ -7,23 +7,23 @@ A measurement is a function (study, data, train) -> records:
 """
 
 import logging
+import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 from equimid.backbones import Encoder
 from equimid.data import Source, data_home, image_check_for, open_source
-from equimid.distributed import any_rank, barrier, gather_detached, rank, world_size
+from equimid.distributed import any_rank, barrier, gather_in_order, rank, world_size
 from equimid.errors import UserError
 from equimid.evaluation.cache import cached, store
 from equimid.evaluation.config import EvaluationConfig
@@ -36,6 +36,10 @@ __all__ = ["Study", "images_of", "labelled_splits", "readable", "same_place", "s
 logger = logging.getLogger("equimid")
 
 Bar = Callable[[str], AbstractContextManager[Progress | None]]
+Details = dict[str, Any]  # of a record
+T = TypeVar("T")
+
+_Z = 1.959963984540054  # 97.5 % of the normal distribution lies below
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,14 @@ class Scope:
             evaluation, metric, value, n, subject or self.subject, self.data, self.seed, self.checkpoint, **more
         )
 
-    def accuracy(self, evaluation: str, correct: npt.NDArray[np.bool_], details: dict[str, Any]) -> Record:
-        """Top-1 in percent with Wilson's 95 % interval."""
-        interval = binomtest(int(correct.sum()), len(correct)).proportion_ci(method="wilson")
-        low, high = 100 * interval.low, 100 * interval.high
-        value = 100 * float(correct.mean())
-        return self.record(evaluation, "top1", value, len(correct), unit="%", low=low, high=high, details=details)
+    def accuracy(self, evaluation: str, correct: npt.NDArray[np.bool_ | np.floating[Any]], details: Details) -> Record:
+        """Top-1 in percent with Wilson's 95 % interval, of each image's answer (n,): right or wrong, or the fraction of
+        several answers that is right."""
+        n, p = len(correct), float(correct.mean())
+        whole = 2 * (n + _Z**2)
+        middle, reach = (2 * n * p + _Z**2) / whole, _Z / whole * math.sqrt(4 * n * p * (1 - p) + _Z**2)
+        low, high = 0.0 if p == 0 else 100 * (middle - reach), 100.0 if p == 1 else 100 * (middle + reach)
+        return self.record(evaluation, "top1", 100 * p, n, unit="%", low=low, high=high, details=details)
 
     def mean(
         self, evaluation: str, metric: str, values: npt.NDArray[np.floating[Any]], details: dict[str, Any],
@@ -148,6 +154,37 @@ class Study:
         ):
             yield images.to(self.device, non_blocking=True)
 
+    def track(
+        self, items: Iterable[T], what: str, total: int, size: Callable[[T], int] = lambda item: 1, of: str = ""
+    ) -> Iterator[T]:
+        """The items, with a progress bar for `what`.
+
+        Args:
+            total: that the bar counts to.
+            size:  how many of them an item is, counted when it has been used.
+            of:    whom the bar names, the study's subject by default.
+        """
+        done = 0
+        with self.bar(f"{what}, {of or self.scope.subject}") as progress:
+            for item in items:
+                yield item
+                done += size(item)
+                if progress:
+                    progress(min(done, total), total)
+
+    @torch.no_grad()  # not inference_mode: what is trained on these tokens needs them for its gradient
+    def tokens(self, images: Tensor) -> Tensor:
+        """Tokens (b, D, h, w) of the last block after the final norm, float32, of preprocessed images (b, 3, H, W).
+
+        Raises:
+            UserError: the network has no token maps.
+        """
+        encoder = self.encoder
+        maps = encoder.forward_features(images.to(self.device), [encoder.depth]).maps
+        if encoder.depth not in maps:
+            raise UserError(f"{self.scope.subject} has no token maps, and this needs them; give a vision transformer")
+        return encoder.final_norm(maps[encoder.depth].movedim(1, -1)).movedim(-1, 1).float()
+
     def columns(self, images: Tensor) -> Tensor:
         """The features that a linear probe reads, (b, D) or (b, 4 D): see `evaluation.linear_features`."""
         count = 4 if self.config.linear_features == "last4" else 1
@@ -169,46 +206,38 @@ class Study:
         if source.labels is None:
             raise UserError(f"{source.name} has no labels, and a probe needs them: give folders of classes")
         key = (self.identity, source.stamp(), repr(self.preprocessing))
-        found = cached(*key)
-        missing = found is None or len(found) != len(source)
+        features = cached(*key)
+        missing = features is None or len(features) != len(source)
         # ranks on other machines have other disks, and all must take part
-        if any_rank(missing, self.device) or found is None:
-            found = self._compute(source)
+        if any_rank(missing, self.device) or features is None:
+            features = self._compute(source)
             if rank() == 0:
-                store(found, *key)
+                store(features, *key)
             barrier()  # before the next measurement asks for it
-        return FeatureTable(found, torch.as_tensor(source.labels))
+        return FeatureTable(features, torch.as_tensor(source.labels))
 
     @torch.inference_mode()
     def _compute(self, source: Source) -> Tensor:
         mine = np.arange(rank(), len(source), world_size())
-        parts: list[Tensor] = []
-        with self.bar(f"features, {self.scope.subject}") as progress:
-            for images in self.batches(source, indices=mine):
-                parts.append(self._embeddings(images).float().cpu())
-                if progress:
-                    progress(min(sum(map(len, parts)) * world_size(), len(source)), len(source))
-            if not parts:  # a rank without images; it still has columns
-                side = self.preprocessing.size
-                parts.append(self._embeddings(torch.zeros(1, 3, side, side, device=self.device))[:0].float().cpu())
-        own = torch.cat(parts)
-        if world_size() == 1:
-            return own
-        # ranks took every W-th image: back into order
-        numbers = gather_detached(torch.from_numpy(mine).to(self.device)).cpu()
-        gathered = gather_detached(own.to(self.device)).cpu()
-        return torch.empty_like(gathered).index_copy_(0, numbers, gathered)
+        batches = self.track(
+            self.batches(source, indices=mine), "features", len(source), lambda images: len(images) * world_size()
+        )
+        parts = [self._embeddings(images).float().cpu() for images in batches]
+        if not parts:  # a rank without images; it still has columns
+            side = self.preprocessing.size
+            parts = [self._embeddings(torch.zeros(1, 3, side, side, device=self.device))[:0].float().cpu()]
+        return gather_in_order(torch.cat(parts), torch.from_numpy(mine), self.device)
 
     def _embeddings(self, images: Tensor) -> Tensor:
         """(b, up to 4 D): CLS (where the output pools patches, the mean token) of the blocks before the last, each
         through the final norm, then the final embedding."""
         encoder = self.encoder
         layers = range(max(1, encoder.depth - 3), encoder.depth)
-        found = encoder.forward_features(images, layers)
-        earlier = [found.cls_at[layer] for layer in layers if layer in found.cls_at]
-        if not encoder.reads_cls or not found.cls_at:
-            earlier = [found.maps[layer].mean((2, 3)) for layer in layers]
-        return torch.cat([*(encoder.final_norm(x) for x in earlier), found.cls], dim=1)
+        features = encoder.forward_features(images, layers)
+        earlier = [features.cls_at[layer] for layer in layers if layer in features.cls_at]
+        if not encoder.reads_cls or not features.cls_at:
+            earlier = [features.maps[layer].mean((2, 3)) for layer in layers]
+        return torch.cat([*(encoder.final_norm(x) for x in earlier), features.cls], dim=1)
 
 
 def readable(source: Source) -> Source:

@@ -297,13 +297,13 @@ class _SymmetricLSE(torch.autograd.Function):
         # a patch without negatives has no sum, and nothing to pull at
         weight = torch.stack([ctx.order.sort(view) for view in grads[1]]).mul_(ctx.scale).div_(total)
         weight.masked_fill_(total == 0, 0.0)
-        found = [
+        gradients = [
             torch.zeros_like(view) if need else None for view, need in zip(z, ctx.needs_input_grad[:2], strict=True)
         ]
         tiles = _Tiles(ctx.patches, ctx.patches, total)
         weights = torch.empty_like(tiles.memory)
         for i, a, j, b in symmetric_tiles(total.shape[1], total.device.type):
-            left, right = found[i], found[j]
+            left, right = gradients[i], gradients[j]
             if left is None and right is None:
                 continue
             e = tiles.similarities(z[i][a], z[j][b], ctx.scale).exp_()
@@ -316,10 +316,10 @@ class _SymmetricLSE(torch.autograd.Function):
             if right is not None and (i, a) != (j, b):
                 _add_product(right[b], e.T, z[i][a])
         of_pairs = ctx.order.sort(grads[0])[:, None]
-        for view, other in zip(found, reversed(z), strict=True):
+        for view, other in zip(gradients, reversed(z), strict=True):
             if view is not None:
                 view.addcmul_(of_pairs, other, value=ctx.scale)
-        return *(None if view is None else ctx.order.restore(view) for view in found), None, None
+        return *(None if view is None else ctx.order.restore(view) for view in gradients), None, None
 
 
 class _LSE(torch.autograd.Function):

@@ -34,12 +34,12 @@ def recipe(name: str) -> Config:
     if size not in SIZES:
         whole = [f"{name}-small"] if name in ROWS or _COMBINED.match(name) else names()
         raise UserError(f"unknown recipe {name!r}; {_near(name, whole)}Sizes are: {', '.join(SIZES)}")
-    told = _COMBINED.match(row)
-    if told and told[3] and not 1 <= int(told[3]) <= _DEPTH:
+    match = _COMBINED.match(row)
+    if match and match[3] and not 1 <= int(match[3]) <= _DEPTH:
         raise UserError(f"unknown recipe {name!r}; the network of a recipe has the layers 1 to {_DEPTH}")
-    if told and told[1] in BASES and told[2] in ADDITIONS:
-        return SIZES[size](combined(told[1], told[2], None if told[3] is None else int(told[3])))
-    if told:
+    if match and match[1] in BASES and match[2] in ADDITIONS:
+        return SIZES[size](combined(match[1], match[2], None if match[3] is None else int(match[3])))
+    if match:
         raise UserError(
             f"unknown recipe {name!r}; bases are {', '.join(BASES)} and add-ons {', '.join(ADDITIONS)}, as in "
             "dino+essl-tiny"
@@ -65,8 +65,8 @@ def configured(name: str, settings: Sequence[str]) -> Config:
 def parent(name: str) -> str | None:
     """The recipe that this one is an edit of: its row's parent at the same size, or of a base, the next larger size."""
     row, _, size = name.rpartition("-")
-    told = _COMBINED.match(row)
-    above = told[1] if told else ROWS[row].parent
+    match = _COMBINED.match(row)
+    above = match[1] if match else ROWS[row].parent
     if above:
         return f"{above}-{size}"
     larger = [s for s in SIZES if list(SIZES).index(s) < list(SIZES).index(size)]

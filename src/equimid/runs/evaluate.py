@@ -140,11 +140,11 @@ def is_measured(folder: Path, data: str) -> bool:
     if checkpoint is None or not records.exists() or not (folder / "report.html").exists():
         return False
     # the first and the last of what is always measured; an older version measured no place
-    wanted = {("equivariance", "place"), ("explorer", "picture")}
-    found = {
+    needed = {("equivariance", "place"), ("explorer", "picture")}
+    measured = {
         (r.evaluation, r.metric) for r in read_records(records) if (r.checkpoint, r.data) == (checkpoint.identity, data)
     }
-    return wanted <= found
+    return needed <= measured
 
 
 def _measure(
@@ -163,8 +163,8 @@ def _measure(
         records: list[Record] = []
         for about in _subjects(study, measurement, random):
             logger.info("%s, %s", measurement.name, about.scope.subject)
-            found = measurement.run(about, data, train)
-            records += [replace(r, details={**r.details, **(details or {})}) for r in found]
+            new = measurement.run(about, data, train)
+            records += [replace(r, details={**r.details, **(details or {})}) for r in new]
         if records and is_main_process():
             study.folder.mkdir(parents=True, exist_ok=True)
             write_records(file, records)
@@ -172,12 +172,12 @@ def _measure(
 
 def _subjects(study: Study, measurement: Measurement, random: bool) -> Iterator[Study]:
     yield study
-    wanted = [*measurement.references, *(["random"] if random else [])]
-    if "random" in wanted and study.scope.subject != "random" and (random_baseline := study.random_baseline()):
+    references = [*measurement.references, *(["random"] if random else [])]
+    if "random" in references and study.scope.subject != "random" and (random_baseline := study.random_baseline()):
         yield random_baseline
-    if "patch_colours" in wanted:
+    if "patch_colours" in references:
         yield study.about(PatchColours(study.encoder), "patch_colours")
-    if "pixels" in wanted:
+    if "pixels" in references:
         yield study.about(Pixels(study.preprocessing.crop), "pixels")
 
 
@@ -198,8 +198,8 @@ def _settings(model: str, settings: Sequence[str]) -> Config:
 
 def _refuse_other_files(folder: Path) -> None:
     """Records and page do not go among a user's images, or into the inside of a run."""
-    found = {entry.name for entry in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
-    if found and not found & {"config.yaml", "model.yaml", "records.jsonl"}:
+    entries = {entry.name for entry in folder.iterdir()} - {".lock"} if folder.is_dir() else set()
+    if entries and not entries & {"config.yaml", "model.yaml", "records.jsonl"}:
         raise UserError(f"{folder} holds other files; choose a new or an empty folder as --out")
 
 

@@ -279,10 +279,10 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return name
-    found = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
-    flags = found.get("flags", "").split()
+    entries = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
+    flags = entries.get("flags", "").split()
     units = ", ".join(unit for unit in ("amx_tile", "avx512_bf16", "avx512f") if unit in flags)
-    return f"{found.get('model name', name).strip()} ({units or 'no AVX-512'})"
+    return f"{entries.get('model name', name).strip()} ({units or 'no AVX-512'})"
 
 
 def _commit() -> str:

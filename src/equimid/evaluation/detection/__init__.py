@@ -3,6 +3,6 @@
 from equimid.evaluation.detection.annotations import DetectionSet, detection_splits, open_detection
 from equimid.evaluation.detection.measure import measure_detection
 from equimid.evaluation.detection.scores import Scores, score
-from equimid.evaluation.detection.train import Found
+from equimid.evaluation.detection.train import Detections
 
-__all__ = ["DetectionSet", "Found", "Scores", "detection_splits", "measure_detection", "open_detection", "score"]
+__all__ = ["DetectionSet", "Detections", "Scores", "detection_splits", "measure_detection", "open_detection", "score"]

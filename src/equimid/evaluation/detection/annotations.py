@@ -131,13 +131,13 @@ def open_detection(data: str, split: Split) -> DetectionSet:
     root = Path(data).expanduser()
     if not data or not root.is_dir():
         raise UserError(f"{data} is not a folder; {_EXPECTED}")
-    found = _roots(root) or [below for child in sorted(root.iterdir()) if child.is_dir() for below in _roots(child)]
-    if len(found) != 1:
-        names = ", ".join(str(folder) for folder, _ in found[:3])
+    roots = _roots(root) or [below for child in sorted(root.iterdir()) if child.is_dir() for below in _roots(child)]
+    if len(roots) != 1:
+        names = ", ".join(str(folder) for folder, _ in roots[:3])
         raise UserError(
-            f"{data} holds {f'several sets of boxes ({names}): give one' if found else f'no annotations: {_EXPECTED}'}"
+            f"{data} holds {f'several sets of boxes ({names}): give one' if roots else f'no annotations: {_EXPECTED}'}"
         )
-    folder, layout = found[0]
+    folder, layout = roots[0]
     read = _read_voc if layout == "voc" else _read_coco
     parts, classes, categories, entries = read(folder, split)
     where = f"{data} ({parts})"
@@ -182,12 +182,12 @@ class _Entry:
 
 
 def _roots(folder: Path) -> list[tuple[Path, str]]:
-    found = []
+    roots = []
     if (folder / "Annotations").is_dir() and (folder / "ImageSets" / "Main").is_dir():
-        found.append((folder, "voc"))
+        roots.append((folder, "voc"))
     if (folder / "annotations").is_dir() and any((folder / "annotations").glob("instances_*.json")):
-        found.append((folder, "coco"))
-    return found
+        roots.append((folder, "coco"))
+    return roots
 
 
 def _within(entries: list[_Entry], where: str) -> list[_Entry]:
@@ -241,28 +241,28 @@ def _read_voc(folder: Path, split: Split) -> _Read:
         if {"train", "val"} <= set(has)
         else [name for name in ("trainval", "train") if name in has][:1]
     )
-    wanted = {
+    parts = {
         "train": both if "test" in has else ["train"],
         "test": ["test"] if "test" in has else ["val"],
         "train without val": ["train"],
         "val": ["val"],
     }[split]
-    if not wanted or not set(wanted) <= set(has):
+    if not parts or not set(parts) <= set(has):
         raise UserError(f"{lists} has {', '.join(f'{n}.txt' for n in has) or 'no list'}; {split} needs "
-                        f"{' and '.join(f'{n}.txt' for n in wanted or ['train'])}")  # fmt: skip
-    names = [name for part in wanted for name in _lines(lists / f"{part}.txt")]
+                        f"{' and '.join(f'{n}.txt' for n in parts or ['train'])}")  # fmt: skip
+    names = [name for part in parts for name in _lines(lists / f"{part}.txt")]
     images = {image.stem: image for image in _images(folder / "JPEGImages")}
-    found = []
+    annotated = []
     for number, name in enumerate(names, start=1):
         image = images.get(name, folder / "JPEGImages" / f"{name}.jpg")
-        found.append((number, image, *_objects(folder / "Annotations" / f"{name}.xml", image)))
-    classes = tuple(sorted({label for *_, objects in found for _, label, _ in objects}))
+        annotated.append((number, image, *_objects(folder / "Annotations" / f"{name}.xml", image)))
+    classes = tuple(sorted({label for *_, objects in annotated for _, label, _ in objects}))
     index = {name: i for i, name in enumerate(classes)}
     entries = [
         _Entry(image, number, size, tuple((box, index[label], ignored) for box, label, ignored in objects))
-        for number, image, size, objects in found
+        for number, image, size, objects in annotated
     ]
-    return "+".join(wanted), classes, tuple(range(1, len(classes) + 1)), entries
+    return "+".join(parts), classes, tuple(range(1, len(classes) + 1)), entries
 
 
 def _lines(file: Path) -> list[str]:

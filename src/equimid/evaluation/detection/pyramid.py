@@ -128,8 +128,8 @@ class Detector(nn.Module):
     def detect(self, tokens: Tensor, sizes: Sequence[tuple[float, float]]) -> list[dict[str, Tensor]]:
         """Of each image at most 100 boxes (k, 4), xyxy in the frame, labels (k,) and scores (k,), best first."""
         self.eval()
-        found, _ = self._run(tokens, sizes, None)
-        return [{**each, "labels": each["labels"] - 1} for each in found]
+        detections, _ = self._run(tokens, sizes, None)
+        return [{**each, "labels": each["labels"] - 1} for each in detections]
 
     def _run(
         self, tokens: Tensor, sizes: Sequence[tuple[float, float]], targets: list[dict[str, Tensor]] | None
@@ -138,8 +138,8 @@ class Detector(nn.Module):
         # only the shape of the images is asked for
         canvas = tokens.new_empty(1).expand(len(tokens), 1, *(STRIDE * side for side in tokens.shape[-2:]))
         proposals, rpn_losses = self.parts.rpn(ImageList(canvas, list(sizes)), maps, targets)
-        found, head_losses = self.parts.roi_heads(maps, proposals, list(sizes), targets)
-        return found, {**rpn_losses, **head_losses}
+        detections, head_losses = self.parts.roi_heads(maps, proposals, list(sizes), targets)
+        return detections, {**rpn_losses, **head_losses}
 
 
 class _BoxPredictor(nn.Module):

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from equimid.errors import UserError
 from equimid.evaluation.detection.annotations import DetectionSet
-from equimid.evaluation.detection.train import Found
+from equimid.evaluation.detection.train import Detections
 from equimid.randomness import counted_generator
 
 __all__ = ["Scores", "coco_results", "coco_truth", "need_evaluator", "score"]
@@ -49,7 +49,7 @@ def need_evaluator() -> None:
         raise UserError("detection needs the package faster-coco-eval; install it: pip install 'equimid[detection]'")
 
 
-def score(images: DetectionSet, found: Sequence[Found], seed: int) -> Scores:
+def score(images: DetectionSet, detections: Sequence[Detections], seed: int) -> Scores:
     """
     Args:
         found: one for each image.
@@ -61,7 +61,7 @@ def score(images: DetectionSet, found: Sequence[Found], seed: int) -> Scores:
     need_evaluator()
     from faster_coco_eval import COCO, COCOeval_faster
 
-    results = coco_results(images, found)
+    results = coco_results(images, detections)
     if not results:  # the evaluator takes no empty list: nothing found is found wrongly nowhere
         return _nothing_found(images)
     truth = COCO(coco_truth(images))
@@ -94,14 +94,14 @@ def coco_truth(images: DetectionSet) -> dict[str, Any]:
     return {"info": {}, "images": entries, "annotations": annotations, "categories": categories}
 
 
-def coco_results(images: DetectionSet, found: Sequence[Found]) -> list[dict[str, Any]]:
+def coco_results(images: DetectionSet, detections: Sequence[Detections]) -> list[dict[str, Any]]:
     """Detections in COCO's form, with the file's name beside its id."""
     return [
         {
             "image_id": number, "file_name": image.name, "category_id": images.categories[label],
             "bbox": [x0, y0, x1 - x0, y1 - y0], "score": score,
         }
-        for number, image, each in zip(images.numbers, images.images, found, strict=True)
+        for number, image, each in zip(images.numbers, images.images, detections, strict=True)
         for (x0, y0, x1, y1), label, score in zip(
             each.boxes.tolist(), each.labels.tolist(), each.scores.tolist(), strict=True
         )

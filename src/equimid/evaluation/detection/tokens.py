@@ -5,7 +5,7 @@ An image's tokens thus depend on nothing but the image, and can be computed once
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,24 +18,25 @@ from equimid.data import loaded_batches, open_image
 from equimid.errors import UnreadableImage, UserError
 from equimid.evaluation.detection.annotations import DetectionSet
 from equimid.evaluation.detection.pyramid import STRIDE
-from equimid.evaluation.detection.turned import turned_image
 from equimid.evaluation.preprocessing import Preprocessing
 from equimid.evaluation.study import Study
 
-__all__ = ["Canvas", "StudentOutputs", "token_batches"]
+__all__ = ["Canvas", "View", "token_batches", "turned", "turned_boxes", "turned_image"]
 
 _CACHE_GIB = 2.0  # tokens of both flips stay in memory below this
 
-StudentOutputs = tuple[int, bool]  # an image's index, and whether it is flipped
+View = tuple[int, bool]  # an image's index, and whether it is flipped
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """
-    grid:  rows and columns of tokens
-    patch: pixels of a token
-    long:  side of the resized images, pixels
-    stretch: what multiplies height and width of the resized images, to show them at another scale
+    """What an image is laid on before the network sees it.
+
+    Attributes:
+        grid:       rows and columns of tokens
+        patch_size: side of a token, pixels
+        long:       longer side of the resized images, pixels
+        stretch:    what multiplies height and width of the resized images, to show them at another scale
     """
 
     grid: tuple[int, int]
@@ -83,13 +84,13 @@ class _Placed(Dataset[Tensor]):
     images: DetectionSet
     canvas: Canvas
     preprocessing: Preprocessing
-    seen: Sequence[StudentOutputs]
+    views: Sequence[View]
 
     def __len__(self) -> int:
-        return len(self.seen)
+        return len(self.views)
 
     def __getitem__(self, number: int) -> Tensor:
-        index, flip = self.seen[number]
+        index, flip = self.views[number]
         file, size = self.images.images[index], tuple(int(side) for side in self.images.sizes[index])
         try:
             image = turned_image(open_image(file), self.images.turns, self.images.flip)
@@ -104,45 +105,66 @@ class _Placed(Dataset[Tensor]):
 
 
 def token_batches(
-    study: Study, images: DetectionSet, canvas: Canvas, batches: Sequence[Sequence[StudentOutputs]], what: str
+    study: Study, images: DetectionSet, canvas: Canvas, batches: Sequence[Sequence[View]]
 ) -> Iterator[Tensor]:
     """Tokens (b, D, h, w) after the final norm, on the device, for each of the batches.
 
     Where the batches come back to every image and there is room, the tokens are computed once, and kept.
     """
-    every = sorted({seen for batch in batches for seen in batch})
-    shown = [seen for batch in batches for seen in batch]
+    every = sorted({view for batch in batches for view in batch})
+    shown = [view for batch in batches for view in batch]
     gib = len(every) * study.encoder.embed_dim * math.prod(canvas.grid) * 4 / 2**30
     if len(shown) < 2 * len(every) or gib > _CACHE_GIB:
         yield from _computed(study, images, canvas, batches)
         return
     kept: list[Tensor] = []
-    place = {seen: number for number, seen in enumerate(every)}
-    with study.bar(what) as progress:
-        for tokens in _computed(study, images, canvas, [every[i : i + 16] for i in range(0, len(every), 16)]):
-            kept += tokens.cpu()
-            if progress:
-                progress(len(kept), len(every))
+    place = {view: number for number, view in enumerate(every)}
+    computed = _computed(study, images, canvas, [every[i : i + 16] for i in range(0, len(every), 16)])
+    for tokens in study.track(computed, "tokens", len(every), len):
+        kept += tokens.cpu()
     for batch in batches:
-        yield torch.stack([kept[place[seen]] for seen in batch]).to(study.device)
+        yield torch.stack([kept[place[view]] for view in batch]).to(study.device)
 
 
 def _computed(
-    study: Study, images: DetectionSet, canvas: Canvas, batches: Sequence[Sequence[StudentOutputs]]
+    study: Study, images: DetectionSet, canvas: Canvas, batches: Sequence[Sequence[View]]
 ) -> Iterator[Tensor]:
-    encoder = study.encoder
-    shown = [seen for batch in batches for seen in batch]
+    shown = [view for batch in batches for view in batch]
     ends = np.cumsum([len(batch) for batch in batches])
     numbers = [list(range(end - len(batch), end)) for batch, end in zip(batches, ends.tolist(), strict=True)]
     placed = _Placed(images, canvas, study.preprocessing, shown)
     for x in loaded_batches(placed, batches=numbers, workers=study.workers):
-        yield _tokens(study, encoder.depth, x.to(study.device, non_blocking=True))
+        yield study.tokens(x).contiguous()
 
 
-@torch.no_grad()  # not inference_mode: what is trained on these tokens needs them for its gradient
-def _tokens(study: Study, depth: int, images: Tensor) -> Tensor:
-    encoder = study.encoder
-    found = encoder.forward_features(images, [depth]).maps
-    if depth not in found:
-        raise UserError("this network has no token maps, and detection needs one; give a vision transformer")
-    return encoder.final_norm(found[depth].movedim(1, -1)).movedim(-1, 1).float().contiguous()
+Boxes = npt.NDArray[np.float64]
+
+_QUARTERS = {1: Image.Transpose.ROTATE_90, 2: Image.Transpose.ROTATE_180, 3: Image.Transpose.ROTATE_270}
+
+
+def turned(images: DetectionSet, turns: int, flip: bool) -> DetectionSet:
+    """An upright set in another pose; its files are turned when they are opened."""
+    pairs = zip(images.boxes, images.sizes.tolist(), strict=True)
+    boxes = tuple(turned_boxes(of, (width, height), turns, flip) for of, (width, height) in pairs)
+    sizes = images.sizes[:, ::-1] if turns % 2 else images.sizes
+    return replace(images, sizes=sizes, boxes=boxes, turns=turns % 4, flip=flip)
+
+
+def turned_image(image: Image.Image, turns: int, flip: bool) -> Image.Image:
+    """An image, mirrored and turned."""
+    if flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image.transpose(_QUARTERS[turns % 4]) if turns % 4 else image
+
+
+def turned_boxes(boxes: Boxes, size: tuple[int, int], turns: int, flip: bool) -> Boxes:
+    """Boxes (k, 4), xyxy, of an image (width, height), where they lie after it was mirrored and turned."""
+    width, height = size
+    x0, y0, x1, y1 = boxes.T
+    if flip:
+        x0, x1 = width - x1, width - x0
+    for _ in range(turns % 4):
+        # counter-clockwise the right edge becomes the top: (x, y) goes to (y, width - x)
+        x0, y0, x1, y1 = y0, width - x1, y1, width - x0
+        width, height = height, width
+    return np.stack([x0, y0, x1, y1], axis=1)

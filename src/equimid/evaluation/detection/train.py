@@ -13,11 +13,11 @@ from equimid.errors import UserError
 from equimid.evaluation.config import DetectionConfig
 from equimid.evaluation.detection.annotations import DetectionSet
 from equimid.evaluation.detection.pyramid import Detector
-from equimid.evaluation.detection.tokens import Canvas, StudentOutputs, token_batches
+from equimid.evaluation.detection.tokens import Canvas, View, token_batches
 from equimid.evaluation.study import Study
 from equimid.randomness import counted_generator, counted_torch_seed
 
-__all__ = ["Found", "build_detector", "detect", "train_detector"]
+__all__ = ["Detections", "build_detector", "detect", "train_detector"]
 
 _WARM_UP = 0.1  # fraction of the steps
 _STANDARDISED = 64  # images whose tokens say how tokens lie
@@ -25,12 +25,13 @@ _CLIP = 1.0  # norm of the gradient
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found in one image, best first.
+class Detections:
+    """The detections in one image, best first.
 
-    boxes:  (k, 4) xyxy, pixels of the image
-    labels: (k,) indices into the classes
-    scores: (k,) in [0, 1]
+    Attributes:
+        boxes:  (k, 4) xyxy, pixels of the image
+        labels: (k,) indices into the classes
+        scores: (k,) in [0, 1]
     """
 
     boxes: npt.NDArray[np.float64]
@@ -46,7 +47,7 @@ def build_detector(study: Study, images: DetectionSet, canvas: Canvas) -> Detect
     detector.to(study.device)
     some = counted_generator(seed, "detection tokens").permutation(len(images))[:_STANDARDISED].tolist()
     batches = [[(i, False) for i in some[at : at + 16]] for at in range(0, len(some), 16)]
-    detector.standardise(torch.cat(list(token_batches(study, images, canvas, batches, "tokens"))))
+    detector.standardise(torch.cat(list(token_batches(study, images, canvas, batches))))
     return detector
 
 
@@ -63,54 +64,51 @@ def train_detector(study: Study, detector: Detector, images: DetectionSet, canva
     config, seed = study.config.detection, study.scope.seed
     optimizer = torch.optim.AdamW(_decayed(detector, config.weight_decay), lr=config.rate)
     batches = _order(len(images), config, seed)
-    losses = []
-    with study.bar(f"detection, {study.scope.subject}") as progress:
-        tokens_of = token_batches(study, images, canvas, batches, f"tokens, {study.scope.subject}")
-        for step, (batch, tokens) in enumerate(zip(batches, tokens_of, strict=True)):
-            targets = [_targets(images, canvas, *seen, study.device) for seen in batch]
-            # torchvision draws the regions that it trains on from the global generator
-            with counted_torch_seed(seed, "detection regions", step):
-                sizes, boxes, labels = zip(*targets, strict=True)
-                loss = detector.losses(tokens, sizes, boxes, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(detector.parameters(), _CLIP)
-            for group in optimizer.param_groups:
-                group["lr"] = config.rate * _share(step, config.steps)
-            losses.append(float(loss.detach()))
-            if not math.isfinite(losses[-1]):
-                raise UserError(
-                    f"detection diverged at step {step + 1}: its loss is {losses[-1]}; lower evaluation.detection.rate "
-                    f"({config.rate:g})"
-                )
-            optimizer.step()
-            if progress:
-                progress(step + 1, config.steps)
+    losses: list[float] = []
+    steps = zip(batches, token_batches(study, images, canvas, batches), strict=True)
+    for step, (batch, tokens) in enumerate(study.track(steps, "detection", config.steps)):
+        targets = [_targets(images, canvas, *view, study.device) for view in batch]
+        # torchvision draws the regions that it trains on from the global generator
+        with counted_torch_seed(seed, "detection regions", step):
+            sizes, boxes, labels = zip(*targets, strict=True)
+            loss = detector.losses(tokens, sizes, boxes, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(detector.parameters(), _CLIP)
+        for group in optimizer.param_groups:
+            group["lr"] = config.rate * _rate_factor(step, config.steps)
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise UserError(
+                f"detection diverged at step {step + 1}: its loss is {losses[-1]}; lower evaluation.detection.rate "
+                f"({config.rate:g})"
+            )
+        optimizer.step()
     return losses
 
 
-def detect(study: Study, detector: Detector, images: DetectionSet, canvas: Canvas) -> list[Found]:
+def detect(study: Study, detector: Detector, images: DetectionSet, canvas: Canvas) -> list[Detections]:
     """What the detector finds in every image, in order."""
     batch = study.config.detection.batch_size
     batches = [[(i, False) for i in range(at, min(at + batch, len(images)))] for at in range(0, len(images), batch)]
-    found: list[Found] = []
-    for chosen, tokens in zip(batches, token_batches(study, images, canvas, batches, "tokens"), strict=True):
+    detections: list[Detections] = []
+    for chosen, tokens in zip(batches, token_batches(study, images, canvas, batches), strict=True):
         scales = [canvas.scale(images.sizes[i]) for i, _ in chosen]
         for each, (factors, _) in zip(detector.detect(tokens, [size for _, size in scales]), scales, strict=True):
             x, y, s = (each[key].cpu().numpy() for key in ("boxes", "labels", "scores"))
-            found.append(Found(x.astype(np.float64) / factors, y, s.astype(np.float64)))
-    return found
+            detections.append(Detections(x.astype(np.float64) / factors, y, s.astype(np.float64)))
+    return detections
 
 
-def _order(count: int, config: DetectionConfig, seed: int) -> list[list[StudentOutputs]]:
+def _order(count: int, config: DetectionConfig, seed: int) -> list[list[View]]:
     """Which images each step sees, and which of them flipped: epochs in random order, joined."""
-    wanted = config.steps * config.batch_size
+    total = config.steps * config.batch_size
 
-    seen: list[StudentOutputs] = []
-    for epoch in range(math.ceil(wanted / count)):
+    views: list[View] = []
+    for epoch in range(math.ceil(total / count)):
         rng = counted_generator(seed, "detection order", epoch)
-        seen += zip(rng.permutation(count).tolist(), (rng.random(count) < 0.5).tolist(), strict=True)
-    return [seen[at : at + config.batch_size] for at in range(0, wanted, config.batch_size)]
+        views += zip(rng.permutation(count).tolist(), (rng.random(count) < 0.5).tolist(), strict=True)
+    return [views[at : at + config.batch_size] for at in range(0, total, config.batch_size)]
 
 
 def _targets(
@@ -126,8 +124,8 @@ def _targets(
     return size, torch.from_numpy(boxes).float().to(device), labels.to(device)
 
 
-def _share(step: int, steps: int) -> float:
-    """Of the peak rate."""
+def _rate_factor(step: int, steps: int) -> float:
+    """What multiplies the peak rate at that step."""
     warm = max(1, round(_WARM_UP * steps))
     if step < warm:
         return (step + 1) / warm

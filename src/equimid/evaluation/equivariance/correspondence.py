@@ -28,12 +28,11 @@ from torch import Tensor
 
 from equimid.backbones import Encoder
 from equimid.errors import UserError
-from equimid.evaluation.equivariance.agreement import Tokens, cosines, hits
-from equimid.evaluation.equivariance.map_statistics import mean_tokens, normalised_maps, shows_content
+from equimid.evaluation.equivariance.agreement import Tokens, cosines, hits, mean_tokens, normalised_maps, shows_content
 from equimid.evaluation.equivariance.maps import NOT_FINITE, input_grid, neighbourhood
 from equimid.evaluation.equivariance.pose_probe import some_layers
 from equimid.evaluation.equivariance.transforms import Transform, transforms_of
-from equimid.evaluation.study import Scope, Study, images_of, sample_images
+from equimid.evaluation.study import Details, Scope, Study, images_of, sample_images
 from equimid.features import Features
 from equimid.records import Record
 
@@ -84,10 +83,10 @@ def measure_correspondence(study: Study, data: str, train: str | None = None) ->
         logger.warning("the maps of this network have one patch: there is nothing to search in, no correspondence")
         return []
     layers = sorted({*some_layers(encoder.depth, config.probe_layers), *encoder.taps})
-    wanted = min(config.correspondence_images, len(source))
-    count = max(2, min(wanted, _MOST_TOKENS // (grid[0] * grid[1])))
-    if count < wanted:
-        logger.warning("correspondence: %d of %d images, for their maps have %d x %d patches", count, wanted, *grid)
+    most = min(config.correspondence_images, len(source))
+    count = max(2, min(most, _MOST_TOKENS // (grid[0] * grid[1])))
+    if count < most:
+        logger.warning("correspondence: %d of %d images, for their maps have %d x %d patches", count, most, *grid)
     indices = sample_images(source, count, study.scope.seed)
     images = torch.cat(list(study.batches(source, _BATCH, indices)))
     content = shows_content(images)
@@ -103,21 +102,18 @@ def measure_correspondence(study: Study, data: str, train: str | None = None) ->
     todo = transforms_of(grid, encoder.patch_size, config, encoder.any_size)
     parts: dict[tuple[str, str, str, float | None, int], list[Tensor]] = defaultdict(list)
     chances: dict[tuple[str, str, str, float | None], list[float]] = defaultdict(list)
-    with study.bar(f"correspondence, {study.scope.subject}") as progress:
-        for done, change in enumerate(todo, start=1):
-            near = neighbourhood(change, grid).to(images.device)
-            members = (None,) if change.member is None else (change.member, None)
-            for layer, (there, carried) in _tokens(encoder, images, layers, change).items():
-                for (metric, among), value in correspondence(there, carried, means[layer], near).items():
-                    for angle in members:
-                        parts[metric, among, change.kind, angle, layer].append(value.cpu())
-            for among, searched in (("image", len(near)), ("images", len(images) * len(near))):
+    for change in study.track(todo, "correspondence", len(todo)):
+        near = neighbourhood(change, grid).to(images.device)
+        members = (None,) if change.member is None else (change.member, None)
+        for layer, (there, carried) in _tokens(encoder, images, layers, change).items():
+            for (metric, among), value in correspondence(there, carried, means[layer], near).items():
                 for angle in members:
-                    chances["top1", among, change.kind, angle].append(100 / searched)
-                    around = 100 * float(near.sum(1).double().mean()) / searched
-                    chances["near_top1", among, change.kind, angle].append(around)
-            if progress:
-                progress(done, len(todo))
+                    parts[metric, among, change.kind, angle, layer].append(value.cpu())
+        for among, searched in (("image", len(near)), ("images", len(images) * len(near))):
+            for angle in members:
+                chances["top1", among, change.kind, angle].append(100 / searched)
+                around = 100 * float(near.sum(1).double().mean()) / searched
+                chances["near_top1", among, change.kind, angle].append(around)
     records = []
     # kind by kind, an angle's records before the kind's mean
     kinds = list(dict.fromkeys(change.kind for change in todo))
@@ -130,7 +126,7 @@ def measure_correspondence(study: Study, data: str, train: str | None = None) ->
     return records
 
 
-def _record(scope: Scope, metric: str, values: Tensor, details: dict[str, Any]) -> Record:
+def _record(scope: Scope, metric: str, values: Tensor, details: Details) -> Record:
     """The mean over images (n,), in percent; those of features that are not finite are left out."""
     known = values[torch.isfinite(values)]
     if len(known):
@@ -152,7 +148,7 @@ def _tokens(
         for layer in layers:
             parts[layer].append((change.select(after[layer]), change.transport(before[layer])))
     return {
-        layer: (torch.cat([a for a, _ in found]), torch.cat([b for _, b in found])) for layer, found in parts.items()
+        layer: (torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs])) for layer, pairs in parts.items()
     }
 
 
@@ -166,13 +162,13 @@ def correspondence(there: Tensor, carried: Tensor, mean: Tensor, near: Tensor) -
     """
     a, b = Tokens.of(there), Tokens.of(carried)
     T = len(near)
-    found: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+    percent: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     everywhere = b.without(mean).flatten(0, 1)
     for number, tokens in enumerate(a.without(mean)):
         among_all = cosines(tokens, everywhere)
         own = among_all[:, number * T : (number + 1) * T]
         for among, searched in (("image", own), ("images", among_all)):
             exact, around = hits(searched, own, near)
-            found["top1", among].append(100 * exact.mean())
-            found["near_top1", among].append(100 * around.mean())
-    return {key: torch.stack(values) for key, values in found.items()}
+            percent["top1", among].append(100 * exact.mean())
+            percent["near_top1", among].append(100 * around.mean())
+    return {key: torch.stack(values) for key, values in percent.items()}

@@ -26,8 +26,15 @@ from torch import Tensor
 
 from equimid.backbones import Encoder
 from equimid.errors import UserError
-from equimid.evaluation.equivariance.agreement import Tokens, agreement, retrieval
-from equimid.evaluation.equivariance.map_statistics import MapStatistics, map_statistics, normalised_maps, shows_content
+from equimid.evaluation.equivariance.agreement import (
+    MapStatistics,
+    Tokens,
+    agreement,
+    map_statistics,
+    normalised_maps,
+    retrieval,
+    shows_content,
+)
 from equimid.evaluation.equivariance.transforms import Grid, Transform, transforms_of
 from equimid.evaluation.study import Scope, Study, images_of, sample_images
 from equimid.records import Record
@@ -84,14 +91,9 @@ def measure_equivariance(study: Study, data: str, train: str | None = None) -> l
     # a last batch of one image has no other image to be compared with
     indices = indices[: len(indices) - (len(indices) % batch == 1)]
     values: dict[Key, list[Tensor]] = defaultdict(list)
-    done = 0
-    with study.bar(f"equivariance, {scope.subject}") as progress:
-        for images in study.batches(source, batch, indices):
-            for key, found in compare(encoder, images, layers, statistics, todo).items():
-                values[key].append(found)
-            done += len(images)
-            if progress:
-                progress(done, len(indices))
+    for images in study.track(study.batches(source, batch, indices), "equivariance", len(indices), len):
+        for key, of_images in compare(encoder, images, layers, statistics, todo).items():
+            values[key].append(of_images)
     if not values:
         keys = [(change.kind, layer) for change in todo for layer in layers]
         values = {("place", SAME, kind, None, layer): [] for kind, layer in dict.fromkeys(keys)}
@@ -125,8 +127,8 @@ def compare(
                 NOT_CARRIED: agreement(there, Tokens.of(change.leave(base)), mean),
                 OTHER: agreement(there, carried.roll(), mean),
             }
-            for subject, found in compared.items():
-                for metric, value in found.items():
+            for subject, metrics in compared.items():
+                for metric, value in metrics.items():
                     if change.member is not None:
                         parts[metric, subject, change.kind, change.member, layer].append(value)
                     parts[metric, subject, change.kind, None, layer].append(value)
@@ -161,15 +163,13 @@ def _records(
             continue
         details: dict[str, Any] = {"layer": layer, "kind": kind} | ({} if angle is None else {"angle": angle})
         if metric.startswith("retrieval"):
-            of_kind = [
-                c[metric] for (k, a), found in chances.items() if k == kind and angle in (None, a) for c in found
-            ]
+            of_kind = [c[metric] for (k, a), each in chances.items() if k == kind and angle in (None, a) for c in each]
             details["chance"] = sum(of_kind) / len(of_kind)
-        found = torch.cat(parts).double().numpy() if parts else np.zeros(0)
-        known = found[np.isfinite(found)]
+        of_images = torch.cat(parts).double().numpy() if parts else np.zeros(0)
+        known = of_images[np.isfinite(of_images)]
         name = scope.subject if subject == SAME else subject
         if len(known):
-            details |= {"left_out": len(found) - len(known)} if len(known) < len(found) else {}
+            details |= {"left_out": len(of_images) - len(known)} if len(known) < len(of_images) else {}
             record = scope.mean("equivariance", metric, known, details, subject=name)
         else:
             details["not_measurable"] = _reason(statistics.get(layer))
@@ -189,21 +189,12 @@ def _reason(statistics: MapStatistics | None) -> str:
 def _share_records(scope: Scope, statistics: Mapping[int, MapStatistics]) -> list[Record]:
     """Where the variance of the upright maps lies, in percent."""
     records = []
-    for layer, found in statistics.items():
-        for part, fraction in found.fractions.items():
+    for layer, of_layer in statistics.items():
+        for part, fraction in of_layer.fractions.items():
             details: dict[str, Any] = {"layer": layer}
-            known = math.isfinite(fraction)
-            if not known:
-                finite = bool(torch.isfinite(found.mean).all())
+            value, images = (100 * fraction, of_layer.images) if math.isfinite(fraction) else (None, 0)
+            if value is None:
+                finite = bool(torch.isfinite(of_layer.mean).all())
                 details["not_measurable"] = "maps that do not vary" if finite else NOT_FINITE
-            records.append(
-                scope.record(
-                    "equivariance",
-                    part,
-                    100 * fraction if known else None,
-                    found.images if known else 0,
-                    unit="%",
-                    details=details,
-                )
-            )
+            records.append(scope.record("equivariance", part, value, images, unit="%", details=details))
     return records

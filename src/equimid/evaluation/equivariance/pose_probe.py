@@ -19,14 +19,13 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from sklearn.decomposition import PCA
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from equimid.data import open_source
 from equimid.errors import UserError
 from equimid.evaluation.equivariance.transforms import Posed
+from equimid.evaluation.probes.heads import predicted
+from equimid.evaluation.probes.logistic import fit_logistic
 from equimid.evaluation.study import Study, images_of, readable, same_place
 from equimid.randomness import counted_generator
 from equimid.records import Record
@@ -36,7 +35,7 @@ __all__ = ["measure_pose_probe", "some_layers"]
 _BATCH = 32
 _PLACES = 4  # the map is pooled to so many, squared
 _COMPONENTS = 128
-_STRENGTH = 0.1  # scikit-learn's C; the features are standardised
+_STRENGTH = 0.1  # of the regression, as scikit-learn's C; the features are standardised
 _POSES = ((0, False), (1, False), (2, False), (3, False), (0, True))  # (turns, flip)
 _TARGETS = {"turn": (0, 1, 2, 3), "flip": (0, 4)}  # classes: numbers of poses
 
@@ -68,16 +67,13 @@ def measure_pose_probe(study: Study, data: str, train: str | None = None) -> lis
             f"{data} gives {len(fit)} image(s) to fit pose probes on and {len(test)} to test them; expected two "
             "or more of each: give more images, or a larger equivariance_images"
         )
-    tables = [_read(study, fit_on, np.sort(fit)), _read(study, source, np.sort(test))]
+    fitted_on, tested_on = _read(study, fit_on, np.sort(fit)), _read(study, source, np.sort(test))
     records = []
-    with study.bar(f"pose probes, {study.scope.subject}") as progress:
-        for done, key in enumerate(sorted(tables[0])):
-            for target, poses in _TARGETS.items():
-                right = _probe(tables[0][key][:, poses], tables[1][key][:, poses], study.scope.seed)
-                details = {"layer": key[0], "target": target, "from": key[1], "chance": 100 / len(poses)}
-                records.append(_record(study, right, details))
-            if progress:
-                progress(done + 1, len(tables[0]))
+    for layer, read in study.track(sorted(fitted_on), "pose probes", len(fitted_on)):
+        for target, poses in _TARGETS.items():
+            fit_rows, test_rows = (features[layer, read][:, poses] for features in (fitted_on, tested_on))
+            details = {"layer": layer, "target": target, "from": read, "chance": 100 / len(poses)}
+            records.append(study.scope.accuracy("pose_probe", _probe(fit_rows, test_rows, study.scope.seed), details))
     return records
 
 
@@ -88,53 +84,36 @@ def some_layers(depth: int, count: int) -> list[int]:
 
 
 @torch.inference_mode()
-def _read(study: Study, source: Any, indices: npt.NDArray[np.int64]) -> dict[tuple[int, str], npt.NDArray[np.float32]]:
+def _read(study: Study, source: Any, indices: npt.NDArray[np.int64]) -> dict[tuple[int, str], Tensor]:
     """{(layer, what is read): (n, poses, columns)}"""
     encoder = study.encoder
     layers = some_layers(encoder.depth, study.config.equivariance.probe_layers)
     parts: _Features = defaultdict(list)
-    done = 0
-    with study.bar(f"poses, {study.scope.subject}") as progress:
-        for images in study.batches(source, _BATCH, indices):
-            posed: _Features = defaultdict(list)
-            for turns, flip in _POSES:
-                found = encoder.forward_features(Posed("", turns, flip, encoder.patch_size).after(images), layers)
-                for layer in layers:
-                    m = found.maps[layer].float()
-                    posed[layer, "map"].append(F.adaptive_avg_pool2d(m, min(_PLACES, m.shape[-1])).flatten(1))
-                    posed[layer, "mean"].append(m.mean((2, 3)))
-                    if layer in found.cls_at:
-                        posed[layer, "cls"].append(found.cls_at[layer].float())
-                posed[layers[-1], "embedding"].append(found.cls.float())
-            for key, columns in posed.items():
-                parts[key].append(torch.stack(columns, 1).cpu())
-            done += len(images)
-            if progress:
-                progress(done, len(indices))
-    return {key: torch.cat(columns).numpy() for key, columns in parts.items()}
+    for images in study.track(study.batches(source, _BATCH, indices), "poses", len(indices), len):
+        posed: _Features = defaultdict(list)
+        for turns, flip in _POSES:
+            features = encoder.forward_features(Posed("", turns, flip, encoder.patch_size).after(images), layers)
+            for layer in layers:
+                m = features.maps[layer].float()
+                posed[layer, "map"].append(F.adaptive_avg_pool2d(m, min(_PLACES, m.shape[-1])).flatten(1))
+                posed[layer, "mean"].append(m.mean((2, 3)))
+                if layer in features.cls_at:
+                    posed[layer, "cls"].append(features.cls_at[layer].float())
+            posed[layers[-1], "embedding"].append(features.cls.float())
+        for key, columns in posed.items():
+            parts[key].append(torch.stack(columns, 1).cpu())
+    return {key: torch.cat(columns) for key, columns in parts.items()}
 
 
-def _probe(fit: npt.NDArray[np.float32], test: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.float64]:
-    """Per test image the fraction of its poses that is read rightly, of features (n, poses, columns)."""
-    poses, columns = fit.shape[1:]
-    rows = fit.reshape(-1, columns).astype(np.float64)
+def _probe(fit: Tensor, test: Tensor, seed: int) -> npt.NDArray[np.float64]:
+    """For each test image the fraction of its poses that are read correctly, of features (n, poses, columns)."""
+    poses = fit.shape[1]
+    x, queries = (features.flatten(0, 1).double() for features in (fit, test))
+    deviation, mean = torch.std_mean(x, 0, correction=0)
+    x, queries = ((rows - mean) / torch.where(deviation > 0, deviation, 1.0) for rows in (x, queries))
     state = int(counted_generator(seed, "pose probe").integers(2**31))
-    probe = make_pipeline(
-        StandardScaler(),
-        PCA(min(_COMPONENTS, columns, len(rows) - 1), random_state=state),
-        LogisticRegression(C=_STRENGTH, max_iter=1000),
-    )
-    probe.fit(rows, np.tile(np.arange(poses), len(fit)))
-    said = probe.predict(test.reshape(-1, columns).astype(np.float64)).reshape(-1, poses)
-    fraction: npt.NDArray[np.float64] = (said == np.arange(poses)).mean(1)
-    return fraction
-
-
-def _record(study: Study, right: npt.NDArray[np.float64], details: dict[str, Any]) -> Record:
-    """Wilson's interval with as many trials as images."""
-    scope, n, p, z = study.scope, len(right), float(right.mean()), 1.96
-    middle, reach = p + z**2 / (2 * n), z * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
-    low, high = ((middle + sign * reach) / (1 + z**2 / n) for sign in (-1, 1))
-    return scope.record(
-        "pose_probe", "top1", 100 * p, n, unit="%", low=100 * max(0.0, low), high=100 * min(1.0, high), details=details
-    )
+    pca = PCA(min(_COMPONENTS, x.shape[1], len(x) - 1), random_state=state).fit(x.numpy())
+    x, queries = (torch.from_numpy(pca.transform(rows.numpy())) for rows in (x, queries))
+    head = fit_logistic(x, torch.arange(poses).repeat(len(fit)), poses, 1 / (len(x) * _STRENGTH))
+    correct = predicted(head.logits(queries)).view(-1, poses) == torch.arange(poses)
+    return correct.double().mean(1).numpy()

@@ -1,4 +1,4 @@
-"""What is done to an image, and what an equivariant layer's map would have done with it.
+"""What is done to an image, what an equivariant layer's map would have done with it, and the poses of test images.
 
 Letters: n images, C channels, D width, H W pixels of an image, p of a patch, h w = H W / p, T compared tokens.
 
@@ -8,6 +8,7 @@ with. `leave` takes the map of x0 as if nothing had been done: what carrying it 
 maps are resampled by the same interpolation, without antialias, `align_corners=False`.
 """
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -18,10 +19,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from equimid.backbones import Encoder
 from equimid.evaluation.config import EquivarianceConfig
 from equimid.poses import Pose, transport
 
-__all__ = ["Cropped", "Grid", "Posed", "Resized", "Rotated", "Transform", "pose_kinds", "transforms_of"]
+__all__ = [
+    "UPRIGHT",
+    "Cropped",
+    "Grid",
+    "NamedPose",
+    "Posed",
+    "Resized",
+    "Rotated",
+    "Transform",
+    "named_poses",
+    "pose_kinds",
+    "poses_for",
+    "transforms_of",
+]
+
+logger = logging.getLogger("equimid")
 
 Grid = tuple[int, int]  # (h, w), patches
 
@@ -228,22 +245,22 @@ def transforms_of(grid: Grid, patch_size: int, config: EquivarianceConfig, any_s
     Without `any_size`, what keeps the image's size. Crops need a grid of 5 patches or more each way. What
     compares a single patch is left out, but for poses: its place is not measurable.
     """
-    found: list[Transform] = []
+    transforms: list[Transform] = []
     for kind, poses in pose_kinds(grid).items():
         for turns, flip, size in poses:
             if kind != "scale":
                 # a network of one size sees a rectangle lying on its side as another size
                 if any_size or turns % 2 == 0 or grid[0] == grid[1]:
-                    found.append(Posed(kind, turns, flip, patch_size))
+                    transforms.append(Posed(kind, turns, flip, patch_size))
             elif any_size and size != (1, 1):
                 name = "isotropic scale" if (size[0] < grid[0]) == (size[1] < grid[1]) else "anisotropic scale"
-                found.append(Resized(name, size, patch_size, config.interpolation))
+                transforms.append(Resized(name, size, patch_size, config.interpolation))
     parts: list[Rotated | Cropped] = [
         Rotated("rotation", angle, grid, patch_size, config.interpolation) for angle in config.angles
     ]
     if any_size and min(grid) >= 5:
         parts += _crops(grid, patch_size, config.interpolation)
-    return [*found, *(change for change in parts if change.inside.sum() > 1)]
+    return [*transforms, *(change for change in parts if change.inside.sum() > 1)]
 
 
 def pose_kinds(grid: Grid) -> dict[str, list[tuple[int, bool, Grid]]]:
@@ -285,5 +302,53 @@ def _centres(grid: Grid) -> Tensor:
 def _sample(x: Tensor, places: Tensor, interpolation: str, padding: str) -> Tensor:
     """(n, C, H, W) at (n, T, 2) places to (n, C, T)."""
     places = places[:, None].to(x.dtype)
-    found = F.grid_sample(x, places, mode=interpolation, padding_mode=padding, align_corners=False)
-    return found[:, :, 0]
+    values = F.grid_sample(x, places, mode=interpolation, padding_mode=padding, align_corners=False)
+    return values[:, :, 0]
+
+
+UPRIGHT = "none"  # the kind of the pose that changes nothing
+
+
+@dataclass(frozen=True)
+class NamedPose:
+    """One pose of all test images.
+
+    Attributes:
+        kind: "none", "quarter turns", "flip" or "scale"
+        name: within its kind, such as "90 degrees"
+        turns, flip, grid: as in `Pose`
+    """
+
+    kind: str
+    name: str
+    turns: int
+    flip: bool
+    grid: tuple[int, int]
+
+    def of(self, images: int) -> Pose:
+        """As a pose of so many images."""
+        return Pose(torch.full((images,), self.turns), torch.full((images,), self.flip), self.grid)
+
+
+def named_poses(grid: int) -> list[NamedPose]:
+    """Of an upright map of `grid` x `grid` patches; the first is upright, the others those of `pose_kinds`."""
+    poses = [NamedPose(UPRIGHT, "upright", 0, False, (grid, grid))]
+    for kind, members in pose_kinds((grid, grid)).items():
+        for turns, flip, size in members:
+            name = {
+                "quarter turns": f"{90 * turns} degrees",
+                "flip": "mirrored left-right",
+                "scale": f"{size[0]} x {size[1]} patches",
+            }[kind]
+            poses.append(NamedPose(kind, name, turns, flip, size))
+    return poses
+
+
+def poses_for(encoder: Encoder, grid: int, what: str) -> list[NamedPose]:
+    """`named_poses` that this network can be shown: one that takes images of one size alone gets no other scales, and
+    a warning says so of `what` is measured."""
+    poses = named_poses(grid)
+    if encoder.any_size:
+        return poses
+    logger.warning("this network takes images of one size: its %s under other scales is not measured", what)
+    return [pose for pose in poses if pose.kind != "scale"]

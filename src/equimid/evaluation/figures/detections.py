@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from equimid.data import open_image
 from equimid.errors import UserError
 from equimid.evaluation.detection.annotations import DetectionSet
-from equimid.evaluation.detection.train import Found
+from equimid.evaluation.detection.train import Detections
 from equimid.evaluation.figures.drawing import save_figure
 
 __all__ = ["draw_detections"]
@@ -21,15 +21,18 @@ __all__ = ["draw_detections"]
 _SCORE = 0.5
 
 
-def draw_detections(images: DetectionSet, found: Sequence[Found], chosen: Sequence[int], file: Path) -> None:
+def draw_detections(images: DetectionSet, detections: Sequence[Detections], chosen: Sequence[int], file: Path) -> None:
     """A PNG, written beside and renamed: above the labelled boxes (ignored ones dotted), below those found with a score
     above 0.5, a colour for each class."""
     figure = Figure(figsize=(2.6 * len(chosen), 4.4), dpi=110, layout="constrained")
     shown: set[int] = set()
     for column, i in enumerate(chosen):
-        photo, best = open_image(images.images[i]), found[i].scores > _SCORE
+        photo, of_image = open_image(images.images[i]), detections[i]
+        best = of_image.scores > _SCORE
         labelled = zip(images.boxes[i].tolist(), images.labels[i].tolist(), images.ignored[i].tolist(), strict=True)
-        detected = zip(found[i].boxes[best].tolist(), found[i].labels[best].tolist(), cycle([False]), strict=False)
+        detected = zip(
+            detections[i].boxes[best].tolist(), detections[i].labels[best].tolist(), cycle([False]), strict=False
+        )
         for row, (title, boxes) in enumerate((("labelled", labelled), ("found", detected))):
             axes = figure.add_subplot(2, len(chosen), row * len(chosen) + column + 1)
             axes.imshow(photo)

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from equimid.backbones import Encoder
 from equimid.errors import UserError
-from equimid.evaluation.equivariance.agreement import Tokens, agreement
-from equimid.evaluation.equivariance.map_statistics import mean_tokens, normalised_maps
+from equimid.evaluation.equivariance.agreement import Tokens, agreement, mean_tokens, normalised_maps
 from equimid.evaluation.figures.drawing import (
     Array,
     as_bytes,
@@ -92,17 +91,14 @@ def record_explorer(
         raise UserError(f"{data} has no image that can be read; the explorer needs one")
     x = next(study.batches(source, len(chosen), chosen))
     records = []
-    with study.bar(f"explorer, {study.scope.subject}") as progress:
-        for number, index in enumerate(chosen):
-            photo = _write_photograph(study, photographs(x[number : number + 1], study.preprocessing)[0], number)
-            found = _posed_maps(encoder, x[number : number + 1], layers, means)
-            for layer in layers:
-                record = _record(study, number, layer, found[layer])
-                record.details["photograph"] = photo
-                record.details["class"] = None if source.labels is None else source.classes[source.labels[index]]
-                records.append(record)
-            if progress:
-                progress(number + 1, len(chosen))
+    for number, index in study.track(enumerate(chosen), "explorer", len(chosen)):
+        photo = _write_photograph(study, photographs(x[number : number + 1], study.preprocessing)[0], number)
+        maps = _posed_maps(encoder, x[number : number + 1], layers, means)
+        for layer in layers:
+            record = _record(study, number, layer, maps[layer])
+            record.details["photograph"] = photo
+            record.details["class"] = None if source.labels is None else source.classes[source.labels[index]]
+            records.append(record)
     return records
 
 
@@ -121,7 +117,7 @@ def _posed_maps(
     turns = torch.tensor([turns for turns, _ in _ELEMENTS], device=x.device)
     flip = torch.tensor([flip for _, flip in _ELEMENTS], device=x.device)
     upright = Pose.identity(len(_ELEMENTS), (grid, grid), x.device)
-    found: dict[int, dict[int, _Scaled]] = {layer: {} for layer in layers}
+    maps: dict[int, dict[int, _Scaled]] = {layer: {} for layer in layers}
     for side in _grids(grid) if encoder.any_size else [grid]:
         pose = Pose(turns, flip, (side, side))
         posed = normalised_maps(encoder, pose.act(x.expand(len(_ELEMENTS), -1, -1, -1), encoder.patch_size), layers)
@@ -131,25 +127,25 @@ def _posed_maps(
             size = (posed[layer] - mean).square().sum(1).mean((1, 2)).sqrt().clamp(min=1e-12)
             error = (posed[layer] - carried).norm(dim=1) / size[:, None, None]
             figures = agreement(Tokens.of(posed[layer].flatten(2)), Tokens.of(carried.flatten(2)), means[layer])
-            found[layer][side] = _Scaled(carried[:1], posed[layer], error, figures)
-    return found
+            maps[layer][side] = _Scaled(carried[:1], posed[layer], error, figures)
+    return maps
 
 
-def _record(study: Study, number: int, layer: int, found: dict[int, _Scaled]) -> Record:
+def _record(study: Study, number: int, layer: int, scales: dict[int, _Scaled]) -> Record:
     file = picture_file(study, f"explorer_image_{number + 1}_layer_{layer}.png")
-    write_beside(file, _sprite(found))
+    write_beside(file, _sprite(scales))
     caption = (
-        f"Image {number + 1}, layer {layer}: token maps under {len(_ELEMENTS) * len(found)} poses, and their errors"
+        f"Image {number + 1}, layer {layer}: token maps under {len(_ELEMENTS) * len(scales)} poses, and their errors"
     )
     details = {
         "image": number + 1,
         "layer": layer,
-        "side": max(found),
-        "grids": list(found),
+        "side": max(scales),
+        "grids": list(scales),
         "upright": study.preprocessing.size // study.encoder.patch_size,
         "elements": [list(element) for element in _ELEMENTS],
         **{
-            name: [_rounded(scaled.figures[name]) for scaled in found.values()]
+            name: [_rounded(scaled.figures[name]) for scaled in scales.values()]
             for name in ("place", "centred_cosine", "relative_error")
         },
         "error_levels": _LEVELS,
@@ -164,13 +160,13 @@ def _rounded(values: Tensor) -> list[float | None]:
     return [round(v, 4) if math.isfinite(v) else None for v in values.tolist()]
 
 
-def _sprite(found: dict[int, _Scaled]) -> bytes:
+def _sprite(scales: dict[int, _Scaled]) -> bytes:
     """The PNG of one image and layer: at most 160 colours, so that a page can carry many."""
-    side, count = max(found), len(_ELEMENTS)
-    maps = np.zeros((len(found) * side, (1 + count) * side, 3), np.uint8)
-    errors = np.zeros((len(found) * side, count * side), np.uint8)
-    colours = principal_colours([m for scaled in found.values() for m in (scaled.upright, scaled.maps)])
-    for row, scaled in enumerate(found.values()):
+    side, count = max(scales), len(_ELEMENTS)
+    maps = np.zeros((len(scales) * side, (1 + count) * side, 3), np.uint8)
+    errors = np.zeros((len(scales) * side, count * side), np.uint8)
+    colours = principal_colours([m for scaled in scales.values() for m in (scaled.upright, scaled.maps)])
+    for row, scaled in enumerate(scales.values()):
         tiles = np.concatenate(colours[2 * row : 2 * row + 2])
         _lay(maps, as_bytes(tiles), row, side)
         level = scaled.error.cpu().numpy() / _TOP * (_LEVELS - 1)

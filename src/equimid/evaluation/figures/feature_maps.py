@@ -12,8 +12,7 @@ from torch import Tensor
 
 from equimid.backbones import Encoder
 from equimid.errors import UserError
-from equimid.evaluation.equivariance.agreement import Tokens, agreement
-from equimid.evaluation.equivariance.map_statistics import mean_tokens, normalised_maps
+from equimid.evaluation.equivariance.agreement import Tokens, agreement, mean_tokens, normalised_maps
 from equimid.evaluation.figures.drawing import (
     Array,
     photographs,
@@ -32,7 +31,7 @@ _TOP = 1.5  # relative error that is drawn brightest
 _TITLES = ("image", "its map", "posed image", "its map", "first, transported", "error")
 
 
-def some_layers(encoder: Encoder, given: Sequence[int] = ()) -> list[int]:
+def some_layers(encoder: Encoder, added: Sequence[int] = ()) -> list[int]:
     """The first layer, one at a quarter, at half and at the full depth, those that training tapped, and those given;
     ascending.
 
@@ -40,9 +39,9 @@ def some_layers(encoder: Encoder, given: Sequence[int] = ()) -> list[int]:
         UserError: a given layer is none of the network.
     """
     depth = encoder.depth
-    if unknown := [layer for layer in given if not 1 <= layer <= depth]:
+    if unknown := [layer for layer in added if not 1 <= layer <= depth]:
         raise UserError(f"there is no layer {unknown[0]}: the network's layers are 1 to {depth}")
-    return sorted({1, max(1, depth // 4), max(1, depth // 2), depth, *encoder.taps, *given})
+    return sorted({1, max(1, depth // 4), max(1, depth // 2), depth, *encoder.taps, *added})
 
 
 @torch.inference_mode()

@@ -39,9 +39,10 @@ def draw_neighbours(
     embeddings = F.normalize(_embeddings(study, source).float(), dim=1)
     cosines = embeddings[rows] @ embeddings.T
     cosines[torch.arange(len(rows)), rows] = -torch.inf  # not itself
-    highest, found = cosines.topk(min(nearest, len(source) - 1), dim=1)
+    highest, neighbours = cosines.topk(min(nearest, len(source) - 1), dim=1)
     records = []
-    for number, (query, others, values) in enumerate(zip(rows.tolist(), found.tolist(), highest.tolist(), strict=True)):
+    each = zip(rows.tolist(), neighbours.tolist(), highest.tolist(), strict=True)
+    for number, (query, others, values) in enumerate(each):
         shown = torch.tensor([query, *others])
         x = next(study.batches(source, len(shown), shown.numpy()))
         names = None if source.labels is None else [source.classes[label] for label in source.labels[shown.numpy()]]
@@ -57,13 +58,9 @@ def draw_neighbours(
 
 def _embeddings(study: Study, source: Source) -> Tensor:
     """Final embeddings (n, D); labels are not needed."""
-    width, parts = study.encoder.embed_dim, []
-    with study.bar(f"neighbours, {study.scope.subject}") as progress:
-        for images in study.batches(source):
-            parts.append(study.columns(images)[:, -width:].cpu())  # the last columns are the final embedding
-            if progress:
-                progress(sum(map(len, parts)), len(source))
-    return torch.cat(parts)
+    batches = study.track(study.batches(source), "neighbours", len(source), len)
+    # the last columns are the final embedding
+    return torch.cat([study.columns(images)[:, -study.encoder.embed_dim :].cpu() for images in batches])
 
 
 def _caption(number: int, count: int, values: list[float], names: list[str] | None) -> str:

@@ -1,10 +1,9 @@
 """Probes: what a simple reader makes of frozen features."""
 
 from equimid.evaluation.probes.attentive import measure_attentive
-from equimid.evaluation.probes.fewshot import measure_fewshot
 from equimid.evaluation.probes.knn import knn_predictions, measure_knn
 from equimid.evaluation.probes.linear import fit_linear, measure_linear
-from equimid.evaluation.probes.logistic import measure_logistic
+from equimid.evaluation.probes.logistic import measure_fewshot, measure_logistic
 from equimid.evaluation.probes.mlp import measure_mlp
 
 __all__ = [

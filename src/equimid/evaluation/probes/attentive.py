@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from equimid.data import Source
 from equimid.errors import UserError
-from equimid.evaluation.probes.heads import predicted
-from equimid.evaluation.probes.trained import HeadTrainer
+from equimid.evaluation.probes.heads import HeadTrainer, predicted
 from equimid.evaluation.study import Study, labelled_splits
 from equimid.records import Record
 
@@ -57,9 +56,9 @@ def measure_attentive(study: Study, data: str, train: str | None = None) -> list
     ).fit()
     everything = np.arange(len(test))
     with torch.no_grad():
-        found = torch.cat([predicted(head(x)).cpu() for x in _Tokens(study, test, keep=False).batches(everything, 64)])
+        classes = torch.cat([predicted(head(x)).cpu() for x in _Tokens(study, test, False).batches(everything, 64)])
     details["heads"] = config.attentive_heads
-    return [study.scope.accuracy("attentive", (found == torch.as_tensor(test.labels)).numpy(), details)]
+    return [study.scope.accuracy("attentive", (classes == torch.as_tensor(test.labels)).numpy(), details)]
 
 
 class AttentivePooling(nn.Module):
@@ -107,20 +106,9 @@ class _Tokens:
             yield self.all()[rows].to(self.study.device)
 
     def _all(self) -> Tensor:
-        parts, total = [], len(self.source)
-        with self.study.bar(f"tokens, {self.study.scope.subject}") as progress:
-            for part in self._pass(np.arange(total), 64):
-                parts.append(part.cpu())
-                if progress:
-                    progress(sum(map(len, parts)), total)
-        return torch.cat(parts)
+        total = len(self.source)
+        return torch.cat([x.cpu() for x in self.study.track(self._pass(np.arange(total), 64), "tokens", total, len)])
 
     def _pass(self, indices: npt.NDArray[np.int64], size: int) -> Iterator[Tensor]:
-        encoder = self.study.encoder
         for images in self.study.batches(self.source, size, indices):
-            with torch.no_grad():
-                tokens = (
-                    encoder.forward_features(images, [encoder.depth]).maps[encoder.depth].flatten(2).transpose(1, 2)
-                )
-                normed = encoder.final_norm(tokens).float()
-            yield normed
+            yield self.study.tokens(images).flatten(2).transpose(1, 2)

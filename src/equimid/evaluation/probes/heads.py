@@ -1,21 +1,34 @@
-"""Linear heads of a grid of learning rates, trained side by side as one matrix.
+"""How probes are trained: a head for each learning rate, on the same mini-batches; rate and epoch chosen held out.
+
+HeadGrid:    linear heads, side by side as one matrix; SGD with momentum 0.9, no weight decay
+HeadTrainer: any module; AdamW (weight decay 0.01)
+
+Both: cross-entropy, the learning rate a cosine over epochs. The chosen rate is trained anew on all training images to
+the chosen epoch of the same schedule, and the test images are used once.
 
 Letters: G learning rates, C classes, D columns, b images of a mini-batch (of this rank), B of all ranks.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from equimid.data import holdout
 from equimid.distributed import sum_detached, world_size
 from equimid.errors import UserError
+from equimid.randomness import counted_generator, counted_torch_seed
 
-__all__ = ["Choice", "Chooser", "HeadGrid", "Score", "averaged", "cosine", "last_fifth", "measure", "predicted"]
+__all__ = [
+    "Choice", "Chooser", "HeadGrid", "HeadTrainer", "Score", "averaged", "check_classes", "cosine", "last_fifth",
+    "measure", "predicted", "split_to_choose", "warn_at_grid_edge",
+]  # fmt: skip
 
 Score = tuple[float, float]  # top-1 in percent, mean log-likelihood
 
@@ -138,10 +151,10 @@ def check_classes(labels: Tensor) -> None:
     Raises:
         UserError: all images are of one class.
     """
-    found = len(labels.unique())
-    if found < 2:
+    classes = len(labels.unique())
+    if classes < 2:
         raise UserError(
-            f"{len(labels)} training images in {found} class: a probe tells classes apart; give images of two or more"
+            f"{len(labels)} training images in {classes} class: a probe tells classes apart; give images of two or more"
         )
 
 
@@ -161,3 +174,80 @@ def warn_at_grid_edge(best: float, grid: Sequence[float], what: str = "learning 
     if len(set(grid)) > 1 and best in (min(grid), max(grid)):
         return {"warning": f"the best {what} lies at the end of the grid"}
     return {}
+
+
+Indices = npt.NDArray[np.int64]
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class HeadTrainer:
+    """
+    build:    indices of the images to fit -> a head with fresh weights, the same in train and eval mode; (b, ...) to
+              logits (b, C)
+    batches:  (indices, b) -> inputs (b, ...) of the training images at these indices, in order, on the device
+    labels:   (n,) of the training images
+    rates:    learning rates
+    epochs:   of the schedule
+    held_out: fraction of the training images that chooses
+    seed:     of weights, order and the held-out part
+    device:   of the heads
+    """
+
+    build: Callable[[Indices], nn.Module]
+    batches: Callable[[Indices, int], Iterator[Tensor]]
+    labels: Tensor
+    rates: Sequence[float]
+    epochs: int
+    held_out: float
+    seed: int
+    device: torch.device
+
+    def fit(self) -> tuple[nn.Module, dict[str, Any]]:
+        """The chosen head in eval mode, and how it was found.
+
+        Raises:
+            UserError: one class, or no class with two images.
+        """
+        fit, held = (part.numpy() for part in split_to_choose(self.labels, self.held_out, self.seed))
+        chooser = Chooser(self.rates)
+        for epoch, heads in self._epochs(fit, self.rates):
+            chooser.see(epoch, self._scores(heads, held))
+        best = chooser.best
+        assert best is not None
+        rate = self.rates[best.number]
+        for epoch, (head,) in self._epochs(np.arange(len(self.labels)), (rate,)):  # noqa: B007
+            if epoch == best.epoch:
+                break
+        details: dict[str, Any] = {
+            "rate": rate, "epoch": best.epoch, "epochs": self.epochs, "held_out_top1": best.top1,
+            **warn_at_grid_edge(rate, self.rates),
+        }  # fmt: skip
+        return head.eval(), details
+
+    def _epochs(self, indices: Indices, rates: Sequence[float]) -> Iterator[tuple[int, list[nn.Module]]]:
+        """The heads after each epoch, counted from 1."""
+        heads = []
+        for _ in rates:
+            with counted_torch_seed(self.seed, "probe, weights"):
+                heads.append(self.build(indices).to(self.device))
+        optimizers = [torch.optim.AdamW(h.parameters(), lr=r) for h, r in zip(heads, rates, strict=True)]
+        for epoch in range(self.epochs):
+            for optimizer, rate in zip(optimizers, rates, strict=True):
+                optimizer.param_groups[0]["lr"] = rate * cosine(epoch, self.epochs)
+            order = counted_generator(self.seed, "probe, order", epoch).permutation(indices)
+            labels = self.labels[torch.from_numpy(order)].to(self.device).split(_BATCH)
+            for x, y in zip(self.batches(order, _BATCH), labels, strict=True):
+                for head, optimizer in zip(heads, optimizers, strict=True):
+                    optimizer.zero_grad()
+                    F.cross_entropy(head(x), y).backward()
+                    optimizer.step()
+            yield epoch + 1, heads
+
+    @torch.no_grad()
+    def _scores(self, heads: Sequence[nn.Module], indices: Indices) -> list[Score]:
+        """Of the heads on the images at these indices."""
+        labels, parts = self.labels[torch.from_numpy(indices)].to(self.device).split(_BATCH), []
+        for x, y in zip(self.batches(indices, _BATCH), labels, strict=True):
+            parts.append(measure(torch.stack([head(x) for head in heads], dim=1), y))
+        return averaged(parts, len(indices))

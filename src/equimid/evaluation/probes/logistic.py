@@ -1,11 +1,19 @@
-"""Logistic probe: softmax regression to convergence (AugSelf's linear evaluation, after Kornblith et al. 2019). It has
-no learning rate, no epochs and no batch; its one setting is the strength of the L2 penalty.
+"""Logistic regression on all training images, and on a few of each class.
+
+`logistic`: softmax regression to convergence (AugSelf's linear evaluation, after Kornblith et al. 2019). It has no
+learning rate, no epochs and no batch; its one setting is the strength of the L2 penalty.
 
 Letters: n images, C classes, D columns, λ the penalty. Minimised by L-BFGS in float64, from the strongest penalty of
 the grid to the weakest, each starting where the last one ended: 45 values from 1e-6 to 1e5. λ is chosen on a held-out
 part of the training images and the head fitted anew on all of them. For scikit-learn's, C = 1 / (n λ).
+
+`fewshot`: n images of each class, over several draws of these images. Features are centred by the drawn images and
+brought to unit length (CL2N of SimpleShot, Wang et al. 2019): a few images a class estimate a mean, but not the
+variance of every column. The penalty is fixed: there are no images to choose it by, and on unit length it means the
+same for every network.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +22,28 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from scipy.optimize import minimize
+from scipy.stats import t as student
 from torch import Tensor
 
+from equimid.errors import UserError
 from equimid.evaluation.preprocessing import FeatureTable
-from equimid.evaluation.probes.heads import predicted, split_to_choose, warn_at_grid_edge
+from equimid.evaluation.probes.heads import check_classes, predicted, split_to_choose, warn_at_grid_edge
 from equimid.evaluation.study import Study, labelled_splits
+from equimid.randomness import counted_generator
 from equimid.records import Record
 
-__all__ = ["PENALTIES", "LogisticHead", "choose_logistic", "fit_logistic", "measure_logistic"]
+__all__ = [
+    "PENALTIES", "LogisticHead", "choose_logistic", "draw_images", "fewshot_top1", "fit_logistic", "measure_fewshot",
+    "measure_logistic",
+]  # fmt: skip
+
+logger = logging.getLogger("equimid")
 
 PENALTIES = tuple(float(x) for x in np.logspace(5, -6, 45))
 
 _ROWS = 65536  # whose logits are in memory at once
 _STEPS_OF_THE_PATH, _STEPS = 100, 1000
+_FEWSHOT_C = 10.0  # scikit-learn's C: of the summed cross-entropy against half the squared norm
 
 
 def measure_logistic(study: Study, data: str, train: str | None = None) -> list[Record]:
@@ -111,7 +128,67 @@ def fit_logistic(
         return float(value), gradient.cpu().numpy().ravel()
 
     options = {"maxiter": steps, "gtol": 1e-6, "ftol": 64 * np.finfo(float).eps}
-    found = minimize(value_and_gradient, flat, jac=True, method="L-BFGS-B", options=options)
-    both = torch.from_numpy(found.x).to(x.device).view(classes, d + 1)
+    minimum = minimize(value_and_gradient, flat, jac=True, method="L-BFGS-B", options=options)
+    both = torch.from_numpy(minimum.x).to(x.device).view(classes, d + 1)
     weight, bias = both[:, :d].contiguous(), both[:, d].clone()
-    return LogisticHead(weight, bias - weight @ centre, bool(found.success))
+    return LogisticHead(weight, bias - weight @ centre, bool(minimum.success))
+
+
+def measure_fewshot(study: Study, data: str, train: str | None = None) -> list[Record]:
+    """Mean top-1 over draws on all test images, with Student's 95 % interval over the draws, for each n that every
+    class has images for. The final embedding is read. The interval is of the draws, not of the test images.
+
+    Raises:
+        UserError: one class, or every n is more than the smallest class has.
+    """
+    config, scope = study.config, study.scope
+    fit, test = (study.features(source) for source in labelled_splits(data, train))
+    check_classes(fit.labels)
+    smallest = int(fit.labels.unique(return_counts=True)[1].min())
+    possible = [n for n in config.fewshot_per_class if n <= smallest]
+    if not possible:
+        raise UserError(
+            f"the smallest class of {data} has {smallest} training images; evaluation.fewshot_per_class is "
+            f"{config.fewshot_per_class}: give a number that every class has"
+        )
+    for n in sorted(set(config.fewshot_per_class) - set(possible)):
+        logger.warning("few-shot: left out %d images a class, as the smallest class has %d", n, smallest)
+    records = []
+    for n in possible:
+        values = np.array([
+            fewshot_top1(fit, test, draw_images(fit.labels, n, scope.seed, draw))
+            for draw in range(config.fewshot_draws)
+        ])  # fmt: skip
+        middle, error = float(values.mean()), None
+        if len(values) > 1:
+            error = float(student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+        records.append(
+            scope.record(
+                "fewshot",
+                "top1",
+                middle,
+                len(test.labels),
+                unit="%",
+                low=None if error is None else max(0.0, middle - error),
+                high=None if error is None else min(100.0, middle + error),
+                details={"per_class": n, "draws": len(values), "C": _FEWSHOT_C},
+            )
+        )
+    return records
+
+
+def draw_images(labels: Tensor, n: int, seed: int, draw: int) -> npt.NDArray[np.int64]:
+    """Indices of n images of each class, ascending; a smaller n draws a part of a larger one's images."""
+    order = counted_generator(seed, "few-shot", draw).permutation(len(labels))
+    shuffled = labels.numpy()[order]
+    chosen = [order[shuffled == label][:n] for label in np.unique(shuffled)]
+    return np.sort(np.concatenate(chosen))
+
+
+def fewshot_top1(train: FeatureTable, test: FeatureTable, drawn: npt.NDArray[np.int64]) -> float:
+    """Percent of the test images that the drawn training images classify rightly."""
+    rows = torch.from_numpy(drawn)
+    centre = train.features[rows].mean(0)
+    x, queries = (F.normalize(t - centre, dim=1) for t in (train.features[rows], test.features))
+    head = fit_logistic(x, train.labels[rows], int(train.labels.max()) + 1, 1 / (len(rows) * _FEWSHOT_C))
+    return 100 * float((predicted(head.logits(queries)) == test.labels).double().mean())

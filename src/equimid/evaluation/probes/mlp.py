@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from equimid.evaluation.config import EvaluationConfig
 from equimid.evaluation.preprocessing import FeatureTable
-from equimid.evaluation.probes.heads import predicted
-from equimid.evaluation.probes.trained import HeadTrainer
+from equimid.evaluation.probes.heads import HeadTrainer, predicted
 from equimid.evaluation.study import Study, labelled_splits
 from equimid.records import Record
 

@@ -18,10 +18,9 @@ from torch.utils.data import Dataset
 
 from equimid.data import Source, loaded_batches
 from equimid.errors import UserError
-from equimid.evaluation.classifier import Classifier
 from equimid.evaluation.preprocessing import Preprocessing, load_image
 from equimid.evaluation.probes.heads import predicted
-from equimid.evaluation.probes.linear import fit_linear
+from equimid.evaluation.probes.linear import Classifier, fit_linear
 from equimid.evaluation.robustness.corruptions import KINDS, SMALLEST_SIDE, corrupt
 from equimid.evaluation.study import Study, labelled_splits, sample_images
 from equimid.randomness import counted_generator
@@ -74,12 +73,10 @@ def _correct(
     """Whether the classifier is right, (images, variants)."""
     study = classifier.study
     images = CorruptedImages(test, chosen, study.preprocessing, variants, study.scope.seed)
-    classes: list[Tensor] = []
-    with study.bar(f"corrupted images, {study.scope.subject}") as progress:
-        for batch in loaded_batches(images, batch_size=_BATCH, workers=study.workers):
-            classes.append(predicted(classifier.logits(batch)))
-            if progress:
-                progress(min(len(classes) * _BATCH, len(images)), len(images))
+    batches = loaded_batches(images, batch_size=_BATCH, workers=study.workers)
+    classes = [
+        predicted(classifier.logits(batch)) for batch in study.track(batches, "corrupted images", len(images), len)
+    ]
     assert test.labels is not None  # of `labelled_splits`
     right: npt.NDArray[np.bool_] = torch.cat(classes).numpy().reshape(len(chosen), -1) == test.labels[chosen][:, None]
     return right

@@ -7,23 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from equimid.data import IMAGE_SUFFIXES, FileSource, Source, open_source
 from equimid.data.sources import pack_paths
-from equimid.distributed import gather_detached, rank, world_size
+from equimid.distributed import gather_in_order, rank, world_size
 from equimid.errors import UserError
-from equimid.evaluation.classifier import Classifier
 from equimid.evaluation.preprocessing import Preprocessing, image_batches
 from equimid.evaluation.probes.heads import predicted
+from equimid.evaluation.probes.linear import Classifier
 from equimid.evaluation.study import Scope, readable
 from equimid.records import Record
 
 __all__ = [
     "ClassFolders",
-    "all_ranks",
     "first_names",
     "full_crop",
     "named_folders",
@@ -77,17 +75,17 @@ def named_folders(root: Path, names: Iterable[str]) -> dict[str, Path]:
     Raises:
         UserError: a name lies there twice.
     """
-    found: dict[str, Path] = {}
-    wanted = dict.fromkeys(names)
+    by_name: dict[str, Path] = {}
+    order = dict.fromkeys(names)
     level = subfolders(root)
-    groups = [folder for folder in level if folder.name not in wanted]
+    groups = [folder for folder in level if folder.name not in order]
     for folder in [*level, *(below for group in groups for below in subfolders(group))]:
-        if folder.name not in wanted:
+        if folder.name not in order:
             continue
-        if folder.name in found:
-            raise UserError(f"{found[folder.name]} and {folder} are both there; expected one of them: move one away")
-        found[folder.name] = folder
-    return {name: found[name] for name in wanted if name in found}
+        if folder.name in by_name:
+            raise UserError(f"{by_name[folder.name]} and {folder} are both there; expected one of them: move one away")
+        by_name[folder.name] = folder
+    return {name: by_name[name] for name in order if name in by_name}
 
 
 def first_names(names: Iterable[str], count: int = 5) -> str:
@@ -186,7 +184,7 @@ def predict_among(
         logits = classifier.logits(images)
         columns = (logits if allowed is None else only(logits, allowed) for allowed in among)
         parts.append(torch.stack([predicted(column) for column in columns], dim=1))
-    return all_ranks(torch.cat(parts), mine, study.device)
+    return gather_in_order(torch.cat(parts), torch.from_numpy(mine), study.device)
 
 
 def only(logits: Tensor, allowed: Tensor) -> Tensor:
@@ -194,15 +192,6 @@ def only(logits: Tensor, allowed: Tensor) -> Tensor:
     masked = torch.full_like(logits, -torch.inf)
     masked[:, allowed] = logits[:, allowed]
     return masked
-
-
-def all_ranks(own: Tensor, mine: npt.NDArray[np.int64], device: torch.device) -> Tensor:
-    """Rows (n, ...) in order, of which each rank has those at the places `mine`."""
-    if world_size() == 1:
-        return own
-    numbers = gather_detached(torch.from_numpy(mine).to(device)).cpu()
-    gathered = gather_detached(own.to(device)).cpu()
-    return torch.empty_like(gathered).index_copy_(0, numbers, gathered)
 
 
 def summary(

@@ -14,12 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from equimid.data import Source
-from equimid.distributed import rank, world_size
-from equimid.evaluation.classifier import Classifier
-from equimid.evaluation.posed import poses_for
+from equimid.distributed import gather_in_order, rank, world_size
+from equimid.evaluation.equivariance.transforms import poses_for
 from equimid.evaluation.probes.heads import predicted
-from equimid.evaluation.probes.linear import fit_linear
-from equimid.evaluation.robustness.folders import all_ranks
+from equimid.evaluation.probes.linear import Classifier, fit_linear
 from equimid.evaluation.study import Study, labelled_splits, sample_images
 from equimid.records import Record
 
@@ -71,27 +69,23 @@ def geometry_records(classifier: Classifier, test: Source) -> list[Record]:
     indices = sample_images(test, config.images, study.scope.seed)
     mine = np.arange(rank(), len(indices), world_size())
     poses = poses_for(study.encoder, study.preprocessing.size // study.encoder.patch_size, "accuracy")
-    found: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
-    done = 0
-    with study.bar(f"geometry, {study.scope.subject}") as progress:
-        for images in study.batches(test, _BATCH, indices[mine]):
-            for pose in poses:
-                posed = pose.of(len(images)).act(images, study.encoder.patch_size, interpolation)
-                found[pose.kind, pose.name].append(predicted(classifier.logits(posed)))
-            disc = inscribed_disc(images.shape[-1]).to(images.device)
-            for angle in config.angles:
-                turned = rotate(images, angle, interpolation) * disc
-                found["angle", f"{angle} degrees"].append(predicted(classifier.logits(turned)))
-            done += len(images)
-            if progress:
-                progress(done * world_size(), len(indices))
+    classes: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
+    batches = study.batches(test, _BATCH, indices[mine])
+    for images in study.track(batches, "geometry", len(indices), lambda images: len(images) * world_size()):
+        for pose in poses:
+            posed = pose.of(len(images)).act(images, study.encoder.patch_size, interpolation)
+            classes[pose.kind, pose.name].append(predicted(classifier.logits(posed)))
+        disc = inscribed_disc(images.shape[-1]).to(images.device)
+        for angle in config.angles:
+            turned = rotate(images, angle, interpolation) * disc
+            classes["angle", f"{angle} degrees"].append(predicted(classifier.logits(turned)))
     assert test.labels is not None
     labels = test.labels[indices]
     angles = {f"{angle} degrees": angle for angle in config.angles}
     records = []
     for kind, pose_name in [*((pose.kind, pose.name) for pose in poses), *(("angle", name) for name in angles)]:
-        own = torch.cat([torch.zeros(0, dtype=torch.int64), *found[kind, pose_name]])
-        correct = all_ranks(own, mine, study.device).numpy() == labels
+        own = torch.cat([torch.zeros(0, dtype=torch.int64), *classes[kind, pose_name]])
+        correct = gather_in_order(own, torch.from_numpy(mine), study.device).numpy() == labels
         details: dict[str, object] = {"kind": kind, "pose": pose_name}
         if kind == "angle":
             resampled = angles[pose_name] % 90 != 0

@@ -17,8 +17,7 @@ import numpy as np
 
 from equimid.data import FileSource
 from equimid.errors import UserError
-from equimid.evaluation.classifier import Classifier
-from equimid.evaluation.probes.linear import fit_linear
+from equimid.evaluation.probes.linear import Classifier, fit_linear
 from equimid.evaluation.robustness.folders import (
     ClassFolders,
     full_crop,
@@ -94,7 +93,7 @@ class CorruptedFolders:
             UserError: nothing of it, or class folders that the classifier does not know.
         """
         corruptions = named_folders(set_folder(data), ALEXNET_ERRORS)
-        found: dict[tuple[str, int], ClassFolders] = {}
+        folders: dict[tuple[str, int], ClassFolders] = {}
         missing: list[str] = []
         for corruption in ALEXNET_ERRORS:
             if corruption not in corruptions:
@@ -103,15 +102,15 @@ class CorruptedFolders:
             for severity in SEVERITIES:
                 folder = corruptions[corruption] / str(severity)
                 if folder.is_dir() and subfolders(folder):
-                    found[corruption, severity] = ClassFolders.find(folder, classes)
+                    folders[corruption, severity] = ClassFolders.find(folder, classes)
                 else:
                     missing.append(f"{corruption}/{severity}")
-        if not found:
+        if not folders:
             raise UserError(
                 f"nothing of ImageNet-C in {data}: expected CORRUPTION/SEVERITY/CLASS/IMAGE with or without a group "
                 "above, such as fog/3/n01440764/ILSVRC2012_val_00000293.JPEG; check the path"
             )
-        return CorruptedFolders(data, found, tuple(missing))
+        return CorruptedFolders(data, folders, tuple(missing))
 
 
 def measure_imagenet_c(study: Study, data: str, train: str | None = None) -> list[Record]:
@@ -135,17 +134,15 @@ def imagenet_c_records(classifier: Classifier, folders: CorruptedFolders) -> lis
     errors: dict[str, dict[int, float]] = {}
     counts: dict[tuple[str, int], int] = {}
     resized: dict[str, object] = {}
-    with study.bar(f"ImageNet-C, {scope.subject}") as progress:
-        for done, ((corruption, severity), classes) in enumerate(folders.found.items(), start=1):
-            source = classes.images(folders.name)
-            if len(source):
-                counts[corruption, severity] = len(source)
-                correct = predict(classifier, source, preprocessing).numpy() == source.labels
-                resized = resized or _resized(source, preprocessing.size)
-                records.append(scope.accuracy("imagenet_c", correct, {"corruption": corruption, "severity": severity}))
-                errors.setdefault(corruption, {})[severity] = 1 - float(correct.mean())
-            if progress:
-                progress(done, len(folders.found))
+    for (corruption, severity), classes in study.track(folders.found.items(), "ImageNet-C", len(folders.found)):
+        source = classes.images(folders.name)
+        if not len(source):
+            continue
+        counts[corruption, severity] = len(source)
+        correct = predict(classifier, source, preprocessing).numpy() == source.labels
+        resized = resized or _resized(source, preprocessing.size)
+        records.append(scope.accuracy("imagenet_c", correct, {"corruption": corruption, "severity": severity}))
+        errors.setdefault(corruption, {})[severity] = 1 - float(correct.mean())
     if not counts:
         raise UserError(f"no image in the class folders of {folders.name}; check the path, or unpack the set again")
     missing = sorted([*folders.missing, *_incomplete(folders, counts)], key=lambda name: "/" not in name)
@@ -188,7 +185,7 @@ def _incomplete(folders: CorruptedFolders, counts: Mapping[tuple[str, int], int]
 def _unlike_released(counts: Mapping[tuple[str, int], int], folders: CorruptedFolders) -> dict[str, object]:
     """A warning where AlexNet's errors are of other images."""
     images = max(counts.values())
-    classes = max(len(found.labels) for found in folders.found.values())
+    classes = max(len(each.labels) for each in folders.found.values())
     if (images, classes) == (_IMAGES, _CLASSES):
         return {}
     text = f"AlexNet's errors are of {_IMAGES} images of {_CLASSES} classes, these of {images} of {classes}"

@@ -31,15 +31,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from equimid.data import IMAGE_SUFFIXES, loaded_batches, open_image
-from equimid.distributed import rank, world_size
+from equimid.distributed import gather_in_order, rank, world_size
 from equimid.errors import UnreadableImage, UserError
-from equimid.evaluation.classifier import Classifier
 from equimid.evaluation.preprocessing import Preprocessing
 from equimid.evaluation.probes.heads import predicted
-from equimid.evaluation.probes.linear import fit_linear
+from equimid.evaluation.probes.linear import Classifier, fit_linear
 from equimid.evaluation.robustness.folders import (
     ClassFolders,
-    all_ranks,
     first_names,
     full_crop,
     named_folders,
@@ -157,9 +155,9 @@ class PerturbedVideos:
             files: list[Path] = []
             labels: list[int] = []
             for name, label in ClassFolders.find(folder, classes).labels.items():
-                found = [path for path in sorted((folder / name).iterdir()) if _is_video(path)]
-                files += found
-                labels += [label] * len(found)
+                of_class = [path for path in sorted((folder / name).iterdir()) if _is_video(path)]
+                files += of_class
+                labels += [label] * len(of_class)
             if files:
                 videos[perturbation] = files, labels
         if not videos:
@@ -242,22 +240,22 @@ def measure_imagenet_p(study: Study, data: str, train: str | None = None) -> lis
     return imagenet_p_records(fit_linear(study, fit), videos, normaliser)
 
 
-def imagenet_p_records(classifier: Classifier, found: PerturbedVideos, normaliser: Normaliser | None) -> list[Record]:
+def imagenet_p_records(classifier: Classifier, videos: PerturbedVideos, normaliser: Normaliser | None) -> list[Record]:
     """The records of `measure_imagenet_p`. Values are means over videos, and so are their intervals."""
     scope = classifier.study.scope
     records: list[Record] = []
     means: dict[str, dict[str, float]] = {metric: {} for metric in (*_METRICS, "top1")}
-    for perturbation, (paths, labels) in found.videos.items():
+    for perturbation, (paths, labels) in videos.videos.items():
         values = _of_videos(classifier, paths, labels, to_first="noise" in perturbation)
         for metric, column, scale in (("flip_rate", 0, 100), ("top5_distance", 1, 1), ("top1", 2, 100)):
             record = scope.mean("imagenet_p", metric, scale * values[:, column], {"perturbation": perturbation})
             records.append(replace(record, unit="%" if scale == 100 else ""))
             means[metric][perturbation] = float(values[:, column].mean())
-    missing = [name for name in TEST_PERTURBATIONS if name not in found.videos]
+    missing = [name for name in TEST_PERTURBATIONS if name not in videos.videos]
     if missing:
-        logger.warning("%s lacks %s: no mean top-1, no mFR and no mT5D", found.name, first_names(missing))
+        logger.warning("%s lacks %s: no mean top-1, no mFR and no mT5D", videos.name, first_names(missing))
         return records
-    n = sum(len(found.videos[name][0]) for name in TEST_PERTURBATIONS)
+    n = sum(len(videos.videos[name][0]) for name in TEST_PERTURBATIONS)
     about: dict[str, object] = dict(classifier.details)
     mean_top1 = 100 * float(np.mean([means["top1"][name] for name in TEST_PERTURBATIONS]))
     records.append(summary(scope, "imagenet_p", "mean_top1", mean_top1, n, about))
@@ -283,15 +281,10 @@ def _of_videos(classifier: Classifier, paths: list[Path], labels: list[int], to_
     videos = _Videos([paths[i] for i in mine], full_crop(study.preprocessing))
     loader = loaded_batches(videos, workers=study.workers, collate=itemgetter(0))
     rows = [torch.zeros(0, 3)]
-    with study.bar(f"{paths[0].parent.parent.name}, {study.scope.subject}") as progress:
-        for number, frames in zip(mine, loader, strict=True):
-            logits = classifier.logits(frames)
-            rankings = logits.argsort(dim=-1, descending=True, stable=True)
-            classes = predicted(logits)
-            right = (classes == labels[number]).double().mean()
-            rows.append(
-                torch.stack([flip_rate(classes, to_first), top5_distance(rankings, to_first), right])[None].float()
-            )
-            if progress:
-                progress(int(number) + 1, len(paths))
-    return all_ranks(torch.cat(rows), mine, study.device).double().numpy()
+    for number, frames in study.track(zip(mine, loader, strict=True), paths[0].parent.parent.name, len(mine)):
+        logits = classifier.logits(frames)
+        rankings = logits.argsort(dim=-1, descending=True, stable=True)
+        classes = predicted(logits)
+        right = (classes == labels[number]).double().mean()
+        rows.append(torch.stack([flip_rate(classes, to_first), top5_distance(rankings, to_first), right])[None].float())
+    return gather_in_order(torch.cat(rows), torch.from_numpy(mine), study.device).double().numpy()

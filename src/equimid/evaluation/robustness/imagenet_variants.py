@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from equimid.errors import UserError
-from equimid.evaluation.classifier import Classifier
-from equimid.evaluation.probes.linear import fit_linear
+from equimid.evaluation.probes.linear import Classifier, fit_linear
 from equimid.evaluation.robustness.folders import (
     ClassFolders,
     first_names,

@@ -34,8 +34,8 @@ def saturate(x: Values, n: int, rng: np.random.Generator, scale: float) -> Value
     # each channel's way down from the value, 1 for the smallest
     red = np.tile(np.array((0, 1, 1), dtype=np.float32), (*x.shape[:2], 1))
     way = np.divide(value - x, spread, out=red, where=spread > 0)
-    wanted = np.clip(saturation * factor + shift, 0, 1).astype(np.float32)
-    coloured: Values = value * (1 - way * wanted)
+    target = np.clip(saturation * factor + shift, 0, 1).astype(np.float32)
+    coloured: Values = value * (1 - way * target)
     return coloured
 
 
