@@ -68,6 +68,7 @@ class Task(nn.Module):
         ValueError: add-ons without a plan.
 
     Example: MoCo-v3 alone, on two batches of augmented images (b, 3, H, W).
+        >>> first, second = torch.randn(2, 4, 3, 96, 96)
         >>> task = Task(BackboneConfig(image_size=96, name="vit_tiny_patch16_224", cls_layer=0), MoCoV3Config())
         >>> step = StepInfo(step=0, total=1000, steps_per_epoch=100)
         >>> task.update_teacher(step)

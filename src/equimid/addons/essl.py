@@ -27,7 +27,13 @@ _TURNS = 4
 
 
 class ESSL(Addon):
-    """The head, and L."""
+    """The head, and L.
+
+    Example:
+        >>> addon = ESSL(ESSLConfig(), embed_dim=384)
+        >>> turned = [Features(torch.randn(8, 384)) for _ in range(4)]  # one small crop at four quarter turns
+        >>> loss = addon(StudentOutputs([], {"essl": turned}))
+    """
 
     def __init__(self, config: ESSLConfig, embed_dim: int) -> None:
         super().__init__()

@@ -28,7 +28,14 @@ _FORMS = {"canonical": patch_ntxent, "cross_view": patch_ntxent_cross_view}
 
 
 class SER(Addon):
-    """phi for every regularised layer, and L_eq."""
+    """phi for every regularised layer, and L_eq.
+
+    Example:
+        >>> addon = SER(SERConfig(layers=(3,), hidden=64), embed_dim=192)
+        >>> poses = sample_pose_pair(4, grid=(6, 6), rng=np.random.default_rng(0))
+        >>> posed = [Features(torch.randn(4, 192), {3: torch.randn(4, 192, *pose.grid)}) for pose in poses]
+        >>> loss = addon(StudentOutputs([], posed=posed, views=Views([], poses=poses, image_ids=torch.arange(4))))
+    """
 
     def __init__(self, config: SERConfig, embed_dim: int) -> None:
         super().__init__()
@@ -100,10 +107,12 @@ def ser_loss(
         ValueError: an unknown form or kind of negatives, or shapes that do not fit.
 
     Example:
-        >>> poses = sample_pose_pair(len(images), grid=(14, 14), rng=np.random.default_rng(0))
-        >>> views = [pose.act(images, patch_size=16) for pose in poses]
+        >>> poses = sample_pose_pair(4, grid=(6, 6), rng=np.random.default_rng(0))
+        >>> views = [pose.act(torch.randn(4, 3, 96, 96), patch_size=16) for pose in poses]
+        >>> backbone = create_backbone("vit_tiny_patch16_224", img_size=96, taps=[3])
         >>> maps = [features.maps[3] for features in backbone.forward_packed(views)]
-        >>> loss = ser_loss(phi, maps, poses, image_ids=torch.arange(len(images)), temperature=0.3)
+        >>> phi = patch_projector(192, hidden=64)
+        >>> loss = ser_loss(phi, maps, poses, image_ids=torch.arange(4), temperature=0.3)
     """
     if form not in _FORMS:
         raise ValueError(f"form is {form!r}; expected one of {', '.join(_FORMS)}")

@@ -21,7 +21,13 @@ __all__ = ["STL"]
 
 
 class STL(Addon):
-    """g, M, p, q, and the loss."""
+    """g, M, p, q, and the loss.
+
+    Example:
+        >>> addon = STL(STLConfig(), embed_dim=384)
+        >>> views = [Features(torch.randn(8, 384)) for _ in range(2)]  # images 2j and 2j + 1 are a pair
+        >>> loss = addon(StudentOutputs(views))
+    """
 
     def __init__(self, config: STLConfig, embed_dim: int) -> None:
         super().__init__()

@@ -30,6 +30,11 @@ def barlow_twins_loss(z1: Tensor, z2: Tensor, off_diagonal_weight: float = 0.005
 
     Raises:
         ValueError: the two do not have one shape (b, D).
+
+    Example:
+        >>> z1, z2 = torch.randn(8, 32, requires_grad=True), torch.randn(8, 32)
+        >>> loss = barlow_twins_loss(z1, z2)
+        >>> loss.backward()
     """
     check_rows(z1=z1, z2=z2)
     with no_autocast(z1):

@@ -22,6 +22,11 @@ class DINOLoss(nn.Module):
     """Cross-entropy of student views with the centered, sharpened teacher; keeps the center, a buffer (1, K).
 
     student_temperature: tau_s;  center_momentum: m
+
+    Example:
+        >>> loss = DINOLoss(out_dim=64)
+        >>> student, teacher = torch.randn(16, 64), torch.randn(16, 64)  # of 8 images, two views each
+        >>> value = loss(student, teacher, teacher_temperature=0.04)
     """
 
     center: Tensor

@@ -30,6 +30,10 @@ def info_nce(q: Tensor, k: Tensor, temperature: float) -> Tensor:
 
     Raises:
         ValueError: the two do not have one shape (b, D), or the temperature is not positive.
+
+    Example:
+        >>> q, k = torch.randn(8, 32, requires_grad=True), torch.randn(8, 32)
+        >>> loss = info_nce(q, k, temperature=0.2)
     """
     check_rows(q=q, k=k)
     check_temperature(temperature)
@@ -50,5 +54,9 @@ def mocov3_loss(q1: Tensor, q2: Tensor, k1: Tensor, k2: Tensor, temperature: flo
 
     Returns:
         Scalar.
+
+    Example:
+        >>> q1, q2, k1, k2 = torch.randn(4, 8, 32)
+        >>> loss = mocov3_loss(q1, q2, k1, k2, temperature=0.2)
     """
     return info_nce(q1, k2, temperature) + info_nce(q2, k1, temperature)

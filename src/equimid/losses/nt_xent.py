@@ -30,6 +30,11 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 
     Raises:
         ValueError: the two do not have one shape (b, D), or the temperature is not positive.
+
+    Example:
+        >>> z1, z2 = torch.randn(8, 32, requires_grad=True), torch.randn(8, 32)
+        >>> loss = nt_xent(z1, z2, temperature=0.1)
+        >>> loss.backward()
     """
     check_rows(z1=z1, z2=z2)
     check_temperature(temperature)

@@ -59,6 +59,10 @@ def patch_ntxent(
 
     Raises:
         ValueError: shapes do not match, the temperature is not positive, or the distance is negative.
+
+    Example:
+        >>> z0, z1 = torch.randn(2, 4 * 9, 32)  # 4 images, 9 patches each
+        >>> loss = patch_ntxent(z0, z1, torch.arange(4).repeat_interleave(9), temperature=0.3)
     """
     _check(z0, z1, image_ids, temperature, positions, distance)
     with no_autocast(z0):
@@ -81,6 +85,10 @@ def patch_ntxent_cross_view(
     """The release's form: anchors of one view, positives and negatives from the other view only.
 
     Arguments, value and errors as for `patch_ntxent`; row m of `anchors` pairs with row m of `keys`.
+
+    Example:
+        >>> anchors, keys = torch.randn(2, 4 * 9, 32)
+        >>> loss = patch_ntxent_cross_view(anchors, keys, torch.arange(4).repeat_interleave(9), temperature=0.3)
     """
     _check(anchors, keys, image_ids, temperature, positions, distance)
     with no_autocast(anchors):

@@ -20,6 +20,10 @@ def simsiam_loss(p: Tensor, z: Tensor) -> Tensor:
 
     Raises:
         ValueError: the two do not have one shape (b, D).
+
+    Example:
+        >>> p, z = torch.randn(8, 32, requires_grad=True), torch.randn(8, 32)
+        >>> simsiam_loss(p, z).backward()
     """
     check_rows(p=p, z=z)
     with no_autocast(p):

@@ -35,6 +35,11 @@ def vicreg_loss(
 
     Raises:
         ValueError: the two do not have one shape (b, D).
+
+    Example:
+        >>> z1, z2 = torch.randn(8, 32, requires_grad=True), torch.randn(8, 32)
+        >>> loss = vicreg_loss(z1, z2)
+        >>> loss.backward()
     """
     check_rows(z1=z1, z2=z2)
     with no_autocast(z1):

@@ -22,7 +22,13 @@ __all__ = ["BarlowTwins"]
 
 
 class BarlowTwins(Method):
-    """The projector of Barlow Twins and its loss, for CLS embeddings of `embed_dim` columns."""
+    """The projector of Barlow Twins and its loss, for CLS embeddings of `embed_dim` columns.
+
+    Example:
+        >>> method = BarlowTwins(BarlowTwinsConfig(), embed_dim=384)
+        >>> first, second = torch.randn(2, 8, 384)  # CLS embeddings of two views of 8 images
+        >>> loss = method([first, second], [], StepInfo())
+    """
 
     def __init__(self, config: BarlowTwinsConfig, embed_dim: int) -> None:
         super().__init__()

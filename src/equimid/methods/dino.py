@@ -23,7 +23,13 @@ __all__ = ["DINO"]
 
 
 class DINO(Method):
-    """The heads of DINO and its loss, for CLS embeddings of `embed_dim` columns."""
+    """The heads of DINO and its loss, for CLS embeddings of `embed_dim` columns.
+
+    Example:
+        >>> method = DINO(DINOConfig(), embed_dim=384)
+        >>> first, second = torch.randn(2, 8, 384)  # CLS embeddings of two views of 8 images
+        >>> loss = method([first, second], [first, second], StepInfo())
+    """
 
     uses_momentum = True
     ema_last = True

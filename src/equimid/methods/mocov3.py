@@ -24,7 +24,13 @@ __all__ = ["MoCoV3"]
 
 
 class MoCoV3(Method):
-    """The heads of MoCo-v3 and its loss, for CLS embeddings of `embed_dim` columns."""
+    """The heads of MoCo-v3 and its loss, for CLS embeddings of `embed_dim` columns.
+
+    Example:
+        >>> method = MoCoV3(MoCoV3Config(), embed_dim=384)
+        >>> first, second = torch.randn(2, 8, 384)  # CLS embeddings of two views of 8 images
+        >>> loss = method([first, second], [first, second], StepInfo())
+    """
 
     uses_momentum = True
 

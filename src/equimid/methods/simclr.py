@@ -22,7 +22,13 @@ __all__ = ["SimCLR"]
 
 
 class SimCLR(Method):
-    """The projector of SimCLR and its loss, for CLS embeddings of `embed_dim` columns."""
+    """The projector of SimCLR and its loss, for CLS embeddings of `embed_dim` columns.
+
+    Example:
+        >>> method = SimCLR(SimCLRConfig(), embed_dim=384)
+        >>> first, second = torch.randn(2, 8, 384)  # CLS embeddings of two views of 8 images
+        >>> loss = method([first, second], [], StepInfo())
+    """
 
     def __init__(self, config: SimCLRConfig, embed_dim: int) -> None:
         super().__init__()

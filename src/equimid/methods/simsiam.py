@@ -21,7 +21,13 @@ __all__ = ["SimSiam"]
 
 
 class SimSiam(Method):
-    """The heads of SimSiam and its loss, for CLS embeddings of `embed_dim` columns."""
+    """The heads of SimSiam and its loss, for CLS embeddings of `embed_dim` columns.
+
+    Example:
+        >>> method = SimSiam(SimSiamConfig(), embed_dim=384)
+        >>> first, second = torch.randn(2, 8, 384)  # CLS embeddings of two views of 8 images
+        >>> loss = method([first, second], [], StepInfo())
+    """
 
     def __init__(self, config: SimSiamConfig, embed_dim: int) -> None:
         super().__init__()

@@ -21,7 +21,13 @@ __all__ = ["VICReg"]
 
 
 class VICReg(Method):
-    """The expander of VICReg and its loss, for CLS embeddings of `embed_dim` columns."""
+    """The expander of VICReg and its loss, for CLS embeddings of `embed_dim` columns.
+
+    Example:
+        >>> method = VICReg(VICRegConfig(), embed_dim=384)
+        >>> first, second = torch.randn(2, 8, 384)  # CLS embeddings of two views of 8 images
+        >>> loss = method([first, second], [], StepInfo())
+    """
 
     def __init__(self, config: VICRegConfig, embed_dim: int) -> None:
         super().__init__()
