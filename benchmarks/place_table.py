@@ -15,7 +15,7 @@ from equimid.evaluation.config import EquivarianceConfig
 from equimid.evaluation.equivariance import measure_equivariance
 from equimid.evaluation.study import Study
 from equimid.records import Record
-from equimid.runs.evaluate import open_encoder
+from equimid.runs.networks import open_encoder
 
 COLUMNS = (
     ("centred cosine", "centred_cosine", "backbone"),
@@ -45,15 +45,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("networks", nargs="+", metavar="NAME=MODEL")
     parser.add_argument("--data", required=True)
-    parser.add_argument("--layers", type=int, nargs="+", default=[2])
+    parser.add_argument("--layers", type=lambda text: [int(part) for part in text.split(",")], default=[2], help="2,6")
     parser.add_argument("--images", type=int, default=256)
-    given = parser.parse_args()
+    args = parser.parse_args()
     print("| network | layer | " + " | ".join(name for name, *_ in COLUMNS) + " | images / positions / inside (%) |")
     print("|---" * (len(COLUMNS) + 3) + "|")
-    for network in given.networks:
+    for network in args.networks:
         name, _, model = network.partition("=")
-        records = measured(model, name.startswith("random"), given.data, given.images)
-        for layer in given.layers:
+        records = measured(model, name.startswith("random"), args.data, args.images)
+        for layer in args.layers:
             row = []
             for _, metric, subject in COLUMNS:
                 (r,) = [

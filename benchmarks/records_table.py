@@ -1,11 +1,12 @@
 """Runs' records as Markdown tables: accuracies, and of every layer place with its references and retrieval.
 
-python benchmarks/records_table.py RUN RUN ...
+python benchmarks/records_table.py RUN RUN ...      # RUN or NAME=RUN; records on the run's own images alone
 """
 
 import sys
 from pathlib import Path
 
+from equimid.config import load_config
 from equimid.records import Record, read_records
 
 NAMES = {"backbone": "carried", "not_carried": "not carried", "mismatched": "other images", "random": "random network"}
@@ -22,13 +23,21 @@ def cell(record: Record | None) -> str:
     return f"{record.value:.1f}{interval}"
 
 
-def main(runs: list[Path]) -> None:
-    records = {run.name: read_records(run / "records.jsonl") for run in runs}
+def of_own_images(run: Path) -> list[Record]:
+    """A run that was also measured on other images has records of both."""
+    own = load_config(run / "config.yaml").data.source
+    return [r for r in read_records(run / "records.jsonl") if r.data == own]
+
+
+def main(runs: dict[str, Path]) -> None:
+    records = {name: of_own_images(run) for name, run in runs.items()}
     print("| run | subject | kNN top-1 | linear top-1 | n |\n|---|---|---|---|---|")
     for name, found in records.items():
         for subject in ("backbone", "random", "pixels"):
             top1 = {r.evaluation: r for r in found if r.metric == "top1" and r.subject == subject}
-            print(f"| {name} | {subject} | {cell(top1['knn'])} | {cell(top1['linear'])} | {top1['knn'].n} |")
+            knn, linear = top1.get("knn"), top1.get("linear")
+            if counted := knn or linear:
+                print(f"| {name} | {subject} | {cell(knn)} | {cell(linear)} | {counted.n} |")
     of_kinds = {
         name: [r for r in found if r.evaluation == "equivariance" and "kind" in r.details and "angle" not in r.details]
         for name, found in records.items()
@@ -55,4 +64,7 @@ def main(runs: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    main([Path(argument) for argument in sys.argv[1:]])
+    # of NAME=RUN; a path may hold an equals sign of its own, as those of a sweep
+    pairs = [argument.partition("=") for argument in sys.argv[1:]]
+    main({name: Path(path) if path and not Path(f"{name}={path}").is_dir() else Path(f"{name}{sign}{path}")
+          for name, sign, path in pairs})  # fmt: skip
