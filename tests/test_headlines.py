@@ -9,7 +9,7 @@ import pytest
 
 from equimid.records import Record, write_records
 from equimid.report.read_run import Run, read_run
-from equimid.report.seeds import Group, Metric, _metrics, compare
+from equimid.report.seeds import Combination, Metric, compare, metrics_of
 from helpers.fake_runs import everything, fake_run, record
 
 
@@ -20,11 +20,11 @@ def run_of(path: Path, *records: Record, seed: int = 0, **more: Any) -> Run:
 
 
 def metrics(*runs: Run) -> dict[str, Metric]:
-    return {m.label: m for m in _metrics([Group(run.name, {0: run}) for run in runs])}
+    return {m.label: m for m in metrics_of(runs)}
 
 
 def values(run: Run, *beside: Run) -> dict[str, float | None]:
-    return {label: metric.of(run) for label, metric in metrics(run, *beside).items()}
+    return {label: metric.values.get(run.path) for label, metric in metrics(run, *beside).items()}
 
 
 def posed(kind: str, **by_pose: float) -> list[Record]:
@@ -155,7 +155,7 @@ def test_parts_and_references_are_no_headline(tmp_path: Path) -> None:
 def test_the_page_says_what_place_is_where_it_is_there(tmp_path: Path) -> None:
     def words(*records: Record, name: str) -> str:
         runs = {seed: run_of(tmp_path / f"{name}{seed}", *records, seed=seed) for seed in (0, 1)}
-        return str(compare([Group(name, runs)]))
+        return str(compare([Combination(name, runs)]))
 
     place = of_layers("equivariance", "place", {3: 0.5}, kind="quarter turns")
     assert "after the mean token of each image is taken away" in words(*place, name="with")
