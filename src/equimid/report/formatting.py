@@ -72,7 +72,7 @@ def entry(r: Record, change: str = "", below: Sequence[str] = ()) -> Entry:
 def gathered(records: Sequence[Record], first: str = "") -> list[Entry]:
     """Several metrics of one thing as one entry: `first`, by default the first one's, is the value, the others stand
     below; of several values of one metric the later counts."""
-    first = first or next((r.metric for r in records), "")
+    first = first or records[0].metric
     others = tuple(_line(r) for r in records if r.metric != first)
     main = [entry(r, below=others) for r in records if r.metric == first]
     return main[-1:] or [Entry("", "", others)] * bool(others)

@@ -9,20 +9,20 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from equimid.evaluation.registry import MEASUREMENTS, Headline, measurement_of
 from equimid.records import Record
 from equimid.report import figures
-from equimid.report.blocks import Block, Entry, Figure, Figures, Group, Row, Section, Table, Text
+from equimid.report.blocks import Block, Entry, Figure, Figures, Group, Section, Text
 from equimid.report.figures import Dot
 from equimid.report.formatting import digits, places, title
 from equimid.report.read_run import Run
 from equimid.report.series import grouped
-from equimid.statistics import Mean, holm, mean_of, paired_difference, verdict
+from equimid.report.views import pivot
+from equimid.statistics import holm, mean_of, paired_difference, verdict
 
-__all__ = ["Combination", "Metric", "compare", "metrics_of", "seeds_section"]
+__all__ = ["Combination", "Value", "compare", "seeds_section", "values_of"]
 
 MEANS = (
     "n is the number of trainings with different seeds; a seed changes initial weights, order of the data, views, "
@@ -36,7 +36,7 @@ DIFFERENCES = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Combination:
     """Runs of one combination of settings.
 
@@ -49,32 +49,36 @@ class Combination:
     runs: Mapping[int, Run]
     missing: Sequence[tuple[str, str]] = ()
 
+    def __str__(self) -> str:
+        return self.name
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Metric:
     """A headline on one data set.
 
     Attributes:
-        axis:   what its plot's axis is called.
-        text:   what it is, where the label does not say it.
-        values: {folder of a run: value}, of the runs that have it and say which it is.
+        axis: what its plot's axis is called.
+        text: what it is, where the label does not say it.
     """
 
     label: str
     unit: str
     axis: str
     text: str
-    values: Mapping[Path, float]
 
-    def of(self, combination: Combination) -> dict[int, float]:
-        """{seed: value} of a combination's runs."""
-        runs = combination.runs.items()
-        return {seed: self.values[run.path] for seed, run in runs if run.path in self.values}
+    def __str__(self) -> str:
+        return self.label
 
-    def mean(self, combination: Combination) -> Mean | None:
-        """Over the seeds, None where no run has a value."""
-        values = list(self.of(combination).values())
-        return mean_of(values) if values else None
+
+@dataclass(frozen=True)
+class Value:
+    """A metric of one run."""
+
+    combination: Combination
+    seed: int
+    metric: Metric
+    value: float
 
 
 def seeds_section(runs: Sequence[Run]) -> Section:
@@ -109,60 +113,69 @@ def seeds_section(runs: Sequence[Run]) -> Section:
 
 def compare(combinations: Sequence[Combination]) -> list[Block]:
     """Means, plots and differences of the combinations; the first is the baseline."""
-    metrics = metrics_of([run for c in combinations for run in c.runs.values()])
-    blocks: list[Block] = [Text(why, "note", who) for c in combinations for who, why in c.missing]
-    if not metrics:
-        return [*blocks, Text("Nothing is measured yet.", "note")]
-    labels = [m.label + (f" ({m.unit})" if m.unit else "") for m in metrics]
-    means = {c.name: [_cell(_text(m, c)) for m in metrics] for c in combinations}
-    every = {
-        f"{c.name}, seed {seed}": [_cell(_digits(m, run)) for m in metrics]
-        for c in combinations
-        for seed, run in c.runs.items()
-    }
-    labels_alone = [m.label for m in metrics]
-    versus = f"Differences to {combinations[0].name}"
+    values = values_of(combinations)
+    notes: list[Block] = [Text(why, "note", who) for c in combinations for who, why in c.missing]
+    if not values:
+        return [*notes, Text("Nothing is measured yet.", "note")]
+    first, *others = combinations
+    metrics = grouped(values, lambda v: v.metric)
+    differences = _differences(first, values)
+    means = pivot(
+        "Means over seeds", "Settings", values, lambda v: v.combination, lambda v: v.metric, rows=combinations,
+        cell=lambda part: [Entry(_mean_text(part))],
+        name=lambda metric: metric.label + (f" ({metric.unit})" if metric.unit else ""),
+    )  # fmt: skip
+    versus = pivot(
+        f"Differences to {first}", "Settings", [v for v in values if v.combination is not first],
+        lambda v: v.combination, lambda v: v.metric, rows=others, columns=[*metrics],
+        cell=lambda part: differences.get((part[0].combination, part[0].metric), []),
+    )  # fmt: skip
+    every = pivot(
+        "Every seed", "Run", values, lambda v: f"{v.combination}, seed {v.seed}", lambda v: v.metric,
+        rows=[f"{c}, seed {seed}" for c in combinations for seed in c.runs],
+        cell=lambda part: [Entry(digits(part[0].value, part[0].metric.unit))],
+    )  # fmt: skip
+    plots = [_plot(combinations, part, number) for number, part in enumerate(metrics.values())]
+    rings = Text("Each ring is a seed, each filled mark their mean, each bar its interval.")
+    explained = [Text(text) for text in dict.fromkeys(metric.text for metric in metrics)]
     return [
-        *blocks,
-        Group(
-            "Means over seeds",
-            [
-                Text(MEANS),
-                *(Text(text) for text in dict.fromkeys(m.text for m in metrics)),
-                _table("Means over seeds", "Settings", labels, means),
-                Text("Each ring is a seed, each filled mark their mean, each bar its interval."),
-                Figures([_plot(combinations, m, number) for number, m in enumerate(metrics)], "wide"),
-            ],
-        ),
-        Group(
-            versus,
-            [Text(DIFFERENCES), _table(versus, "Settings", labels_alone, _differences(combinations, metrics))],
-        ),
-        Group("Every seed in numbers", [_table("Every seed", "Run", labels_alone, every)], folded=True),
+        *notes,
+        Group(means.label, [Text(MEANS), *explained, means, rings, Figures(plots, "wide")]),
+        Group(versus.label, [Text(DIFFERENCES), versus]),
+        Group("Every seed in numbers", [every], folded=True),
     ]
 
 
-def metrics_of(runs: Sequence[Run]) -> list[Metric]:
-    """Headlines that any run has; of layers those that SER acts on in any run, and the last."""
-    sources = {run.setting("data.source") for run in runs}
-    regularised = {layer for run in runs for layer in run.ser_layers}
-    metrics = []
+def values_of(combinations: Sequence[Combination]) -> list[Value]:
+    """Headline by headline what the runs have; of layers those that SER acts on in any run, and the last.
+
+    A run has no value where it has several records and does not say which, or a mean over other members than all runs
+    together have.
+    """
+    runs = [(c, seed, run) for c in combinations for seed, run in c.runs.items()]
+    sources = {run.setting("data.source") for _, _, run in runs}
+    regularised = {layer for _, _, run in runs for layer in run.ser_layers}
+    values = []
     for measurement, headline in ((m, headline) for m in MEASUREMENTS.values() for headline in m.headlines):
-        found = [
-            (run, r)
-            for run in runs
+        records = [
+            ((c, seed), r)
+            for c, seed, run in runs
             for r in run.records
             if _is_headline(headline, r) and measurement_of(r.evaluation) is measurement
         ]
-        for data, on_data in grouped(found, lambda pair: pair[1].data).items():
+        for data, on_data in grouped(records, lambda pair: pair[1].data).items():
             where = "" if sources == {data} else f", {data}"
-            for value, name in _values(headline.each, [r for _, r in on_data], regularised).items():
-                own = [(run, r) for run, r in on_data if r.details.get(headline.each) == value]
-                last = on_data[-1][1]
-                label = (headline.title or title(last)) + name + where
-                axis = last.unit or headline.title
-                metrics.append(Metric(label, last.unit, axis, headline.text, _by_run(headline.mean, own)))
-    return metrics
+            unit, label = on_data[-1][1].unit, headline.title or title(on_data[-1][1])
+            for each, name in _each(headline.each, [r for _, r in on_data], regularised).items():
+                own = [(training, r) for training, r in on_data if r.details.get(headline.each) == each]
+                metric = Metric(label + name + where, unit, unit or headline.title, headline.text)
+                members = {r.details.get(headline.mean) for _, r in own}
+                for (c, seed), pairs in grouped(own, lambda pair: pair[0]).items():
+                    value = sum(r.value or 0.0 for _, r in pairs) / len(pairs)
+                    has_all = len(pairs) == len(members) == len({r.details.get(headline.mean) for _, r in pairs})
+                    if has_all and math.isfinite(value):
+                        values.append(Value(c, seed, metric, value))
+    return values
 
 
 def _is_headline(headline: Headline, r: Record) -> bool:
@@ -175,19 +188,7 @@ def _is_headline(headline: Headline, r: Record) -> bool:
     )
 
 
-def _by_run(mean: str, records: Sequence[tuple[Run, Record]]) -> dict[Path, float]:
-    """{folder of a run: value}; none where the run has several and does not say which, or a mean over other members
-    than all runs together have."""
-    members = {r.details.get(mean) for _, r in records}
-    values = {}
-    for run, own in grouped(records, lambda pair: pair[0].path).items():
-        value = sum(r.value or 0.0 for _, r in own) / len(own)
-        if len(own) == len(members) and {r.details.get(mean) for _, r in own} == members and math.isfinite(value):
-            values[run] = value
-    return values
-
-
-def _values(each: str, records: Sequence[Record], regularised: Collection[Any]) -> dict[Any, str]:
+def _each(each: str, records: Sequence[Record], regularised: Collection[Any]) -> dict[Any, str]:
     """{value of the headline's `each`: what it adds to the label}."""
     if not each:
         return {None: ""}
@@ -198,47 +199,39 @@ def _values(each: str, records: Sequence[Record], regularised: Collection[Any]) 
     return {value: f", layer {value} ({', '.join(why)})" for value, why in words.items() if why}
 
 
-def _table(label: str, corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[Sequence[Entry]]]) -> Table:
-    return Table(label, corner, columns, [Row(head, cells) for head, cells in rows.items()])
+def _mean_text(values: Sequence[Value]) -> str:
+    return mean_of([v.value for v in values]).text(places(values[0].metric.unit))
 
 
-def _cell(value: str, *below: str) -> list[Entry]:
-    return [Entry(value, below=below)] if value else []
-
-
-def _text(metric: Metric, combination: Combination) -> str:
-    mean = metric.mean(combination)
-    return mean.text(places(metric.unit)) if mean else ""
-
-
-def _digits(metric: Metric, run: Run) -> str:
-    return digits(metric.values[run.path], metric.unit) if run.path in metric.values else ""
-
-
-def _plot(combinations: Sequence[Combination], metric: Metric, number: int) -> Figure:
+def _plot(combinations: Sequence[Combination], values: Sequence[Value], number: int) -> Figure:
     """All combinations on one axis: each seed, their mean and its interval."""
-    dots, said = [], []
-    for index, combination in enumerate(combinations):
-        if mean := metric.mean(combination):
-            look, seeds = figures.colour_and_marker(index), list(metric.of(combination).values())
-            dots.append(Dot(combination.name, mean.value, mean.low, mean.high, *look, seeds))
-            said.append(f"{combination.name} {_text(metric, combination)}")
-    alt = f"{metric.label}: {'; '.join(said)}"
+    dots, said, metric = [], [], values[0].metric
+    for combination, part in grouped(values, lambda v: v.combination).items():
+        seeds = [v.value for v in part]
+        mean, look = mean_of(seeds), figures.colour_and_marker(combinations.index(combination))
+        dots.append(Dot(combination.name, mean.value, mean.low, mean.high, *look, seeds))
+        said.append(f"{combination} {_mean_text(part)}")
+    alt = f"{metric}: {'; '.join(said)}"
     return Figure(metric.label, figures.dots(f"seeds-{number}", alt, dots, metric.axis))
 
 
-def _differences(combinations: Sequence[Combination], metrics: Sequence[Metric]) -> dict[str, list[list[Entry]]]:
+def _differences(first: Combination, values: Sequence[Value]) -> dict[tuple[Combination, Metric], list[Entry]]:
     """Every combination but the first, against it; all their comparisons are one family for Holm's correction."""
-    first, *others = combinations
-    pairs = [(other, metric) for other in others for metric in metrics]
-    differences = [paired_difference(metric.of(other), metric.of(first)) for other, metric in pairs]
-    rows: dict[str, list[list[Entry]]] = {other.name: [] for other in others}
-    adjusted = holm([difference.p if difference else None for difference in differences])
-    for (other, metric), difference, p in zip(pairs, differences, adjusted, strict=True):
+    by_seed = {
+        key: {v.seed: v.value for v in part}
+        for key, part in grouped(values, lambda v: (v.combination, v.metric)).items()
+    }
+    paired = {
+        (c, metric): difference
+        for (c, metric), seeds in by_seed.items()
+        if c is not first and (difference := paired_difference(seeds, by_seed.get((first, metric), {})))
+    }
+    entries = {}
+    for (key, difference), p in zip(paired.items(), holm([d.p for d in paired.values()]), strict=True):
         tested = "no test" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-        text = difference.mean.text(places(metric.unit), signed=True) if difference else ""
-        rows[other.name].append(_cell(text, f"{verdict(difference, p)} · {tested}") if difference else [])
-    return rows
+        text = difference.mean.text(places(key[1].unit), signed=True)
+        entries[key] = [Entry(text, below=[f"{verdict(difference, p)} · {tested}"])]
+    return entries
 
 
 def _common(names: Sequence[str]) -> str:

@@ -62,6 +62,9 @@ class Series:
     run: Run
     line: Line
 
+    def __str__(self) -> str:
+        return self.label
+
     @property
     def own(self) -> bool:
         """The run's network, no reference."""

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from equimid.records import Record
 from equimid.report import figures
@@ -15,6 +15,7 @@ from equimid.report.series import NAMES, RANDOM, SHARED, Point, Series, grouped
 
 __all__ = ["curves", "key", "legend", "line_figure", "marks", "panel", "pivot", "scores", "value_range", "warnings"]
 
+T = TypeVar("T", bound=Any)
 CHANCE = Line("chance", dash=":")
 SPOKEN = 6  # points of a line that its description names; of more the first, the last, the lowest and the highest
 # what a record's values are not named by
@@ -24,19 +25,29 @@ ASIDE = ("caption", "warning", "missing", "set", "resized", "label", "not_measur
 def pivot(
     label: str,
     corner: str,
-    points: Sequence[Point],
-    row: Callable[[Point], str],
-    column: Callable[[Point], str] = lambda p: p.series.label,
-    first: str = "",
-    columns: Sequence[str] = (),
+    items: Sequence[T],
+    row: Callable[[T], Any],
+    column: Callable[[T], Any] = lambda p: p.series,
+    cell: Callable[[Sequence[T]], Sequence[Entry]] = gathered,
+    *,
+    rows: Sequence[Any] = (),
+    columns: Sequence[Any] = (),
+    name: Callable[[Any], str] = str,
+    quiet: Callable[[Any], bool] = lambda _: False,
+    **look: Any,
 ) -> Table:
-    """A table of rows by columns, in the order that they come; of a cell's metrics `first` is the value."""
-    names = dict.fromkeys([*columns, *map(column, points)])
-    rows = []
-    for head, in_row in grouped(points, row).items():
-        cells = grouped(in_row, column)
-        rows.append(Row(head, [gathered(cells.get(name, []), first) for name in names]))
-    return Table(label, corner, list(names), rows)
+    """A table of rows by columns, in the order that they come, behind those of `rows` and `columns`; `cell` makes the
+    entries of the items that meet in one. By default the items are points,
+    and the columns subjects.
+
+    name:  of a column, what stands above it
+    quiet: of a row, whether it is a reference
+    """
+    cells = grouped(items, lambda item: (row(item), column(item)))
+    heads = dict.fromkeys([*rows, *map(row, items)])
+    across = dict.fromkeys([*columns, *map(column, items)])
+    lines = [Row(str(r), [cell(cells[r, c]) if (r, c) in cells else [] for c in across], quiet(r)) for r in heads]
+    return Table(label, corner, [name(c) for c in across], lines, **look)
 
 
 def scores(name: str, label: str, points: Sequence[Point], short: bool = False) -> list[Block]:
@@ -46,19 +57,19 @@ def scores(name: str, label: str, points: Sequence[Point], short: bool = False) 
     short: columns are called by the metric alone
     """
     columns = grouped(points, lambda p: _column(p, short))
-    rows: list[Row] = []
-    plots: list[Figure] = []
-    for s in _subjects(points):
-        of_subject = [[p for p in column if p.series is s] for column in columns.values()]
-        rows.append(Row(s.label, [_entries(cell) for cell in of_subject], quiet=not s.own))
     shots = sum("per_class" in column[-1].details for column in columns.values())
-    for (column_title, unit, *_), column in columns.items():
+    plots: list[Figure] = []
+    for (caption, unit, *_), column in columns.items():
         dots = [_dot(p) for p in column if _known(p)]
         # numbers of shots are one curve, and scores that drop are drawn by pose
         if len(dots) > 1 and not _is_drop(column[-1]) and not ("per_class" in column[-1].details and shots > 1):
-            alt = f"{column_title}: " + ", ".join(f"{dot.label} {digits(dot.value, unit)}" for dot in dots)
-            plots.append(Figure(column_title, figures.dots(f"{name}-{len(plots)}", alt, dots, unit or column_title)))
-    return [Table(label, "Subject", [column_title for column_title, *_ in columns], rows), Figures(plots, "wide")]
+            alt = f"{caption}: " + ", ".join(f"{dot.label} {digits(dot.value, unit)}" for dot in dots)
+            plots.append(Figure(caption, figures.dots(f"{name}-{len(plots)}", alt, dots, unit or caption)))
+    table = pivot(
+        label, "Subject", points, lambda p: p.series, lambda p: _column(p, short), _entries,
+        name=lambda column: column[0], quiet=lambda s: not s.own,
+    )  # fmt: skip
+    return [table, Figures(plots, "wide")]
 
 
 def curves(

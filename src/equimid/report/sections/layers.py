@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from equimid.records import Record
 from equimid.report.blocks import Block, Figure, Figures, Group, Text
-from equimid.report.formatting import metric_name
+from equimid.report.formatting import gathered, metric_name
 from equimid.report.read_run import Run
 from equimid.report.sections.scores import unmeasured
 from equimid.report.series import COLOURS, RANDOM, Point, grouped
@@ -134,7 +134,8 @@ def _tables(label: str, points: Sequence[Point], column: Callable[[Point], str],
     tables: list[Block] = []
     for s, own in grouped(points, lambda p: p.series).items():
         name = f"{label}, {s.label}"
-        table = pivot(name, "Layer", sorted(own, key=_depth), _layer, column, first, columns)
+        by_layer = sorted(own, key=_depth)
+        table = pivot(name, "Layer", by_layer, _layer, column, lambda cell: gathered(cell, first), columns=columns)
         tables.append(Group(name, [table]))
     return tables
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from equimid.evaluation.registry import measurement_of
 from equimid.records import Record
 from equimid.report.blocks import Block, Figure, Figures, Group, Text
-from equimid.report.formatting import capital
+from equimid.report.formatting import capital, gathered
 from equimid.report.read_run import Run
 from equimid.report.series import Point, grouped, in_page_order
 from equimid.report.views import curves, legend, marks, pivot, scores, value_range, warnings
@@ -115,7 +115,10 @@ def _by_data(evaluation: str, points: Sequence[Point]) -> list[tuple[str, str, s
 def _videos(name: str, label: str, points: Sequence[Point]) -> list[Block]:
     """The scores, and every perturbation."""
     single = [p for p in points if "perturbation" in p.details]
-    by_kind = pivot(f"{label}: by perturbation", "Perturbation", single, _detail("perturbation"), first="flip_rate")
+    by_kind = pivot(
+        f"{label}: by perturbation", "Perturbation", single, _detail("perturbation"),
+        cell=lambda part: gathered(part, "flip_rate"),
+    )  # fmt: skip
     return [*scores(name, label, [p for p in points if "perturbation" not in p.details], short=True), by_kind]
 
 
@@ -139,7 +142,7 @@ def _corruptions(name: str, label: str, points: Sequence[Point]) -> list[Block]:
         x_label="", height=1.35, width=1.9,
     )  # fmt: skip
     tables = [
-        pivot(f"{label}: {s.label}, top-1", s.label, part, kind, lambda p: f"severity {p.details['severity']}")
+        pivot(f"{label}: {s}, top-1", s.label, part, kind, lambda p: f"severity {p.details['severity']}")
         for s, part in subjects.items()
     ]
     by_severity: list[Block] = [
@@ -148,7 +151,7 @@ def _corruptions(name: str, label: str, points: Sequence[Point]) -> list[Block]:
         Figures(lines, "small"),
         Group("Every corruption and severity in numbers", tables, folded=True),
     ]
-    table = pivot(f"{label}: by corruption", "Corruption", errors, kind, first="ce")
+    table = pivot(f"{label}: by corruption", "Corruption", errors, kind)
     return [
         *scores(name, label, overall, short=True),
         Group("CE of every corruption", [table], folded=True),
