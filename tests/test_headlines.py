@@ -9,7 +9,7 @@ import pytest
 
 from equimid.records import Record, write_records
 from equimid.report.read_run import Run, read_run
-from equimid.report.seeds import Group, Metric, _metrics, compare
+from equimid.report.seeds import Combination, Value, compare, values_of
 from helpers.fake_runs import everything, fake_run, record
 
 
@@ -19,12 +19,12 @@ def run_of(path: Path, *records: Record, seed: int = 0, **more: Any) -> Run:
     return read_run(path, path.name, seed)
 
 
-def metrics(*runs: Run) -> dict[str, Metric]:
-    return {m.label: m for m in _metrics([Group(run.name, {0: run}) for run in runs])}
+def headlines(*runs: Run) -> list[Value]:
+    return values_of([Combination(run.name, {0: run}) for run in runs])
 
 
-def values(run: Run, *beside: Run) -> dict[str, float | None]:
-    return {label: metric.of(run) for label, metric in metrics(run, *beside).items()}
+def values(run: Run, *beside: Run) -> dict[str, float]:
+    return {v.metric.label: v.value for v in headlines(run, *beside) if v.combination.runs[0] is run}
 
 
 def posed(kind: str, **by_pose: float) -> list[Record]:
@@ -45,7 +45,7 @@ def of_layers(evaluation: str, metric: str, by_layer: Mapping[int, float], **det
 def test_everything_that_is_measured_has_its_headlines(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run")
     write_records(run.path / "records.jsonl", everything(run.path))
-    found = metrics(read_run(run.path, "run", 0))
+    found = values(read_run(run.path, "run", 0))
     of = {re.sub(r", (in-[cp]|sets/.*|cells|scenes)$", "", label) for label in found}
     assert of == {
         "logistic top-1", "MLP top-1", "attentive top-1",
@@ -75,11 +75,11 @@ def test_a_mean_over_other_poses_is_not_the_same_headline(tmp_path: Path) -> Non
     twice = run_of(tmp_path / "twice", *posed("angle", a=20.0, b=40.0), *posed("angle", b=50.0))
     label = "geometry, mean top-1 over angles"
     assert values(whole, part, twice)[label] == 30
-    assert values(part, whole, twice)[label] is None
-    assert values(twice, part, whole)[label] is None
+    assert values(part, whole, twice).get(label) is None
+    assert values(twice, part, whole).get(label) is None
     assert values(part)[label] == 20, "beside nothing else it is what there is"
     three = run_of(tmp_path / "three", *posed("angle", a=20.0, b=40.0, c=60.0))
-    assert values(twice, three)[label] is None, "three values, and not of the three poses"
+    assert values(twice, three).get(label) is None, "three values, and not of the three poses"
 
 
 @pytest.mark.parametrize(("metric", "unit"), [("place", ""), ("retrieval", "%")])
@@ -89,7 +89,7 @@ def test_equivariance_is_place_and_retrieval_of_quarter_turns(tmp_path: Path, me
     other = of_layers("equivariance", metric, dict.fromkeys(by_layer, 0.99), kind="flip")
     run = run_of(tmp_path / "run", *found, *other)
     assert values(run) == {f"{metric}, layer 3 (SER)": 0.5, f"{metric}, layer 6 (last)": 0.3}
-    assert {m.unit for m in metrics(run).values()} == {unit}
+    assert {v.metric.unit for v in headlines(run)} == {unit}
     plain = run_of(tmp_path / "plain", *found, ser=False)
     assert values(plain) == {f"{metric}, layer 6 (last)": 0.3}
     # the layer that SER acts on in any of the runs is compared in all
@@ -155,7 +155,7 @@ def test_parts_and_references_are_no_headline(tmp_path: Path) -> None:
 def test_the_page_says_what_place_is_where_it_is_there(tmp_path: Path) -> None:
     def words(*records: Record, name: str) -> str:
         runs = {seed: run_of(tmp_path / f"{name}{seed}", *records, seed=seed) for seed in (0, 1)}
-        return str(compare([Group(name, runs)]))
+        return str(compare([Combination(name, runs)]))
 
     place = of_layers("equivariance", "place", {3: 0.5}, kind="quarter turns")
     assert "after the mean token of each image is taken away" in words(*place, name="with")

@@ -132,7 +132,7 @@ def test_references_are_shown_what_the_network_is(vit, photos, tmp_path, monkeyp
             return []
 
     monkeypatch.setattr(
-        "equimid.evaluation.registry.MEASUREMENTS", {"knn": Seeing("knn", "", "", ("random", "pixels"))}
+        "equimid.evaluation.registry.MEASUREMENTS", {"knn": Seeing("knn", "", "", "", references=("random", "pixels"))}
     )
     evaluate(f"hf:{vit}", str(photos), ["knn"], out=tmp_path / "m", settings=["evaluation.crop=0.6"])
     assert {one.crop for one in seen.values()} == {0.6}

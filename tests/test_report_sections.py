@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from equimid.evaluation.registry import MEASUREMENTS, Headline, Measurement
+from equimid.recipes.describe import every_setting
 from equimid.records import Record, write_records
 from helpers.fake_runs import CORRUPTIONS, Page, everything, fake_run, record, report
 
@@ -346,3 +348,35 @@ def test_pictures_of_cameras_are_shown_and_the_explorers_are_not(tmp_path: Path)
 def test_an_unknown_evaluation_has_its_place_in_the_scores(tmp_path: Path) -> None:
     run = run_with(tmp_path / "run", record("my_own", "top1", 12.5))
     assert tables(report(tmp_path, run), "Evaluation on digits")[0][0] == ["Subject", "my own top-1"]
+
+
+def test_a_new_measurement_is_an_entry_in_the_registry_and_has_its_table(tmp_path: Path, monkeypatch: Any) -> None:
+    """The page knows no more of it: its own section, its titles, its headline over seeds."""
+    new = Measurement(
+        "copy-detection", "copy detection", "copies among photographs", "copies:measure", section="copies",
+        headlines=(Headline("map"),), metrics={"map": "mAP"},
+    )  # fmt: skip
+    monkeypatch.setitem(MEASUREMENTS, new.name, new)
+    runs = [
+        run_with(tmp_path / f"seed{seed}", record("copy_detection", "map", 30.0 + seed), seed=seed) for seed in (0, 1)
+    ]
+    page = report(tmp_path, *runs)
+    (table,) = tables(page, "Copy detection on digits")
+    assert table == [
+        ["Subject", "copy detection mAP"], ["seed0", "30.0 % [28.0, 32.0] n = 500"],
+        ["seed1", "31.0 % [29.0, 33.0] n = 500"],
+    ]  # fmt: skip
+    assert "copies" in [str(a["href"])[1:] for a in page.all("a")]
+    assert tables(page, "Means over seeds")[0][0] == ["Settings", "copy detection mAP (%)"]
+
+
+def test_what_a_measurement_reads_are_settings() -> None:
+    keys = [setting.key for setting in every_setting()]
+    for measurement in MEASUREMENTS.values():
+        for start in measurement.settings:
+            assert any(key.startswith(start) for key in keys), (measurement.name, start)
+    read = [start for measurement in MEASUREMENTS.values() for start in measurement.settings]
+    # of every network, whatever is measured
+    shared = ("evaluation.network", "evaluation.crop")
+    evaluation = [key for key in keys if key.startswith("evaluation.") and not key.startswith(shared)]
+    assert [key for key in evaluation if not key.startswith(tuple(read))] == []

@@ -1,22 +1,25 @@
-"""What a section of the page is made of; page.html.j2 has one macro for each kind of block."""
+"""What a section of the page is made of; page.html.j2 has one macro for each kind of block.
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+A block without content is not drawn, and no group of such blocks: sections name all that they may show.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined, Template
 
 __all__ = [
-    "Block", "Entry", "Facts", "Fold", "Key", "Picture", "Plot", "Plots", "Row", "Section", "Table", "Text", "heading",
+    "Block", "Entry", "Figure", "Figures", "Group", "Pairs", "Row", "Section", "Table", "Text", "drawn", "template",
 ]  # fmt: skip
 
 
-class Block:
-    """One piece of a section; the macro of the same name draws it."""
-
-
 @dataclass(frozen=True)
-class Text(Block):
+class Text:
     """
-    style: "hint", "heading", "code", or "note" for what is missing or needs care
-    about: whom a note concerns
+    Attributes:
+        style: "hint" for what explains other blocks, "code", or "note" for what is missing or needs care.
+        about: whom a note concerns.
     """
 
     text: str
@@ -24,36 +27,30 @@ class Text(Block):
     about: str = ""
 
 
-def heading(text: str) -> Text:
-    return Text(text, "heading")
-
-
 @dataclass(frozen=True)
-class Facts(Block):
-    """Terms and what they are."""
+class Pairs:
+    """Names and what they are: "facts", or the "key" of plots with a piece of line (SVG) for each name."""
 
     pairs: Sequence[tuple[str, str]]
+    style: str = "facts"
 
 
 @dataclass(frozen=True)
-class Key(Block):
-    """A legend: names, and a piece of line (SVG) for each."""
+class Figure:
+    """A plot (`svg`), or a picture (`source`, a data URL, and what it shows)."""
 
-    pairs: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Plot:
     caption: str
-    svg: str
+    svg: str = ""
     note: str = ""
+    source: str = ""
+    alt: str = ""
 
 
 @dataclass(frozen=True)
-class Plots(Block):
-    """`size`: "small" (a corruption), "" or "wide" (rows with names)."""
+class Figures:
+    """`size`: "small" (a corruption), "" or "wide" (rows with names); "picture" for pictures, one below the other."""
 
-    items: Sequence[Plot]
+    items: Sequence[Figure]
     size: str = ""
 
 
@@ -76,12 +73,13 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table(Block):
+class Table:
     """
-    corner:    what the rows are
-    style:     "numbers" or "settings"
-    groups:    (title, number of columns) above the columns, together as many columns as there are
-    published: names of columns that were not measured here, which look unlike all others
+    Attributes:
+        corner:    what the rows are.
+        style:     "numbers" or "settings".
+        groups:    (title, number of columns) above the columns, together as many columns as there are.
+        published: names of columns that were not measured here, which look unlike all others.
     """
 
     label: str
@@ -94,20 +92,15 @@ class Table(Block):
 
 
 @dataclass(frozen=True)
-class Picture(Block):
-    """`source`: a data URL."""
+class Group:
+    """Blocks below a heading; folded ones are shown when they are asked for."""
 
-    caption: str
-    alt: str
-    source: str
+    title: str
+    blocks: "Sequence[Block]"
+    folded: bool = False
 
 
-@dataclass(frozen=True)
-class Fold(Block):
-    """What is shown when it is asked for."""
-
-    summary: str
-    blocks: Sequence[Block]
+Block = Text | Pairs | Figures | Table | Group
 
 
 @dataclass(frozen=True)
@@ -119,3 +112,21 @@ class Section:
     blocks: Sequence[Block] = ()
     short: str = ""
     html: str = ""
+
+
+def drawn(blocks: Iterable[Block]) -> list[Block]:
+    """The blocks with content; none where all are texts that explain others."""
+    kept: list[Block] = []
+    for block in blocks:
+        if isinstance(block, Group):
+            block = replace(block, blocks=drawn(block.blocks))
+        content = {Text: "text", Pairs: "pairs", Figures: "items", Table: "rows", Group: "blocks"}[type(block)]
+        if getattr(block, content):
+            kept.append(block)
+    return kept if any(not isinstance(block, Text) or block.style != "hint" for block in kept) else []
+
+
+def template(name: str) -> Template:
+    """A template of this folder."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(files("equimid.report").joinpath(name).read_text(encoding="utf-8"))

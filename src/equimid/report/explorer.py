@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-
 from equimid.records import Record
+from equimid.report.blocks import template
 from equimid.report.read_run import Run
 from equimid.report.series import NAMES
 
@@ -66,15 +65,12 @@ def explorer(runs: Sequence[Run]) -> Explorer | None:
 
 
 def _rendered(subjects: list[dict[str, Any]], photographs: list[str], missing: list[str]) -> Explorer:
-    room = files("equimid.report")
-    html, style, script = (
-        room.joinpath(f"explorer.{suffix}").read_text(encoding="utf-8") for suffix in ("html.j2", "css", "js")
-    )
+    style, script = (files("equimid.report").joinpath(f"explorer.{kind}").read_text("utf-8") for kind in ("css", "js"))
     data = json.dumps({"subjects": subjects, "photographs": photographs}, separators=(",", ":"))
     # a class may be called </script>: no < of the data stays one
     data = data.replace("<", r"\u003c")
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    section = template.from_string(html).render(data=data, script=script, missing=missing, filled=bool(subjects))
+    filled = bool(subjects)
+    section = template("explorer.html.j2").render(data=data, script=script, missing=missing, filled=filled)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return Explorer(section, style, f"'sha256-{digest}'")
 

@@ -4,7 +4,7 @@ import math
 import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
-__all__ = ["INK", "Dot", "Line", "colour_and_marker", "dots", "lines", "swatch", "thin", "with_points"]
+__all__ = ["INK", "Dot", "Line", "colour_and_marker", "dots", "lines", "swatch", "thin"]
 
 INK = "#010203"  # drawn so, shown as currentColor: legible on light and on dark
 # Okabe and Ito's colours for every kind of colour vision, those with the best contrast first
@@ -42,6 +42,7 @@ _DIGITS = re.compile(r"(\.\d\d)\d+")
 class Line:
     """One line of a plot; `low` and `high` are its intervals, `rings` the x values to mark."""
 
+    label: str = ""
     x: Sequence[float] = ()
     y: Sequence[float] = ()
     colour: str = INK
@@ -68,12 +69,6 @@ class Dot:
 def colour_and_marker(index: int) -> tuple[str, str]:
     """The look of run number `index`, the same in every plot."""
     return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-
-
-def with_points(line: Line, points: Sequence[tuple[float, float, float | None, float | None]]) -> Line:
-    """The line of that look through points (x, y, low, high)."""
-    x, y, low, high = zip(*points, strict=True) if points else ((), (), (), ())
-    return replace(line, x=x, y=y, low=low, high=high)
 
 
 def thin(x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:

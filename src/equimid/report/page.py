@@ -1,16 +1,14 @@
 """The page: read the folders of runs, say what was run, fill the template. Nothing is measured here."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
-
-from jinja2 import Environment, StrictUndefined
 
 from equimid.errors import UserError
 from equimid.files import write_text
-from equimid.report.blocks import Section
+from equimid.report.blocks import Section, drawn, template
 from equimid.report.explorer import Explorer, explorer
 from equimid.report.formatting import measured, plain
 from equimid.report.read_run import Run, names, read_run
@@ -52,7 +50,7 @@ def write_page(
     caution: str | None = None,
     explore: Explorer | None = None,
 ) -> Path:
-    """Write a page of these sections beside its place, rename it, and return its path.
+    """Write a page of the sections that have something to show beside its place, rename it, and return its path.
 
     caution: what to know before any number is read
     explore: whose section is among them, for its script and its style
@@ -63,13 +61,12 @@ def write_page(
     out = Path(out)
     if out.is_dir():
         raise UserError(f"{out} is a folder, expected the name of the page; write to {out / 'report.html'}")
-    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = template.from_string(files("equimid.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
-    text = page.render(
+    shown = [replace(section, blocks=drawn(section.blocks)) for section in sections]
+    text = template("page.html.j2").render(
         title=title,
         summary=summary,
         caution=caution,
-        sections=sections,
+        sections=[section for section in shown if section.blocks or section.html],
         explorer=explore,
         version=version("equimid"),
         today=date.today().isoformat(),

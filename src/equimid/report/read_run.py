@@ -3,8 +3,9 @@
 import base64
 import csv
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,25 @@ SIGNATURES = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg"}
 
 @dataclass(frozen=True)
 class Run:
-    """What lies in one run's folder, or in one of measurements of a network that was not trained here."""
+    """What lies in one run's folder, or in one of measurements of a network that was not trained here.
+
+    Attributes:
+        index:    its place on the page, which decides its colour.
+        file:     of the settings: config.yaml or model.yaml.
+        text:     of that file.
+        settings: {dotted name: value}; a group that is off is a name whose value is None.
+        counts:   "usable" and "listed" images, where they are known.
+        curves:   {column of metrics.csv: (steps, values)}.
+    """
 
     path: Path
     name: str
     index: int
-    file: str  # of the settings: config.yaml or model.yaml
+    file: str
     text: str
-    config: Mapping[str, Any]
+    settings: Mapping[str, Any]
     counts: Mapping[str, int]
-    curves: Mapping[str, tuple[list[float], list[float]]]  # column -> steps, values
+    curves: Mapping[str, tuple[list[float], list[float]]]
     records: Sequence[Record]
 
     @property
@@ -41,12 +51,12 @@ class Run:
     @property
     def model(self) -> str | None:
         """The network of others that was measured, such as "timm:NAME"; None for a run."""
-        return None if self.file == "config.yaml" else str(self.config.get("model", "an unnamed network"))
+        return None if self.file == SETTINGS[0] else str(self.settings.get("model", "an unnamed network"))
 
     @property
     def subject(self) -> str:
         """What records call the folder's own network."""
-        return "random" if self.model and self.config.get("weights") == "random" else "backbone"
+        return "random" if self.model and self.setting("weights") == "random" else "backbone"
 
     @property
     def ser_layers(self) -> tuple[Any, ...]:
@@ -57,23 +67,35 @@ class Run:
     @property
     def addons(self) -> dict[str, Any]:
         """{add-on: weight}: the groups of settings that have one."""
-        groups = {name: group for name, group in self.config.items() if isinstance(group, Mapping)}
-        return {name: group["weight"] for name, group in groups.items() if "weight" in group and name != "method"}
+        weights = {key: value for key, value in self.settings.items() if key.endswith(".weight")}
+        groups = {key.removesuffix(".weight"): value for key, value in weights.items()}
+        return {name: weight for name, weight in groups.items() if "." not in name and name != "method"}
+
+    @cached_property
+    def _training(self) -> Sequence[Mapping[str, Any]]:
+        return [r.details for r in self.records if (r.evaluation, r.metric) == ("training", "views")]
 
     @property
     def stopped_at(self) -> tuple[int, int] | None:
         """(steps done, steps wanted) of a run that was measured before its training ended."""
-        for r in self.records:
-            done, wanted = r.details.get("steps"), r.details.get("total_steps")
-            if r.evaluation == "training" and isinstance(done, int) and isinstance(wanted, int) and done < wanted:
+        for details in self._training:
+            done, wanted = details.get("steps"), details.get("total_steps")
+            if isinstance(done, int) and isinstance(wanted, int) and done < wanted:
                 return done, wanted
         return None
 
     @property
     def views(self) -> str | None:
-        """The view setting that it was trained with, such as "2 x 224 + 4 x 96"; None where no record tells it."""
-        settings = [r.details.get("setting") for r in self.records if (r.evaluation, r.metric) == ("training", "views")]
-        return str(settings[-1]) if settings else None
+        """The view setting that it was trained with, such as "2 x 224 + 4 x 96"; None where no record has it."""
+        return str(self._training[-1].get("setting")) if self._training else None
+
+    def setting(self, name: str) -> Any:
+        """The setting of that dotted name, None where there is none."""
+        return self.settings.get(name)
+
+    def last(self, column: str) -> float | None:
+        """The last value of a column of metrics.csv."""
+        return next(reversed(self.curves.get(column, ([], []))[1]), None)
 
     def picture(self, name: str) -> str:
         """A picture of the run's own folder as a data URL; "" where it is missing, elsewhere, or no PNG or JPEG."""
@@ -82,13 +104,6 @@ class Run:
         content = path.read_bytes() if inside else b""
         kind = next((kind for signature, kind in SIGNATURES.items() if content.startswith(signature)), None)
         return f"data:image/{kind};base64,{base64.b64encode(content).decode()}" if kind else ""
-
-    def setting(self, dotted: str) -> Any:
-        """The setting of that name, None where any part of the way is missing."""
-        value: Any = self.config
-        for key in dotted.split("."):
-            value = value.get(key) if isinstance(value, Mapping) else None
-        return value
 
 
 def read_run(path: Path, name: str, index: int) -> Run:
@@ -105,28 +120,36 @@ def read_run(path: Path, name: str, index: int) -> Run:
             "pretrain' or 'equimid evaluate' wrote; check the path"
         )
     text = _read(settings)
-    counted = _mapping(counts, _read(counts), json.loads, "JSON", "delete it") if counts.is_file() else {}
+    counted = _mapping(counts, _read(counts), "JSON", "delete it") if counts.is_file() else {}
     return Run(
         path=path,
         name=name,
         index=index,
         file=settings.name,
         text=text,
-        config=_mapping(settings, text, yaml.safe_load, "YAML", "restore it"),
+        settings=dict(_flat(_mapping(settings, text, "YAML", "restore it"))),
         counts={name: counted[name] for name in ("usable", "listed") if type(counted.get(name)) is int},
         curves=_read_metrics(metrics) if metrics.is_file() else {},
         records=read_records(records) if records.is_file() else [],
     )
 
 
-def _mapping(path: Path, text: str, parse: Callable[[str], Any], language: str, advice: str) -> dict[str, Any]:
+def _mapping(path: Path, text: str, language: str, advice: str) -> dict[str, Any]:
     try:
-        content = parse(text)
+        content = yaml.safe_load(text) if language == "YAML" else json.loads(text)
     except (yaml.YAMLError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not {language} ({' '.join(str(error).split())}); {advice}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds {type(content).__name__}, expected values by name; {advice}")
     return content
+
+
+def _flat(group: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in group.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _read(path: Path) -> str:
@@ -141,21 +164,19 @@ def _read_metrics(path: Path) -> dict[str, tuple[list[float], list[float]]]:
     lines = _read(path).splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
+    reader = csv.DictReader(lines)
     rows: dict[float, dict[str, float]] = {}
-    columns: dict[str, None] = {}
-    for row in csv.DictReader(lines):
-        cells = {k: _float(v) for k, v in row.items() if isinstance(k, str) and isinstance(v, str)}
-        values = {k: v for k, v in cells.items() if v is not None}
-        columns |= dict.fromkeys(cells)
+    for row in reader:
+        values = {k: v for k, cell in row.items() if isinstance(k, str) and (v := _float(cell)) is not None}
         if "step" in values:
             rows[values["step"]] = values  # the later line of a step counts
-    steps = {name: [step for step in sorted(rows) if name in rows[step]] for name in columns}
+    steps = {name: [step for step in sorted(rows) if name in rows[step]] for name in reader.fieldnames or ()}
     return {name: (known, [rows[step][name] for step in known]) for name, known in steps.items()}
 
 
-def _float(cell: str) -> float | None:
+def _float(cell: str | None) -> float | None:
     try:
-        return float(cell)
+        return float(cell or "")
     except ValueError:
         return None
 

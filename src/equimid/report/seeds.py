@@ -8,69 +8,21 @@ import json
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+from equimid.evaluation.registry import MEASUREMENTS, Headline, measurement_of
 from equimid.records import Record
 from equimid.report import figures
-from equimid.report.blocks import Block, Entry, Fold, Plot, Plots, Row, Section, Table, Text, heading
+from equimid.report.blocks import Block, Entry, Figure, Figures, Group, Section, Text
 from equimid.report.figures import Dot
 from equimid.report.formatting import digits, places, title
 from equimid.report.read_run import Run
-from equimid.report.series import OWN
-from equimid.statistics import Difference, holm, mean_of, paired_difference, verdict
+from equimid.report.series import grouped
+from equimid.report.views import pivot
+from equimid.statistics import holm, mean_of, paired_difference, verdict
 
-__all__ = ["Group", "compare", "seeds_section"]
-
-
-@dataclass(frozen=True)
-class Headline:
-    """What stands for an evaluation: its records of one metric that have these details.
-
-    label:   in place of the evaluation's and the metric's names
-    details: {detail: value} of its records
-    each:    a detail of which every value is a headline of its own; of "layer" those that SER acts on, and the last
-    mean:    a detail that tells several records apart, whose mean the headline is
-    """
-
-    evaluation: str
-    metric: str = "top1"
-    label: str = ""
-    details: Mapping[str, Any] = field(default_factory=dict)
-    each: str = ""
-    mean: str = ""
-
-
-_TURNS = {"kind": "quarter turns"}  # they stand for equivariance: exact, without resampling
-CORRESPONDENCE = "correspondence, top-1 within the image"
-# in this order
-HEADLINES = (
-    *(Headline(name) for name in ("knn", "linear", "logistic", "mlp", "attentive")),
-    Headline("fewshot", each="per_class"),
-    Headline("generated_corruptions", "mean_top1"),
-    Headline("imagenet_c", "mean_top1"),
-    Headline("imagenet_c", "mce"),
-    Headline("imagenet_p", "mean_top1"),
-    Headline("imagenet_p", "mfr"),
-    *(Headline(name) for name in ("imagenet_v2", "imagenet_r", "imagenet_sketch", "imagenet_a")),
-    Headline("geometry", label="geometry, mean top-1 over quarter turns", details=_TURNS, mean="pose"),
-    Headline("geometry", label="geometry, mean top-1 over angles", details={"kind": "angle"}, mean="pose"),
-    Headline("detection", "map"),
-    Headline("segmentation", "miou"),
-    Headline("equivariance", "place", "place", _TURNS, each="layer"),
-    Headline("equivariance", "retrieval", "retrieval", _TURNS, each="layer"),
-    Headline("correspondence", label=CORRESPONDENCE, details=_TURNS | {"among": "image"}, each="layer"),
-    Headline("pose_probe", label="turn read from the map", details={"target": "turn", "from": "map"}, each="layer"),
-)
-# by the headline's label
-EXPLAINED = {
-    "place": "Place: the cosine, patch by patch, of the map of a turned image and the turned map of the image, after "
-    "the mean token of each image is taken away; of quarter turns.",
-    "retrieval": "Retrieval: how often the partner of a patch is the nearest of all patches of the turned image; of "
-    "quarter turns.",
-    CORRESPONDENCE: "Correspondence: retrieval on the images that correspondence is measured on; of quarter turns.",
-}
-
+__all__ = ["Combination", "Value", "compare", "seeds_section", "values_of"]
 
 MEANS = (
     "n is the number of trainings with different seeds; a seed changes initial weights, order of the data, views, "
@@ -84,49 +36,49 @@ DIFFERENCES = (
 )
 
 
-@dataclass(frozen=True)
-class Group:
+@dataclass(frozen=True, eq=False)
+class Combination:
     """Runs of one combination of settings.
 
-    runs:    {seed: run}, those that are finished
-    missing: (which, why) of the others
+    Attributes:
+        runs:    {seed: run}, those that are finished.
+        missing: (which, why) of the others.
     """
 
     name: str
     runs: Mapping[int, Run]
     missing: Sequence[tuple[str, str]] = ()
 
-    def values(self, metric: "Metric") -> dict[int, float]:
-        """{seed: value} of the runs that have it; a run that has several of it does not say which."""
-        return {seed: value for seed, run in self.runs.items() if (value := metric.of(run)) is not None}
+    def __str__(self) -> str:
+        return self.name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Metric:
     """A headline on one data set.
 
-    value:   of the headline's detail `each`, or None
-    members: values of the headline's detail `mean` that any run has: a mean over others is another value
+    Attributes:
+        axis: what its plot's axis is called.
+        text: what it is, where the label does not say it.
     """
 
     label: str
-    headline: Headline
-    data: str
     unit: str
-    value: Any = None
-    members: frozenset[Any] = frozenset()
+    axis: str
+    text: str
 
-    def of(self, run: Run) -> float | None:
-        """Its value; None where the run has none, or several and does not say which, or a mean over other members."""
-        each, mean = self.headline.each, self.headline.mean
-        records = [r for r in _own(self.headline, run) if r.data == self.data]
-        if each:
-            records = [r for r in records if r.details[each] == self.value]
-        members = {r.details[mean] for r in records} if mean else set()
-        if members != self.members or len(records) != max(1, len(members)):
-            return None
-        value = sum(r.value or 0.0 for r in records) / len(records)
-        return value if math.isfinite(value) else None
+    def __str__(self) -> str:
+        return self.label
+
+
+@dataclass(frozen=True)
+class Value:
+    """A metric of one run."""
+
+    combination: Combination
+    seed: int
+    metric: Metric
+    value: float
 
 
 def seeds_section(runs: Sequence[Run]) -> Section:
@@ -134,14 +86,15 @@ def seeds_section(runs: Sequence[Run]) -> Section:
 
     Two folders of one seed are one training: the first is taken, the other is named.
     """
-    alike: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.trained_here:
-            same = {key: value for key, value in run.config.items() if key not in ("seed", "runtime")}
-            alike.setdefault(json.dumps(same, sort_keys=True, default=str), []).append(run)
-    names = [_common([run.name for run in members]) for members in alike.values()]
-    groups = []
-    for name, members in zip(names, alike.values(), strict=True):
+
+    def settings(run: Run) -> str:
+        kept = {key: v for key, v in run.settings.items() if key != "seed" and not key.startswith("runtime.")}
+        return json.dumps(kept, sort_keys=True, default=str)
+
+    alike = list(grouped([run for run in runs if run.trained_here], settings).values())
+    names = [_common([run.name for run in members]) for members in alike]
+    combinations = []
+    for name, members in zip(names, alike, strict=True):
         by_seed: dict[int, Run] = {}
         missing = []
         for run in members:
@@ -149,130 +102,136 @@ def seeds_section(runs: Sequence[Run]) -> Section:
                 done, wanted = run.stopped_at
                 missing.append((run.name, f"was stopped at step {done:,} of {wanted:,} and is not counted"))
                 continue
-            first = by_seed.setdefault(run.config.get("seed", 0), run)
+            first = by_seed.setdefault(run.settings.get("seed", 0), run)
             if first is not run:
                 missing.append((run.name, f"has the settings and the seed of {first.name} and is not counted"))
         unique = name if names.count(name) == 1 else ", ".join(run.name for run in members)
-        groups.append(Group(unique, by_seed, missing))
-    several = any(len(group.runs) > 1 for group in groups)
-    return Section("seeds", "Seeds", compare(groups) if several else ())
+        combinations.append(Combination(unique, by_seed, missing))
+    several = any(len(combination.runs) > 1 for combination in combinations)
+    return Section("seeds", "Seeds", compare(combinations) if several else ())
 
 
-def compare(groups: Sequence[Group]) -> list[Block]:
-    """Means, plots and differences of the groups; the first is the baseline."""
-    metrics = _metrics(groups)
-    blocks: list[Block] = [Text(why, "note", who) for group in groups for who, why in group.missing]
-    if not metrics:
-        return [*blocks, Text("Nothing is measured yet.")]
-    labels = {metric.headline.label for metric in metrics}
-    means = {g.name: [_cell(_mean(g, m)) for m in metrics] for g in groups}
-    blocks += [
-        heading("Means over seeds"),
-        Text(MEANS),
-        *(Text(text) for label, text in EXPLAINED.items() if label in labels),
-        _table("Means over seeds", "Settings", [m.label + (f" ({m.unit})" if m.unit else "") for m in metrics], means),
-        Text("Each ring is a seed, each filled mark their mean, each bar its interval."),
-        Plots([_plot(groups, metric, number) for number, metric in enumerate(metrics)], "wide"),
-    ]
-    names = [metric.label for metric in metrics]
-    if len(groups) > 1:
-        what = f"Differences to {groups[0].name}"
-        differences = _table(what, "Settings", names, _differences(groups, metrics))
-        blocks += [heading(what), Text(DIFFERENCES), differences]
-    every = {
-        f"{g.name}, seed {seed}": [_cell("" if (v := m.of(run)) is None else digits(v, m.unit)) for m in metrics]
-        for g in groups
-        for seed, run in g.runs.items()
-    }
-    return [*blocks, Fold("Every seed in numbers", [_table("Every seed", "Run", names, every)])]
-
-
-def _table(label: str, corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[Sequence[Entry]]]) -> Table:
-    return Table(label, corner, columns, [Row(head, cells) for head, cells in rows.items()])
-
-
-def _cell(value: str, *below: str) -> list[Entry]:
-    return [Entry(value, below=below)] if value else []
-
-
-def _mean(group: Group, metric: Metric) -> str:
-    values = list(group.values(metric).values())
-    return mean_of(values).text(places(metric.unit)) if values else ""
-
-
-def _own(headline: Headline, run: Run) -> list[Record]:
-    """The headline's records of the run's network, on any data."""
+def compare(combinations: Sequence[Combination]) -> list[Block]:
+    """Means, plots and differences of the combinations; the first is the baseline."""
+    values = values_of(combinations)
+    notes: list[Block] = [Text(why, "note", who) for c in combinations for who, why in c.missing]
+    if not values:
+        return [*notes, Text("Nothing is measured yet.", "note")]
+    first, *others = combinations
+    metrics = grouped(values, lambda v: v.metric)
+    differences = _differences(first, values)
+    means = pivot(
+        "Means over seeds", "Settings", values, lambda v: v.combination, lambda v: v.metric, rows=combinations,
+        cell=lambda part: [Entry(_mean_text(part))],
+        name=lambda metric: metric.label + (f" ({metric.unit})" if metric.unit else ""),
+    )  # fmt: skip
+    versus = pivot(
+        f"Differences to {first}", "Settings", [v for v in values if v.combination is not first],
+        lambda v: v.combination, lambda v: v.metric, rows=others, columns=[*metrics],
+        cell=lambda part: differences.get((part[0].combination, part[0].metric), []),
+    )  # fmt: skip
+    every = pivot(
+        "Every seed", "Run", values, lambda v: f"{v.combination}, seed {v.seed}", lambda v: v.metric,
+        rows=[f"{c}, seed {seed}" for c in combinations for seed in c.runs],
+        cell=lambda part: [Entry(digits(part[0].value, part[0].metric.unit))],
+    )  # fmt: skip
+    plots = [_plot(combinations, part, number) for number, part in enumerate(metrics.values())]
+    rings = Text("Each ring is a seed, each filled mark their mean, each bar its interval.")
+    explained = [Text(text) for text in dict.fromkeys(metric.text for metric in metrics)]
     return [
-        r
-        for r in run.records
-        if (r.evaluation, r.metric, r.subject) == (headline.evaluation, headline.metric, OWN)
+        *notes,
+        Group(means.label, [Text(MEANS), *explained, means, rings, Figures(plots, "wide")]),
+        Group(versus.label, [Text(DIFFERENCES), versus]),
+        Group("Every seed in numbers", [every], folded=True),
+    ]
+
+
+def values_of(combinations: Sequence[Combination]) -> list[Value]:
+    """Headline by headline what the runs have; of layers those that SER acts on in any run, and the last.
+
+    A run has no value where it has several records and does not say which, or a mean over other members than all runs
+    together have.
+    """
+    runs = [(c, seed, run) for c in combinations for seed, run in c.runs.items()]
+    sources = {run.setting("data.source") for _, _, run in runs}
+    regularised = {layer for _, _, run in runs for layer in run.ser_layers}
+    values = []
+    for measurement, headline in ((m, headline) for m in MEASUREMENTS.values() for headline in m.headlines):
+        records = [
+            ((c, seed), r)
+            for c, seed, run in runs
+            for r in run.records
+            if _is_headline(headline, r) and measurement_of(r.evaluation) is measurement
+        ]
+        for data, on_data in grouped(records, lambda pair: pair[1].data).items():
+            where = "" if sources == {data} else f", {data}"
+            unit, label = on_data[-1][1].unit, headline.title or title(on_data[-1][1])
+            for each, name in _each(headline.each, [r for _, r in on_data], regularised).items():
+                own = [(training, r) for training, r in on_data if r.details.get(headline.each) == each]
+                metric = Metric(label + name + where, unit, unit or headline.title, headline.text)
+                members = {r.details.get(headline.mean) for _, r in own}
+                for (c, seed), pairs in grouped(own, lambda pair: pair[0]).items():
+                    value = sum(r.value or 0.0 for _, r in pairs) / len(pairs)
+                    has_all = len(pairs) == len(members) == len({r.details.get(headline.mean) for _, r in pairs})
+                    if has_all and math.isfinite(value):
+                        values.append(Value(c, seed, metric, value))
+    return values
+
+
+def _is_headline(headline: Headline, r: Record) -> bool:
+    return (
+        (r.metric, r.subject) == (headline.metric, "backbone")
         and r.value is not None
         and headline.details.items() <= r.details.items()
         and all(detail in r.details for detail in (headline.each, headline.mean) if detail)
         and "class" not in r.details  # of one class alone
-    ]
+    )
 
 
-def _metrics(groups: Sequence[Group]) -> list[Metric]:
-    """Headlines that any run has; of layers those that SER acts on in any run, and the last."""
-    runs = [run for group in groups for run in group.runs.values()]
-    sources = {run.setting("data.source") for run in runs}
-    regularised = {layer for run in runs for layer in run.ser_layers}
-    metrics = []
-    for headline in HEADLINES:
-        own = [r for run in runs for r in _own(headline, run)]
-        for data in dict.fromkeys(r.data for r in own):
-            records = [r for r in own if r.data == data]
-            label = headline.label or title(headline.evaluation, headline.metric)
-            where = "" if sources == {data} else f", {data}"
-            members = frozenset(r.details[headline.mean] for r in records if headline.mean)
-            for value, name in _values(headline, records, regularised).items():
-                metrics.append(Metric(label + name + where, headline, data, records[-1].unit, value, members))
-    return metrics
-
-
-def _values(headline: Headline, records: Sequence[Record], regularised: Collection[Any]) -> dict[Any, str]:
+def _each(each: str, records: Sequence[Record], regularised: Collection[Any]) -> dict[Any, str]:
     """{value of the headline's `each`: what it adds to the label}."""
-    if not headline.each:
+    if not each:
         return {None: ""}
-    values = sorted({r.details[headline.each] for r in records if isinstance(r.details[headline.each], int)})
-    if headline.each != "layer":
+    values = sorted({r.details[each] for r in records if isinstance(r.details[each], int)})
+    if each != "layer":
         return {value: f", {value} a class" for value in values}
-    chosen = [value for value in values if value in regularised or value == values[-1]]
-    words = {v: ["SER"] * (v in regularised) + ["last"] * (v == values[-1]) for v in chosen}
-    return {value: f", layer {value} ({', '.join(words[value])})" for value in chosen}
+    words = {v: ["SER"] * (v in regularised) + ["last"] * (v == values[-1]) for v in values}
+    return {value: f", layer {value} ({', '.join(why)})" for value, why in words.items() if why}
 
 
-def _plot(groups: Sequence[Group], metric: Metric, number: int) -> Plot:
+def _mean_text(values: Sequence[Value]) -> str:
+    return mean_of([v.value for v in values]).text(places(values[0].metric.unit))
+
+
+def _plot(combinations: Sequence[Combination], values: Sequence[Value], number: int) -> Figure:
     """All combinations on one axis: each seed, their mean and its interval."""
-    dots, said = [], []
-    for index, group in enumerate(groups):
-        if values := list(group.values(metric).values()):
-            mean = mean_of(values)
-            dots.append(Dot(group.name, mean.value, mean.low, mean.high, *figures.colour_and_marker(index), values))
-            said.append(f"{group.name} {_mean(group, metric)}")
-    alt = f"{metric.label}: {'; '.join(said)}"
-    return Plot(metric.label, figures.dots(f"seeds-{number}", alt, dots, metric.unit or metric.headline.label))
+    dots, said, metric = [], [], values[0].metric
+    for combination, part in grouped(values, lambda v: v.combination).items():
+        seeds = [v.value for v in part]
+        mean, look = mean_of(seeds), figures.colour_and_marker(combinations.index(combination))
+        dots.append(Dot(combination.name, mean.value, mean.low, mean.high, *look, seeds))
+        said.append(f"{combination} {_mean_text(part)}")
+    alt = f"{metric}: {'; '.join(said)}"
+    return Figure(metric.label, figures.dots(f"seeds-{number}", alt, dots, metric.axis))
 
 
-def _differences(groups: Sequence[Group], metrics: Sequence[Metric]) -> dict[str, list[list[Entry]]]:
-    """Every group but the first, against it; all their comparisons are one family for Holm's correction."""
-    first, *others = groups
-    rows = [[paired_difference(g.values(m), first.values(m)) for m in metrics] for g in others]
-    adjusted = iter(holm([d.p if d else None for row in rows for d in row]))
-
-    def cell(metric: Metric, difference: Difference | None) -> list[Entry]:
-        p = next(adjusted)
-        if difference is None:
-            return []
-        tested = "no test" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
-        text = difference.mean.text(places(metric.unit), signed=True)
-        return _cell(text, f"{verdict(difference, p)} · {tested}")
-
-    return {
-        group.name: [cell(metric, difference) for metric, difference in zip(metrics, row, strict=True)]
-        for group, row in zip(others, rows, strict=True)
+def _differences(first: Combination, values: Sequence[Value]) -> dict[tuple[Combination, Metric], list[Entry]]:
+    """Every combination but the first, against it; all their comparisons are one family for Holm's correction."""
+    by_seed = {
+        key: {v.seed: v.value for v in part}
+        for key, part in grouped(values, lambda v: (v.combination, v.metric)).items()
     }
+    paired = {
+        (c, metric): difference
+        for (c, metric), seeds in by_seed.items()
+        if c is not first and (difference := paired_difference(seeds, by_seed.get((first, metric), {})))
+    }
+    entries = {}
+    for (key, difference), p in zip(paired.items(), holm([d.p for d in paired.values()]), strict=True):
+        tested = "no test" if p is None else "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+        text = difference.mean.text(places(key[1].unit), signed=True)
+        entries[key] = [Entry(text, below=[f"{verdict(difference, p)} · {tested}"])]
+    return entries
 
 
 def _common(names: Sequence[str]) -> str:

@@ -4,10 +4,10 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from equimid.report.blocks import Facts, Section, Text
+from equimid.report.blocks import Pairs, Section, Text
 from equimid.report.page import write_page
 from equimid.report.read_run import read_run
-from equimid.report.seeds import Group, compare
+from equimid.report.seeds import Combination, compare
 from equimid.sweep_plan import SCHEMA, SweepPlan, read_sweep
 
 __all__ = ["SCHEMA", "SweepPlan", "read_sweep", "write_sweep_report"]
@@ -20,7 +20,7 @@ def write_sweep_report(out: Path) -> Path:
         UserError: the folder holds no sweep, or a file in it cannot be read.
     """
     plan = read_sweep(out)
-    groups = []
+    combinations = []
     for folder, name in plan.combinations.items():
         runs, missing = {}, []
         for seed in plan.seeds:
@@ -29,8 +29,8 @@ def write_sweep_report(out: Path) -> Path:
                 runs[seed] = read_run(place, run, seed)
             else:
                 missing.append((f"{name} seed {seed}", _unfinished(plan, run)))
-        groups.append(Group(name, runs, missing))
-    done = sum(len(group.runs) for group in groups)
+        combinations.append(Combination(name, runs, missing))
+    done = sum(len(c.runs) for c in combinations)
     facts = [
         ("recipe", plan.recipe),
         ("data", plan.data),
@@ -41,10 +41,10 @@ def write_sweep_report(out: Path) -> Path:
     return write_page(
         out / "report.html",
         title=f"{plan.recipe} on {plan.data}: a sweep",
-        summary=_summary(groups),
+        summary=_summary(combinations),
         sections=[
-            Section("run", "What was run", [Facts(facts), Text(_command(plan, out), "code")]),
-            Section("seeds", "What it came to", compare(groups)),
+            Section("run", "What was run", [Pairs(facts), Text(_command(plan, out), "code")]),
+            Section("seeds", "What it came to", compare(combinations)),
         ],
     )
 
@@ -63,8 +63,10 @@ def _unfinished(plan: SweepPlan, run: str) -> str:
     return f"failed: {plan.failed[run]}" if run in plan.failed else "is not finished: run the sweep's command again"
 
 
-def _summary(groups: Sequence[Group]) -> str:
-    counted = sorted({len(group.runs) for group in groups})
+def _summary(combinations: Sequence[Combination]) -> str:
+    counted = sorted({len(c.runs) for c in combinations})
     n = " to ".join(map(str, [counted[0], counted[-1]][: len(counted)]))
-    settings = f"{len(groups)} combinations of settings" if len(groups) > 1 else "One combination of settings"
+    settings = (
+        f"{len(combinations)} combinations of settings" if len(combinations) > 1 else "One combination of settings"
+    )
     return f"{settings}, n = {n} seeds each, measured on frozen features."

@@ -1,38 +1,45 @@
 """The sections of the page: each arranges records or curves; nothing is measured here."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
+from equimid.evaluation.registry import MEASUREMENTS, measurement_of
 from equimid.report.blocks import Section
+from equimid.report.formatting import capital
 from equimid.report.read_run import Run
-from equimid.report.sections import layers, published, robustness, run, scores
+from equimid.report.sections import layers, published, run, scores
 from equimid.report.seeds import seeds_section
-from equimid.report.series import all_series
+from equimid.report.series import Point, all_series, grouped, points_of
 
 __all__ = ["all_sections"]
 
-# evaluations with sections of their own; the explorer is no section of records
-APART = (
-    "training", "explorer", layers.EQUIVARIANCE, layers.CORRESPONDENCE, layers.PROBE, scores.GEOMETRY,
-    robustness.VIDEOS, *robustness.VARIANTS, *robustness.CORRUPTED, *scores.DENSE, *scores.PICTURES,
-)  # fmt: skip
-
 
 def all_sections(runs: Sequence[Run], explore: Section) -> list[Section]:
-    """In the order of the page, those that have something to show; `explore` is drawn by a script of its own."""
-    series = all_series(runs)
+    """In the order of the page; `explore` is drawn by a script of its own.
+
+    A section that has no function here, but measurements, shows a table of their scores and the pictures.
+    """
+    points = points_of(all_series(runs))
+    of = defaultdict[str, list[Point]](list, grouped(points, lambda p: measurement_of(p.evaluation).section))
     sections = [
         run.run_section(runs),
-        scores.evaluation_section(runs, series, APART),
+        Section("evaluation", "Evaluation", scores.evaluation(runs, of["evaluation"])),
         seeds_section(runs),
-        published.published_section(series),
-        robustness.robustness_section(series),
-        scores.geometry_section(series),
-        layers.equivariance_section(runs, series),
-        layers.correspondence_section(series),
-        layers.probe_section(series),
+        published.published_section(runs),
+        Section("robustness", "Robustness", scores.robustness(of["robustness"])),
+        Section("geometry", "Turned, mirrored and scaled images", scores.geometry(of["geometry"]), "Geometry"),
+        Section("equivariance", "Equivariance", layers.equivariance(runs, of["equivariance"])),
+        Section(
+            "correspondence", "Correspondence of patches", layers.correspondence(of["correspondence"]), "Correspondence"
+        ),
+        Section("pose-probe", "Pose probe", layers.pose_probe(of["pose-probe"])),
         explore,
-        scores.dense_section(series),
-        *(scores.pictures_section(series, evaluation) for evaluation in scores.PICTURES),
-        run.training_section(runs, series),
+        Section("dense", "Detection and segmentation", scores.dense(of["dense"])),
     ]
-    return [section for section in sections if section.blocks or section.html]
+    shown = {section.id for section in sections}
+    for measurement in MEASUREMENTS.values():
+        if (name := measurement.section) not in shown:
+            title = capital(measurement.title)
+            sections.append(Section(name, title, scores.plain_section(name, title, runs, of[name])))
+            shown.add(name)
+    return [*sections, run.training_section(runs)]

@@ -2,22 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from equimid.records import Record
-from equimid.report.blocks import Block, Fold, Plot, Plots, Section, Text, heading
-from equimid.report.formatting import metric_name, words
+from equimid.report.blocks import Block, Figure, Figures, Group, Text
+from equimid.report.formatting import gathered, metric_name
 from equimid.report.read_run import Run
-from equimid.report.sections.plots import line_plots
-from equimid.report.sections.tables import tabulate, warnings
-from equimid.report.series import COLOURS, RANDOM, Series, Subjects, finite, grouped, legend, of, only, records_of
+from equimid.report.sections.scores import unmeasured
+from equimid.report.series import COLOURS, RANDOM, Point, grouped
+from equimid.report.views import curves, legend, panel, pivot, warnings
 
-__all__ = ["CORRESPONDENCE", "EQUIVARIANCE", "PROBE", "correspondence_section", "equivariance_section", "probe_section"]
+__all__ = ["correspondence", "equivariance", "pose_probe"]
 
-EQUIVARIANCE, CORRESPONDENCE, PROBE = "equivariance", "correspondence", "pose_probe"
 PLACE = "place"
 MEASURES = (PLACE, "retrieval", "retrieval_near", "centred_cosine", "relative_error")  # in a cell, from above
-SHARES = ("between_images", "between_positions", "inside_images")
+PARTS = ("between_images", "between_positions", "inside_images")  # of the variance
 AMONG = {"image": "the patches of the same image", "images": "the patches of all images"}
 SOURCES = {"map": "token map", "cls": "class token", "mean": "mean token", "embedding": "final embedding"}
 EVERY = "Every layer and kind in numbers"
@@ -62,174 +60,145 @@ PROBE_TEXT = (
 )
 
 
-def equivariance_section(runs: Sequence[Run], series: Sequence[Series]) -> Section:
-    """One plot of place per kind of transformation, the fractions of the variance, and tables of layers by kinds."""
-    subjects = of(series, EQUIVARIANCE)
-    blocks: list[Block] = unmeasured(runs)
-    if not subjects and any(run.records for run in runs):
-        blocks.append(Text("The records hold no equivariance."))
-    if not subjects:
-        return Section(EQUIVARIANCE, "Equivariance", blocks)
-    kind, share = _panel(subjects, _kind), _panel(subjects, lambda r: metric_name(r.metric))
-    measures, shares = only(subjects, lambda r: r.metric not in SHARES), only(subjects, lambda r: r.metric in SHARES)
-    place = only(measures, lambda r: r.metric == PLACE and "angle" not in r.details)
-    values = [v for r, value in finite(records_of(place)) for v in (value, r.low, r.high) if v is not None]
-    blocks += _without_place(runs)
-    if any(r.metric == PLACE for r in records_of(measures)):
-        blocks += [Text(PLACE_TEXT), Text(REFERENCES)]
-    blocks += warnings(subjects)
-    plots = line_plots(
-        "equivariance", "Place by layer", place, kind, "layer", "",
-        note=lambda caption: _not_measurable(only(place, lambda r: kind(r) == caption)),
+def equivariance(runs: Sequence[Run], points: Sequence[Point]) -> list[Block]:
+    """One plot of place per kind of transformation, the parts of the variance, and tables of layers by kinds."""
+    if not points:
+        measured = any(run.records for run in runs)
+        return [*unmeasured(runs), *([Text("The records hold no equivariance.", "note")] if measured else [])]
+    kind, part = panel(points, _kind), panel(points, metric_name)
+    measures = [p for p in points if p.metric not in PARTS]
+    place = [p for p in measures if p.metric == PLACE and "angle" not in p.details]
+    values = [v for p in place if p.value is not None for v in (p.value, p.low, p.high) if v is not None]
+    lines = curves(
+        "equivariance", "Place by layer", place, kind, "layer", "", note=_not_measurable,
         y_range=(min(0.0, *values, 0.0) - 0.03, max(1.0, *values, 1.0) + 0.03),
     )  # fmt: skip
-    if plots:
-        blocks += [_legend(subjects, "layers", place), Plots(plots)]
-    if shares:
-        shares = [(s, sorted(records, key=lambda r: SHARES.index(r.metric))) for s, records in shares]
-        what = "Share of the variance in % by layer"
-        plots = line_plots("variance", what, shares, share, "layer", y_range=(-2.0, 102.0))
-        tables = _tables("Where the variance of the maps lies", shares, share)
-        blocks += [heading("Where the variance of the maps lies"), Text(VARIANCE), *([Plots(plots)] if plots else [])]
-        blocks.append(Fold("Every fraction in numbers", tables))
-    ranked = [(s, sorted(records, key=lambda r: (*MEASURES, r.metric).index(r.metric))) for s, records in measures]
-    text = Text((NUMBERS if place else "") + OTHER_MEASURES)
-    blocks.append(Fold(EVERY, [text, *_tables("Equivariance", ranked, kind, PLACE)]))
-    return Section(EQUIVARIANCE, "Equivariance", blocks)
-
-
-def correspondence_section(series: Sequence[Series]) -> Section:
-    """Plots by layer, one per kind, within an image and among all; by angle for rotations; tables in a fold."""
-    subjects = of(series, CORRESPONDENCE)
-    if not subjects:
-        return Section(CORRESPONDENCE, "Correspondence")
-    kind = _panel(subjects, _kind)
-    blocks: list[Block] = [Text(CORRESPONDENCE_TEXT), *warnings(subjects), _legend(subjects, CORRESPONDENCE, subjects)]
-    tables: list[Block] = [Text(CORRESPONDENCE_NUMBERS)]
-    parts = grouped(subjects, lambda r: r.details.get("among"))
-    for among, where in AMONG.items():
-        if not (part := parts.get(among)):
-            continue
-        top1 = _at_all_layers(only(part, lambda r: r.metric == "top1"))
-        what = f"Patches found among {where}, top-1 in % by layer"
-        plots = line_plots(
-            f"{CORRESPONDENCE}-{among}", what, only(top1, lambda r: "angle" not in r.details), kind, "layer"
-        )
-        if among == "image":
-            plots += _by_angle(top1)
-        blocks += [heading(f"Among {where}"), *([Plots(plots)] if plots else [])]
-        tables += _tables(f"Correspondence among {where}", part, kind, "top1")
-    blocks.append(Fold(EVERY, tables))
-    return Section(CORRESPONDENCE, "Correspondence of patches", blocks, short="Correspondence")
-
-
-def probe_section(series: Sequence[Series]) -> Section:
-    """A plot for what is read and what it is read from; what is read at one layer alone is in the tables."""
-    subjects = of(series, PROBE)
-    if not subjects:
-        return Section("pose-probe", "Pose probe")
-    reading = _panel(subjects, _reading)
-    plots = line_plots(
-        "pose-probe", "Reading the pose, top-1 in % by layer", subjects, reading, "layer", least=2, y_range=(0.0, 102.0)
-    )
-    fold = Fold("Every layer in numbers", _tables("Pose probe", subjects, reading, "top1"))
-    blocks = [Text(PROBE_TEXT), *warnings(subjects), _legend(subjects, "pose-probe", subjects), Plots(plots), fold]
-    return Section("pose-probe", "Pose probe", blocks)
-
-
-def unmeasured(runs: Sequence[Run]) -> list[Block]:
-    """Who has no records yet."""
+    parts = _ranked([p for p in points if p.metric in PARTS], PARTS)
+    title = "Where the variance of the maps lies"
+    variance = curves("variance", "Share of the variance in % by layer", parts, part, "layer", y_range=(-2.0, 102.0))
+    numbers = Text((NUMBERS if place else "") + OTHER_MEASURES)
+    explained = [PLACE_TEXT, REFERENCES] if any(p.metric == PLACE for p in measures) else []
     return [
-        Text(f"is not evaluated yet: equimid evaluate {run.path}", "note", run.name)
-        if run.trained_here
-        else Text(f"holds no records: equimid evaluate knn linear --model {run.model} --data DATA", "note", run.name)
-        for run in runs
-        if not run.records
+        *unmeasured(runs),
+        *_without_place(runs),
+        *(Text(text) for text in explained),
+        *warnings(points),
+        legend("layers", place if lines else []),
+        Figures(lines),
+        Group(title, [Text(VARIANCE), Figures(variance), _every("Every fraction in numbers", title, parts, part)]),
+        _every(EVERY, "Equivariance", _ranked(measures, MEASURES), kind, PLACE, numbers),
     ]
 
 
-# --- shared by the three
+def correspondence(points: Sequence[Point]) -> list[Block]:
+    """Plots by layer, one per kind, within an image and among all; by angle for rotations; tables in a fold."""
+    kind = panel(points, _kind)
+    blocks: list[Block] = [Text(CORRESPONDENCE_TEXT), *warnings(points), legend("correspondence", points)]
+    tables: list[Block] = [Text(CORRESPONDENCE_NUMBERS)]
+    for among, where in AMONG.items():
+        part = [p for p in points if p.detail("among") == among]
+        top1 = _at_all_layers([p for p in part if p.metric == "top1"])
+        what = f"Patches found among {where}, top-1 in % by layer"
+        whole = [p for p in top1 if "angle" not in p.details]
+        plots = curves(f"correspondence-{among}", what, whole, kind, "layer")
+        plots += _by_angle(top1) if among == "image" else []
+        blocks.append(Group(f"Among {where}", [Figures(plots)]))
+        tables += _tables(f"Correspondence among {where}", part, kind, "top1")
+    return [*blocks, Group(EVERY, tables, folded=True)]
 
 
-def _panel(subjects: Subjects, name: Callable[[Record], str]) -> Callable[[Record], str]:
-    """The name, with the data where there are several."""
-    several = len({r.data for r in records_of(subjects)}) > 1
-    return (lambda r: f"{name(r)}, {r.data}") if several else name
+def pose_probe(points: Sequence[Point]) -> list[Block]:
+    """A plot for what is read and what it is read from; what is read at one layer alone is in the tables."""
+    reading = panel(points, _reading)
+    what = "Reading the pose, top-1 in % by layer"
+    plots = curves("pose-probe", what, points, reading, "layer", least=2, y_range=(0.0, 102.0))
+    return [
+        Text(PROBE_TEXT),
+        *warnings(points),
+        legend("pose-probe", points),
+        Figures(plots),
+        _every("Every layer in numbers", "Pose probe", points, reading, "top1"),
+    ]
 
 
-def _legend(subjects: Subjects, name: str, drawn: Subjects) -> Block:
-    """drawn: the records in the plots; chance is told where they have one."""
-    return legend([s for s, _ in subjects], name, True, any("chance" in r.details for r in records_of(drawn)))
+def _every(
+    title: str, label: str, points: Sequence[Point], column: Callable[[Point], str], first: str = "", *texts: Text
+) -> Group:
+    """All numbers, folded."""
+    return Group(title, [*texts, *_tables(label, points, column, first)], folded=True)
 
 
-def _tables(label: str, subjects: Subjects, column: Callable[[Record], str], first: str = "") -> list[Block]:
+def _tables(label: str, points: Sequence[Point], column: Callable[[Point], str], first: str = "") -> list[Block]:
     """A table of layers for each subject, angles behind the other columns."""
-    columns = dict.fromkeys(column(r) for r in sorted(records_of(subjects), key=lambda r: "angle" in r.details))
-    blocks: list[Block] = []
-    for s, records in subjects:
+    columns = list(dict.fromkeys(column(p) for p in sorted(points, key=lambda p: "angle" in p.details)))
+    tables: list[Block] = []
+    for s, own in grouped(points, lambda p: p.series).items():
         name = f"{label}, {s.label}"
-        rows = [(s, sorted(records, key=_depth))]
-        blocks += [heading(name), tabulate(name, "Layer", rows, _layer, lambda _, r: column(r), first, list(columns))]
-    return blocks
+        by_layer = sorted(own, key=_depth)
+        table = pivot(name, "Layer", by_layer, _layer, column, lambda cell: gathered(cell, first), columns=columns)
+        tables.append(Group(name, [table]))
+    return tables
 
 
-def _depth(r: Record) -> Any:
-    return r.details["layer"]
+def _ranked(points: Sequence[Point], metrics: Sequence[str]) -> list[Point]:
+    """Each subject's points in the order of these metrics, others last."""
+    ranked = [sorted(own, key=lambda p: (*metrics, p.metric).index(p.metric)) for own in
+              grouped(points, lambda p: p.series).values()]  # fmt: skip
+    return [p for own in ranked for p in own]
 
 
-def _layer(s: Series, r: Record) -> str:
-    if s.subject == COLOURS:
+def _depth(p: Point) -> float:
+    return float(p.details["layer"])
+
+
+def _layer(p: Point) -> str:
+    if p.subject == COLOURS:
         return "any"
-    return f"{_depth(r)} (SER)" if _depth(r) in s.regularised else str(_depth(r))
+    return f"{p.details['layer']}" + " (SER)" * (p.details["layer"] in p.series.regularised)
 
 
 def _kind(r: Record) -> str:
     """The kind of change, and the angle of one rotation."""
     angle = f" {r.details['angle']:g}°" if "angle" in r.details else ""
-    return words(str(r.details.get("kind", "all"))) + angle
-
-
-# --- of one each
+    return str(r.details.get("kind", "all")).replace("_", " ") + angle
 
 
 def _reading(r: Record) -> str:
     """What is read, and from what."""
     source = str(r.details.get("from", "map"))
-    return f"{words(str(r.details.get('target', 'pose')))} from the {SOURCES.get(source, words(source))}"
+    return f"{r.details.get('target', 'pose')} from the {SOURCES.get(source, source)}".replace("_", " ")
 
 
-def _at_all_layers(subjects: Subjects) -> Subjects:
+def _at_all_layers(points: Sequence[Point]) -> list[Point]:
     """Colours have no layers: their values at every layer of the others."""
-    layers = sorted({_depth(r) for s, records in subjects if s.subject != COLOURS for r in records})
+    layers = sorted({p.details["layer"] for p in points if p.subject != COLOURS})
     return [
-        (s, [replace(r, details=r.details | {"layer": layer}) for r in records for layer in layers])
-        if s.subject == COLOURS
-        else (s, records)
-        for s, records in subjects
+        replace(p, details=p.details | {"layer": layer})
+        for p in points
+        for layer in (layers if p.subject == COLOURS else [p.details["layer"]])
     ]
 
 
-def _by_angle(subjects: Subjects) -> list[Plot]:
+def _by_angle(points: Sequence[Point]) -> list[Figure]:
     """A plot for each layer that SER regularises in any run, and for the last."""
-    turned = only(subjects, lambda r: "angle" in r.details)
-    own = [(s, {_depth(r) for r in records}) for s, records in turned if s.own]
-    regularised = {layer for s, _ in own for layer in s.regularised}
-    wanted = {layer for _, layers in own for layer in layers & (regularised | {max(layers)})}
-    layer = _panel(
-        subjects,
-        lambda r: f"rotation by angle, layer {_depth(r)}" + " (SER)" * (_depth(r) in regularised),
-    )
-    shown = [(s, sorted((r for r in records if _depth(r) in wanted), key=_depth)) for s, records in turned]
-    return line_plots(
-        "correspondence-angle", "Patches found within the image", shown, layer, "angle", least=2, x_label="degrees"
-    )
+    turned = [p for p in points if "angle" in p.details]
+    of_runs = grouped([p for p in turned if p.series.own], lambda p: p.series)
+    regularised = {layer for s in of_runs for layer in s.regularised}
+    layers = [{p.details["layer"] for p in own} for own in of_runs.values()]
+    wanted = {layer for own in layers for layer in own & (regularised | {max(own)})}
+    marked = {layer: f"{layer}" + " (SER)" * (layer in regularised) for layer in wanted}
+    caption = panel(points, lambda p: f"rotation by angle, layer {marked[p.details['layer']]}")
+    # by layer, since the plots come in the order of the points, and the subjects of each stay in theirs
+    shown = sorted([p for p in turned if p.details["layer"] in wanted], key=_depth)
+    what = "Patches found within the image"
+    return curves("correspondence-angle", what, shown, caption, "angle", least=2, x_label="degrees")
 
 
 def _without_place(runs: Sequence[Run]) -> list[Block]:
     """Notes on runs that hold equivariance from before place was measured."""
     notes: list[Block] = []
     for run in runs:
-        data = {r.metric: r.data for r in run.records if r.evaluation == EQUIVARIANCE}
+        data = {r.metric: r.data for r in run.records if r.evaluation == "equivariance"}
         if data and PLACE not in data:
             others = f" equivariance --model {run.model} --data {next(iter(data.values()))} --out"
             text = (
@@ -240,11 +209,10 @@ def _without_place(runs: Sequence[Run]) -> list[Block]:
     return notes
 
 
-def _not_measurable(subjects: Subjects) -> str:
+def _not_measurable(points: Sequence[Point]) -> str:
     """References are not measurable where the network is not."""
     parts = []
-    for s, records in subjects:
-        layers = [str(_depth(r)) for r in sorted(records, key=_depth) if r.value is None]
-        if layers and (s.own or s.subject == RANDOM):
+    for s, own in grouped([p for p in points if p.series.own or p.subject == RANDOM], lambda p: p.series).items():
+        if layers := [str(p.details["layer"]) for p in sorted(own, key=_depth) if p.value is None]:
             parts.append(f"{s.label} at layer{'s' * (len(layers) > 1)} {', '.join(layers)}")
     return f"Not measurable: {'; '.join(parts)}." if parts else ""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from equimid.records import Record
-from equimid.report.blocks import Block, Entry, Fold, Row, Section, Table, Text, heading
+from equimid.report.blocks import Block, Entry, Group, Row, Section, Table, Text
 from equimid.report.formatting import entry, plain, title
 from equimid.report.published import (
     CONDITIONS,
@@ -21,11 +21,11 @@ from equimid.report.published import (
     Published,
 )
 from equimid.report.read_run import Run
-from equimid.report.series import Series, of
 
 __all__ = ["published_row", "published_section"]
 
 WITH_SER = ("mocov3", "dino", "barlow_twins")
+Beside = Sequence[tuple[Run, Published | None]]  # runs, and the row that each stands beside
 NAMED = 3  # differences that a note names
 TEXT = (
     f"Published: {CONDITIONS} ({SOURCE}), without intervals. These values were not run here. A run stands beside the "
@@ -35,39 +35,27 @@ TEXT = (
     "Which selection of ImageNet-V2 the paper has, it does not say."
 )
 
-Beside = Sequence[tuple[Series, Published | None]]  # runs, and the row that each stands beside
 
-
-def published_section(series: Sequence[Series]) -> Section:
+def published_section(runs: Sequence[Run]) -> Section:
     """The comparison of the paper; on the page where a run is of one of its methods and add-ons."""
-    own = [s for s in series if s.own and s.run.trained_here]
-    blocks: list[Block] = []
-    if any(_kin(s.run) for s in own):
-        beside = [(s, published_row(s.run)) for s in own]
-        blocks += [_comparison(beside), *_notes(beside)]
-    if any(s.run.setting("method.name") in WITH_SER and set(s.run.addons) == {"ser"} for s in own):
-        blocks.append(Fold("Published for SER at other layers and on other methods", _ser_tables()))
-    if blocks:
-        blocks.insert(0, Text(TEXT))
-    return Section("published", f"Published, {CONDITIONS}: not run here", blocks, short="Published numbers")
+    trained = [run for run in runs if run.trained_here]
+    beside = [(run, published_row(run)) for run in trained]
+    with_ser = any(run.setting("method.name") in WITH_SER and set(run.addons) == {"ser"} for run in trained)
+    return Section(
+        "published",
+        f"Published, {CONDITIONS}: not run here",
+        [
+            Text(TEXT),
+            *([_comparison(beside), *_notes(beside)] if any(map(_kin, trained)) else []),
+            *([SER_TABLES] if with_ser else []),
+        ],
+        short="Published numbers",
+    )
 
 
-def _ser_tables() -> list[Block]:
-    def table(corner: str, columns: list[str], rows: Mapping[str, list[str]]) -> Table:
-        drawn = [Row(head, [[Entry(v)] if v else [] for v in cells], quiet=True) for head, cells in rows.items()]
-        return Table(f"Published: {corner}", corner, columns, drawn, published=columns)
-
-    at_layers = {
-        row.label: [f"{row.top1[LINEAR]:.2f} %", "" if row.rotation is None else f"{row.rotation:.3f}"]
-        for row in LAYERS
-    }
-    return [
-        heading("MoCo-v3 with SER at one layer"),
-        Text("Rotation equivariance is the paper's own measure; the values of this page are not it."),
-        table("SER at", ["IN-1k linear, published", "rotation equivariance, published"], at_layers),
-        heading("What was added, and what it changed"),
-        table("Change", ["difference, published"], {what: [change] for what, change in DIFFERENCES}),
-    ]
+def _quiet(corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
+    drawn = [Row(head, [[Entry(v)] if v else [] for v in cells], quiet=True) for head, cells in rows.items()]
+    return Table(f"Published: {corner}", corner, columns, drawn, published=columns)
 
 
 def published_row(run: Run) -> Published | None:
@@ -113,12 +101,16 @@ def _unfit(r: Record) -> str:
 
 def _comparison(beside: Beside) -> Table:
     """All published rows, and beside each the runs that are trained like it."""
-    alike = [[s for s, beside_row in beside if beside_row is row] for row in PUBLISHED]
+    alike = [[run for run, beside_row in beside if beside_row is row] for row in PUBLISHED]
     cells = [
-        {name: [entry(r, below=[s.label]) for s in runs for r in _top1(s, name) if name in row.top1 and not _unfit(r)]
-         for name in SETS}
+        {
+            name: [entry(r, below=[run.name]) for run in runs for r in _top1(run, name) if not _unfit(r)]
+            if name in row.top1
+            else []
+            for name in SETS
+        }
         for row, runs in zip(PUBLISHED, alike, strict=True)
-    ]  # fmt: skip
+    ]
     measured = [name for name in SETS if any(by_set[name] for by_set in cells)]
     rows = []
     for row, runs, by_set in zip(PUBLISHED, alike, cells, strict=True):
@@ -126,7 +118,7 @@ def _comparison(beside: Beside) -> Table:
         for name in SETS:
             line.append([Entry(f"{row.top1[name]:.2f} %")] if name in row.top1 else [])
             line += [by_set[name]] if name in measured else []
-        names = ", ".join(s.label for s in runs)
+        names = ", ".join(run.name for run in runs)
         rows.append(Row(f"{row.label}, {row.views} views" + (f" (as {names})" if names else ""), line))
     columns = [column for name in SETS for column in ("published", "measured here")[: 1 + (name in measured)]]
     groups = [(images.title, 1 + (name in measured)) for name, images in SETS.items()]
@@ -135,20 +127,18 @@ def _comparison(beside: Beside) -> Table:
 
 def _notes(beside: Beside) -> list[Block]:
     """What a row does not say, which runs and values stand beside none, and why; each once."""
-    notes: dict[str, dict[str, None]] = {}
-    for s, row in beside:
+    notes: dict[str, list[str]] = {}
+    for run, row in beside:
         texts = []
         if row is None:
-            texts = [_apart(s.run, kin)] if (kin := _kin(s.run)) else []
+            texts = [_apart(run, kin)] if (kin := _kin(run)) else []
         else:
             texts = [f"{row.label}: {row.note}."] if row.note else []
-            unfit = [(r, why) for name in row.top1 for r in _top1(s, name) if (why := _unfit(r))]
-            texts += [
-                f"{title(r.evaluation, r.metric)} is not set beside the published one: {why}." for r, why in unfit
-            ]
-        for text in texts:
-            notes.setdefault(text, {})[s.label] = None
-    return [Text(text, "note", ", ".join(labels)) for text, labels in notes.items()]
+            unfit = [(r, why) for name in row.top1 for r in _top1(run, name) if (why := _unfit(r))]
+            texts += [f"{title(r)} is not set beside the published one: {why}." for r, why in unfit]
+        for text in dict.fromkeys(texts):
+            notes.setdefault(text, []).append(run.name)
+    return [Text(text, "note", ", ".join(names)) for text, names in notes.items()]
 
 
 def _apart(run: Run, kin: Sequence[Published]) -> str:
@@ -160,5 +150,31 @@ def _apart(run: Run, kin: Sequence[Published]) -> str:
     return f"stands beside no published number; it differs from {where} in {', '.join(named[:NAMED])}{more}."
 
 
-def _top1(s: Series, evaluation: str) -> list[Record]:
-    return [r for _, records in of([s], evaluation) for r in records if r.metric == "top1"]
+def _top1(run: Run, evaluation: str) -> list[Record]:
+    return [r for r in run.records if (r.evaluation, r.metric, r.subject) == (evaluation, "top1", run.subject)]
+
+
+SER_TABLES = Group(
+    "Published for SER at other layers and on other methods",
+    [
+        Group(
+            "MoCo-v3 with SER at one layer",
+            [
+                Text("Rotation equivariance is the paper's own measure; the values of this page are not it."),
+                _quiet(
+                    "SER at",
+                    ["IN-1k linear, published", "rotation equivariance, published"],
+                    {
+                        row.label: [f"{row.top1[LINEAR]:.2f} %", f"{row.rotation:.3f}" if row.rotation else ""]
+                        for row in LAYERS
+                    },
+                ),
+            ],
+        ),
+        Group(
+            "What was added, and what it changed",
+            [_quiet("Change", ["difference, published"], {what: [change] for what, change in DIFFERENCES})],
+        ),
+    ],
+    folded=True,
+)

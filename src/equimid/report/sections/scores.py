@@ -1,33 +1,20 @@
-"""Scores: probes, other poses, detection and segmentation, and the pictures that evaluations drew."""
+"""Scores: probes, other images, corruptions, other poses, detection and segmentation, and pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from equimid.evaluation.registry import measurement_of
 from equimid.records import Record
-from equimid.report import figures
-from equimid.report.blocks import Block, Fold, Picture, Plot, Plots, Section, Text, heading
-from equimid.report.formatting import metric_name, words
+from equimid.report.blocks import Block, Figure, Figures, Group, Text
+from equimid.report.formatting import capital, gathered
 from equimid.report.read_run import Run
-from equimid.report.sections.layers import unmeasured
-from equimid.report.sections.plots import line_plot, line_plots, value_range
-from equimid.report.sections.tables import score_blocks, tabulate, warnings
-from equimid.report.series import Series, Subjects, finite, grouped, legend, of, only, records_of
+from equimid.report.series import Point, grouped, in_page_order
+from equimid.report.views import curves, legend, marks, pivot, scores, value_range, warnings
 
-__all__ = [
-    "DENSE", "GEOMETRY", "PICTURES", "dense_section", "evaluation_section", "geometry_section", "pictures_section"
-]  # fmt: skip
+__all__ = ["dense", "evaluation", "geometry", "plain_section", "robustness", "unmeasured"]
 
-GEOMETRY, FEWSHOT, FEATURE_MAPS = "geometry", "fewshot", "feature_maps"
-# how each is called, the metric of its values by class, and that of the whole
-DENSE = {"detection": ("Detection", "map", "map"), "segmentation": ("Segmentation", "iou", "miou")}
-# evaluations that are pictures and no more, with what each shows
-PICTURES = {
-    FEATURE_MAPS: ("Feature maps", "Token maps"),
-    "attention": ("Attention", "What the class token attends to"),
-    "neighbours": ("Nearest neighbours", "Images and those nearest to them"),
-}
-UPRIGHT, ANGLE = "none", "angle"  # kinds of poses: that which changes nothing, and that which is drawn as a curve
-EVALUATION_TEXT = (
+UPRIGHT, ANGLE, CLEAN = "none", "angle", "none"  # kinds of poses, and the corruption of a clean image
+SCORES_TEXT = (
     "Measured on frozen features. In brackets the 95 % interval; below it the number of images and the difference to "
     "the random network of the same shape."
 )
@@ -39,138 +26,211 @@ DENSE_TEXT = (
     "A detector or a linear layer is trained on the frozen network's patches; the network itself does not change. In "
     "brackets the 95 % interval where one is known."
 )
+OTHER_SETS_TEXT = (
+    "The linear probe on sets that it was not fitted to. ImageNet-R and -A have 200 of the 1,000 classes: top-1 is "
+    "among these, top-1 among all classes is among those of the training images."
+)
+VIDEOS, GENERATED, IMAGENET_C = "imagenet_p", "generated_corruptions", "imagenet_c"
+ROBUSTNESS_TEXTS = {
+    GENERATED: (
+        "Corruptions that this library makes of clean images, after published formulas. They are not the files of "
+        "ImageNet-C, and their values are no ImageNet-C values. Severity 0 is the clean image."
+    ),
+    IMAGENET_C: (
+        "The published files. CE is the error over the five severities relative to AlexNet's, mCE its mean over "
+        "the 15 test corruptions: lower is better."
+    ),
+    VIDEOS: (
+        "How often the prediction changes from frame to frame of a slowly perturbed image (flip rate), and how far the "
+        "five highest classes move (top-5 distance): lower is better. mFR and mT5D are relative to AlexNet's. Mean "
+        "top-1 is the mean over the ten test perturbations of the fraction of frames that are classified rightly: "
+        "higher is better."
+    ),
+}
+CLASS_METRICS = {"detection": "map", "segmentation": "iou"}  # of their values by class
 
 
-def evaluation_section(runs: Sequence[Run], series: Sequence[Series], apart: Sequence[str]) -> Section:
-    """Every evaluation that has no section of its own, by data set."""
-    names = dict.fromkeys(r.evaluation for s in series for r in s.records if r.evaluation not in apart)
-    subjects = only(of(series, *names), lambda r: r.metric != "picture")
-    blocks: list[Block] = unmeasured(runs)
-    if subjects:
-        blocks += [Text(EVALUATION_TEXT), *warnings(subjects)]
-    elif any(run.records for run in runs):
-        blocks.append(Text("The records hold no accuracy."))
-    for number, (data, part) in enumerate(grouped(subjects, lambda r: r.data).items()):
-        label = f"Evaluation on {data}"
-        blocks += [heading(f"On {data}"), *score_blocks(f"evaluation-{number}", label, part)]
-        blocks += _fewshot(f"fewshot-{number}", f"On {data}", only(part, lambda r: "per_class" in r.details))
-    return Section("evaluation", "Evaluation", blocks)
+def evaluation(runs: Sequence[Run], points: Sequence[Point]) -> list[Block]:
+    """Every measurement that has no section of its own."""
+    if not points and any(run.records for run in runs):
+        return [*unmeasured(runs), Text("The records hold no accuracy.", "note")]
+    return [*unmeasured(runs), *plain_section("evaluation", "Evaluation", runs, points)]
 
 
-def _fewshot(name: str, what: str, subjects: Subjects) -> list[Block]:
-    """Accuracy over the number of labelled images."""
-    counts = sorted({r.details["per_class"] for r in records_of(subjects)})
-    if len(counts) < 2:
-        return []
-    places = [
-        (s, [replace(r, details={"place": counts.index(r.details["per_class"])}) for r in records])
-        for s, records in subjects
+def unmeasured(runs: Sequence[Run]) -> list[Block]:
+    """Who has no records yet."""
+    return [
+        Text(f"is not evaluated yet: equimid evaluate {run.path}", "note", run.name)
+        if run.trained_here
+        else Text(f"holds no records: equimid evaluate knn linear --model {run.model} --data DATA", "note", run.name)
+        for run in runs
+        if not run.records
     ]
-    plots = line_plots(
-        name, what, places, lambda _: "few-shot top-1 in %", "place",
+
+
+def plain_section(name: str, title: str, runs: Sequence[Run], points: Sequence[Point]) -> list[Block]:
+    """A table of scores for each data set, and the pictures."""
+    values = [p for p in points if p.metric != "picture"]
+    blocks: list[Block] = [Text(SCORES_TEXT), *warnings(values)] if values else []
+    for number, (data, part) in enumerate(grouped(values, lambda p: p.data).items()):
+        table_and_plots = scores(f"{name}-{number}", f"{title} on {data}", part)
+        blocks.append(Group(f"On {data}", [*table_and_plots, *_fewshot(f"fewshot-{number}", f"On {data}", part)]))
+    # feature maps are drawn for every run
+    missing = name == "feature-maps" and not points and any(run.trained_here for run in runs)
+    return [*blocks, *pictures(points), Text("No picture was recorded." if missing else "", "note")]
+
+
+def _fewshot(name: str, what: str, points: Sequence[Point]) -> list[Block]:
+    """Accuracy over the number of labelled images."""
+    few = [p for p in points if "per_class" in p.details]
+    counts = sorted({p.details["per_class"] for p in few})
+    placed = [replace(p, details={"place": counts.index(p.details["per_class"])}) for p in few]
+    plots = curves(
+        name, what, placed, lambda _: "few-shot top-1 in %", "place", least=2,
         x_label="labelled images a class", x_names=[str(count) for count in counts], width=4.2,
     )  # fmt: skip
-    return [legend([s for s, _ in subjects], name), Plots(plots, "wide")]
+    return [legend(name, placed), Figures(plots, "wide")] if plots else []
 
 
-def geometry_section(series: Sequence[Series]) -> Section:
+def robustness(points: Sequence[Point]) -> list[Block]:
+    """Other sets of the same classes, corruptions by severity, and videos."""
+    others = [p for p in in_page_order(points) if p.evaluation not in ROBUSTNESS_TEXTS]
+    title = "Other images of the same classes"
+    texts: list[Block] = [Text(OTHER_SETS_TEXT), *warnings(others)]
+    blocks: list[Block] = [Group(title, [*texts, *scores("variants", title, others)])]
+    for evaluation, text in ROBUSTNESS_TEXTS.items():
+        for name, title, data, part in _by_data(evaluation, points):
+            label, view = f"{title}, {data}", _videos if evaluation == VIDEOS else _corruptions
+            blocks.append(Group(label, [Text(text), *warnings(part), *view(name, label, part)]))
+    return blocks
+
+
+def _by_data(evaluation: str, points: Sequence[Point]) -> list[tuple[str, str, str, list[Point]]]:
+    """Names of plots, the measurement's title, the data, and the points of each data set."""
+    title = capital(measurement_of(evaluation).title)
+    parts = grouped([p for p in points if p.evaluation == evaluation], lambda p: p.data)
+    return [(f"{evaluation}-{number}", title, data, part) for number, (data, part) in enumerate(parts.items())]
+
+
+def _videos(name: str, label: str, points: Sequence[Point]) -> list[Block]:
+    """The scores, and every perturbation."""
+    single = [p for p in points if "perturbation" in p.details]
+    by_kind = pivot(
+        f"{label}: by perturbation", "Perturbation", single, _detail("perturbation"),
+        cell=lambda part: gathered(part, "flip_rate"),
+    )  # fmt: skip
+    return [*scores(name, label, [p for p in points if "perturbation" not in p.details], short=True), by_kind]
+
+
+def _corruptions(name: str, label: str, points: Sequence[Point]) -> list[Block]:
+    """The scores, and every corruption by severity."""
+    kind = _detail("corruption")
+    overall = [p for p in points if p.detail("corruption", CLEAN) == CLEAN]
+    single = [p for p in points if p.detail("corruption", CLEAN) != CLEAN]
+    errors = [p for p in single if "severity" not in p.details]
+    levels = [p for p in single if "severity" in p.details and p.metric == "top1"]
+    subjects = grouped(levels, lambda p: p.series)
+    # every curve begins with the subject's clean images
+    clean = [
+        replace(p, details=p.details | {"corruption": corruption})
+        for p in overall
+        if p.metric == "top1" and "corruption" in p.details
+        for corruption in dict.fromkeys(level.details["corruption"] for level in subjects.get(p.series, ()))
+    ]
+    lines = curves(
+        f"{name}-kind", "Top-1 in % by severity", [*clean, *levels], kind, "severity",
+        x_label="", height=1.35, width=1.9,
+    )  # fmt: skip
+    tables = [
+        pivot(f"{label}: {s}, top-1", s.label, part, kind, lambda p: f"severity {p.details['severity']}")
+        for s, part in subjects.items()
+    ]
+    by_severity: list[Block] = [
+        Text("Top-1 in % (up) by severity (across), one plot for each corruption, all on one scale."),
+        legend(name, levels),
+        Figures(lines, "small"),
+        Group("Every corruption and severity in numbers", tables, folded=True),
+    ]
+    table = pivot(f"{label}: by corruption", "Corruption", errors, kind)
+    return [
+        *scores(name, label, overall, short=True),
+        Group("CE of every corruption", [table], folded=True),
+        *(by_severity if levels else []),
+    ]
+
+
+def geometry(points: Sequence[Point]) -> list[Block]:
     """Accuracy on turned, mirrored and scaled images."""
-    subjects = of(series, GEOMETRY)
-    blocks: list[Block] = [Text(GEOMETRY_TEXT), *warnings(subjects)] if subjects else []
-    for number, (data, part) in enumerate(grouped(subjects, lambda r: r.data).items()):
-        blocks += [heading(f"On {data}"), *_poses(f"geometry-{number}", f"Geometry on {data}", "Top-1", part)]
-    return Section("geometry", "Turned, mirrored and scaled images", blocks, short="Geometry")
+    return [
+        Text(GEOMETRY_TEXT),
+        *warnings(points),
+        *(
+            Group(f"On {data}", _poses(name, f"{title} on {data}", "Top-1", part))
+            for name, title, data, part in _by_data("geometry", points)
+        ),
+    ]
 
 
-def dense_section(series: Sequence[Series]) -> Section:
+def dense(points: Sequence[Point]) -> list[Block]:
     """Detection and segmentation: overall, by pose, by class, and as pictures."""
-    blocks: list[Block] = []
-    for evaluation, (title, by_class, overall) in DENSE.items():
-        subjects = of(series, evaluation)
-        blocks += warnings(subjects)
-        for number, (data, part) in enumerate(
-            grouped(only(subjects, lambda r: r.metric != "picture"), lambda r: r.data).items()
-        ):
-            label, name = f"{title} on {data}", f"{evaluation}-{number}"
-            whole = only(part, lambda r: not {"class", "pose"} & set(r.details))
-            if whole:
-                blocks += [heading(label), *score_blocks(name, label, whole, short=True)]
-            blocks += _posed(f"{name}-posed", f"{label}, by pose", part, overall)
-            if classes := only(part, lambda r: "class" in r.details):
-                table = tabulate(
-                    f"{label}, by class", "Class", classes, lambda _, r: str(r.details["class"]), first=by_class
-                )
-                blocks.append(Fold(f"{label}, class by class", [table]))
-        blocks += _pictures(subjects)
-    return Section("dense", "Detection and segmentation", [Text(DENSE_TEXT), *blocks] if blocks else [])
+    blocks: list[Block] = [Text(DENSE_TEXT)]
+    for evaluation, own in grouped(in_page_order(points), lambda p: p.evaluation).items():
+        blocks += warnings(own)
+        for name, title, data, part in _by_data(evaluation, [p for p in own if p.metric != "picture"]):
+            label = f"{title} on {data}"
+            whole = [p for p in part if not {"class", "pose"} & set(p.details)]
+            classes = [p for p in part if "class" in p.details]
+            table = pivot(f"{label}, by class", "Class", classes, _detail("class"))
+            blocks.append(Group(label, scores(name, label, whole, short=True)))
+            blocks += _posed(f"{name}-posed", f"{label}, by pose", part)
+            blocks.append(Group(f"{label}, class by class", [table], folded=True))
+        blocks += pictures(own)
+    return blocks
 
 
-def _posed(name: str, label: str, subjects: Subjects, overall: str) -> list[Block]:
+def _posed(name: str, label: str, points: Sequence[Point]) -> list[Block]:
     """The score of upright images beside that of the same images in other poses."""
-    metric = f"{overall}_posed"
-    upright = {"kind": UPRIGHT, "pose": "upright"}
-    posed = []
-    for s, records in subjects:
-        if others := [r for r in records if r.metric == metric]:
-            whole = [r for r in records if r.metric == overall and "class" not in r.details]
-            posed.append((s, [*(replace(r, metric=metric, details=upright) for r in whole), *others]))
-    if not posed:
-        return []
+    measurement = measurement_of(points[0].evaluation)
+    metric = next((headline.metric for headline in measurement.headlines), "")
+    title = measurement.metric_title(metric)
+    posed = [p for p in points if p.metric == f"{metric}_posed"]
+    subjects = {p.series for p in posed}
+    upright = [
+        replace(p, metric=f"{metric}_posed", details={"kind": UPRIGHT, "pose": "upright"})
+        for p in points
+        if p.metric == metric and "class" not in p.details and p.series in subjects
+    ]
     text = Text(
-        f"Trained on upright images, tested in other poses: {metric_name(overall)} in %, all plots on one scale. The "
-        "drop in the table above is the upright value less the mean over the poses of a kind, in points, with the "
-        "95 % interval of the paired difference."
+        f"Trained on upright images, tested in other poses: {title} in %, all plots on one scale. The drop in the "
+        "table above is the upright value less the mean over the poses of a kind, in points, with the 95 % interval of "
+        "the paired difference."
     )
-    return [text, *_poses(name, label, metric_name(overall), posed)]
+    return [text, *_poses(name, label, title, [*upright, *posed])] if posed else []
 
 
-def _poses(name: str, label: str, what: str, subjects: Subjects) -> list[Block]:
+def _poses(name: str, label: str, what: str, points: Sequence[Point]) -> list[Block]:
     """A curve over the angle, a mark for each pose of the other kinds, all on one scale, and the numbers."""
-    kinds = grouped(subjects, _kind)
-    scale = value_range(records_of(subjects))
-    plots: list[Plot] = []
+    kinds = grouped(points, _kind)
+    scale = value_range(points)
+    plots: list[Figure] = []
     for number, (kind, part) in enumerate(kinds.items()):
         plot_name = f"{name}-{number}"
         if kind == ANGLE:
-            plots += line_plots(
-                plot_name,
-                what,
-                part,
-                lambda _: "by angle",
-                ANGLE,
-                y_range=scale,
-                x_label="degrees",
-                x_step=45,
+            plots += curves(
+                plot_name, what, part, lambda _: "by angle", ANGLE, y_range=scale, x_label="degrees", x_step=45,
                 width=4.2,
-            )
+            )  # fmt: skip
         elif kind != UPRIGHT or len(kinds) == 1:
-            plots.append(_marks(plot_name, f"{what} by pose", words(kind), _with_upright(part, kinds), scale))
-    table = tabulate(
-        label, "Pose", subjects, lambda _, r: _pose(r) if _kind(r) == UPRIGHT else f"{words(_kind(r))}, {_pose(r)}"
-    )
-    return [legend([s for s, _ in subjects], name), Plots(plots, "wide"), Fold("Every pose in numbers", [table])]
-
-
-def _marks(name: str, what: str, caption: str, subjects: Subjects, scale: tuple[float, float]) -> Plot:
-    """A mark for each pose, subjects beside each other: an interval would hide another's."""
-    poses = list(dict.fromkeys(_pose(r) for r in records_of(subjects)))
-    marks = []
-    for number, (s, records) in enumerate(subjects):
-        aside = 0.5 * ((number + 0.5) / len(subjects) - 0.5)
-        points = [(poses.index(_pose(r)) + aside, value, r.low, r.high) for r, value in finite(records)]
-        marks.append((s.label, replace(figures.with_points(s.line, points), dash="", marker=s.line.marker or "_")))
-    names = [pose.removesuffix(" patches") for pose in poses]
-    return line_plot(name, what, caption, marks, "%", x_label="", y_range=scale, x_names=names, width=4.2)
-
-
-def _with_upright(part: Subjects, kinds: Mapping[str, Subjects]) -> Subjects:
-    """The upright images before the others, which are not cut as those of the curve are."""
-    both = [*kinds.get(UPRIGHT, []), *part]
-    return [(s, [r for other, records in both if other is s for r in records]) for s, _ in part]
+            # the upright images before the others
+            subjects = {p.series for p in part}
+            upright = [p for p in kinds.get(UPRIGHT, []) if p.series in subjects and kind != UPRIGHT]
+            plots.append(marks(plot_name, f"{what} by pose", kind, [*upright, *part], _pose, y_range=scale))
+    table = pivot(label, "Pose", points, lambda p: _pose(p) if _kind(p) == UPRIGHT else f"{_kind(p)}, {_pose(p)}")
+    return [legend(name, points), Figures(plots, "wide"), Group("Every pose in numbers", [table], folded=True)]
 
 
 def _kind(r: Record) -> str:
-    return str(r.details.get("kind", "all"))
+    return str(r.details.get("kind", "all")).replace("_", " ")
 
 
 def _pose(r: Record) -> str:
@@ -179,28 +239,27 @@ def _pose(r: Record) -> str:
     return f"{r.details['angle']:g} degrees" if "angle" in r.details else "–"
 
 
-def pictures_section(series: Sequence[Series], evaluation: str) -> Section:
-    """The pictures of one evaluation; feature maps are drawn for every run, so that they are missed where none are."""
-    blocks = _pictures(of(series, evaluation))
-    if not blocks and evaluation == FEATURE_MAPS and any(s.run.trained_here for s in series):
-        blocks = [Text("No picture was recorded.")]
-    return Section(evaluation.replace("_", "-"), PICTURES[evaluation][0], blocks)
+def _detail(name: str) -> Callable[[Point], str]:
+    """A row of a table for each value of the detail."""
+    return lambda p: str(p.details[name]).replace("_", " ")
 
 
-def _pictures(subjects: Subjects) -> list[Block]:
+def pictures(points: Sequence[Point]) -> list[Block]:
+    """The pictures of each subject, or what is missing of them."""
     blocks: list[Block] = []
-    for s, records in only(subjects, lambda r: r.picture is not None):
-        blocks += [heading(s.label), *(_picture(s.run, r) for r in records)]
+    for s, part in grouped([p for p in points if p.picture is not None], lambda p: p.series).items():
+        blocks.append(Group(s.label, [_picture(p) for p in part]))
     return blocks
 
 
-def _picture(run: Run, r: Record) -> Block:
-    source = run.picture(str(r.picture))
+def _picture(p: Point) -> Block:
+    source = p.series.run.picture(str(p.picture))
     if not source:
-        missing = f"{r.picture} is missing from the run's folder, or is no PNG or JPEG: run equimid evaluate again."
+        missing = f"{p.picture} is missing from the run's folder, or is no PNG or JPEG: run equimid evaluate again."
         return Text(missing, "note")
-    what = PICTURES[r.evaluation][1] if r.evaluation in PICTURES else words(r.evaluation).capitalize()
-    if "layer" in r.details:
-        what += f" of layer {r.details['layer']}"
-    caption = r.details.get("caption")
-    return Picture(str(caption or what), f"{what}: {caption}" if caption else what, source)
+    measurement = measurement_of(p.evaluation)
+    what = capital(measurement.metrics.get(p.metric, measurement.title))
+    what += f" of layer {p.details['layer']}" if "layer" in p.details else ""
+    caption = p.detail("caption")
+    alt = f"{what}: {caption}" if caption else what
+    return Figures([Figure(str(caption or what), source=source, alt=alt)], "picture")
