@@ -21,12 +21,7 @@ from equimid.data import leave_signals_to_the_main_process
 from equimid.distributed import any_rank, barrier, gather_detached
 from equimid.engine.async_metrics import AsyncMetrics, LoaderClock
 from equimid.engine.callbacks import Callback, CsvLog, Outcome, ProgressLine, TensorBoardLog
-from equimid.engine.checkpoint import (
-    agreed_checkpoint,
-    discard_checkpoint,
-    save_checkpoint,
-    save_sharded_checkpoint,
-)
+from equimid.engine.checkpoint import agreed_checkpoint, discard_checkpoint, save_checkpoint
 from equimid.engine.config import OptimConfig, RuntimeConfig, TrainConfig
 from equimid.engine.health import HealthCheck, effective_rank, feature_std, map_variance
 from equimid.engine.launch import StopRequest
@@ -367,11 +362,8 @@ class Trainer:
         if any_rank(not finite, self.fabric.device):
             raise UserError(f"training stopped after step {step}: weights are not finite; {self._last_good(-1)}")
         try:
-            if is_sharded(self.task):
-                device = self.fabric.device
-                save_sharded_checkpoint(folder, step, self.task, self.optimizer, self.run, keep, device)
-            elif self.is_main:
-                save_checkpoint(folder, step, self.task, self.optimizer, self.run, keep)
+            if self.is_main or is_sharded(self.task):
+                save_checkpoint(folder, step, self.task, self.optimizer, self.run, keep, self.fabric.device)
         except UserError as error:
             refused = error
         if any_rank(refused is not None, self.fabric.device):
