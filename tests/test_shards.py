@@ -5,6 +5,7 @@ import pickle
 import shutil
 import threading
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -183,8 +184,8 @@ def test_sent_to_a_process_that_was_spawned(pair):
 def test_few_shards_are_open_at_a_time_and_threads_share_them(pair, monkeypatch):
     source = open_source(str(pair[1]))
     expected = [source.read(i) for i in range(24)]
-    files = shards._Files(limit=2)
-    monkeypatch.setattr(shards, "_FILES", files)
+    files = lru_cache(maxsize=2)(shards._OpenShard)
+    monkeypatch.setattr(shards, "_open_shard", files)
     found = {}
 
     def read(start):
@@ -198,7 +199,7 @@ def test_few_shards_are_open_at_a_time_and_threads_share_them(pair, monkeypatch)
         thread.join()
     assert len(found) == 72
     assert all(found.values())
-    assert len(files.opened) == 2
+    assert files.cache_info().currsize == 2
     before = set(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else set()
     read(0)
     assert len(set(os.listdir("/proc/self/fd")) if before else set()) == len(before), "closed, not left open"
@@ -338,7 +339,7 @@ def test_shards_lost_in_the_middle_of_an_epoch(pair, workers):
     """Named and counted; other images stand in for theirs, and all others are as they were."""
     source = open_source(str(pair[1]))
     before = loaded(source)
-    shards._FILES.forget()
+    shards._open_shard.cache_clear()
     bad = {*of_shard(source, source.shards[0]), *of_shard(source, source.shards[1])}
     (pair[1] / f"{source.shards[0]}.tar").unlink()
     (pair[1] / f"{source.shards[1]}.tar").write_bytes(b"")

@@ -1,39 +1,44 @@
-"""Which images of a source cannot be used, and why: checked once, and kept in the run's folder."""
+"""Find the images of a source that cannot be used, and say why. The answer is kept in the run's folder."""
 
 import csv
 import io
 import json
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from equimid.data.shards.source import ShardSource
 from equimid.data.sources import ArraySource, Source
 from equimid.errors import UnreadableImage, UserError
 from equimid.files import write_json, write_text
 
-__all__ = ["ImageCheck", "check_images", "image_check_for", "list_unreadable", "raise_if_too_many"]
+__all__ = ["ImageCheck", "check_images", "image_check_for", "in_threads", "list_unreadable", "raise_if_too_many"]
 
 Progress = Callable[[int, int], None]
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 _SCHEMA = 1
-_AT_ONCE = 1024  # images handed to the threads together
 
 
 @dataclass(frozen=True)
 class ImageCheck:
     """What a check of a source found.
 
-    source, split: of the source
-    fingerprint:   of the whole source, before anything was left out
-    listed:        number of images in it
-    smallest_side: px; images with a shorter side are among the unreadable
-    checked:       "decoded", "headers" (too many to decode), "sizes" (in memory) or "packed" (decoded when they were
-                   packed: every shard is there and as long as it was)
-    unreadable:    (index, description, reason) of each image to leave out
+    Attributes:
+        source: name of the source.
+        split: of the source.
+        fingerprint: of the whole source, before anything was left out.
+        listed: number of images in it.
+        smallest_side: px; images with a shorter side are among the unreadable.
+        checked: how: "decoded", "headers" (too many to decode), "sizes" (in memory) or "packed" (images were decoded
+            when they were packed; the length of every shard was compared).
+        unreadable: (index, description, reason) of each image to leave out.
     """
 
     source: str
@@ -93,18 +98,19 @@ def check_images(
 ) -> ImageCheck:
     """Find the images that cannot be used: unreadable, or with a side below smallest_side (px, the patch).
 
-    Every image is decoded wholly. Of more than decode_all_below images only the headers are read, since
-    decoding a million files takes hours: what is damaged further in, the loader meets later.
+    Every image is decoded. Of more than decode_all_below images only the headers are read, since decoding a million
+    files takes hours; the loader finds the other damaged files during training.
 
-    tolerated: largest fraction of such images, in [0, 1]
-    progress:  called in this thread with (done, all) after each image
-    threads:   None for one a core, at most 16
+    Args:
+        tolerated: largest fraction of such images, in [0, 1].
+        progress: called in this thread with (done, all) after each image.
+        threads: None = one for each core, at most 16.
 
     Raises:
         UserError: no image, no readable image, or more unreadable ones than tolerated.
     """
     check = _check(source, source.fingerprint(), smallest_side, decode_all_below, progress, threads)
-    raise_if_too_many(check, tolerated)
+    _raise_if_too_many_of(check, tolerated)
     return check
 
 
@@ -120,12 +126,12 @@ def image_check_for(
 ) -> ImageCheck:
     """The check that is saved in the folder, if it is of the same data and smallest side; else a new one, saved.
 
-    A new check is saved before too many unreadable images raise: the whole list is there, and a higher limit need not
-    check again. A folder keeps one check, of one source.
+    A folder keeps one check of one source. A new check is saved before too many unreadable images raise: so the whole
+    list is there, and a higher limit needs no new check.
 
-    Of packed images, a check that found too many missing is made again: the shards may be back, and this takes
-    milliseconds. A check that was good stays, so that a resumed run has the same images; the loader meets what went
-    bad since.
+    Where too many images of shards were missing, the check is made again: the shards may be back, and this takes
+    milliseconds. Otherwise the saved check stays, so that a resumed run has the same images; the loader replaces
+    those that are lost later.
     """
     fingerprint = source.fingerprint()
     check = ImageCheck.load(folder)
@@ -134,7 +140,7 @@ def image_check_for(
     if check is None or (check.fingerprint, check.smallest_side) != (fingerprint, smallest_side):
         check = _check(source, fingerprint, smallest_side, decode_all_below, progress, threads)
         check.save(folder)
-    raise_if_too_many(check, tolerated, folder / "unreadable.csv")
+    _raise_if_too_many_of(check, tolerated, folder / "unreadable.csv")
     return check
 
 
@@ -146,80 +152,94 @@ def _check(
     progress: Progress | None,
     threads: int | None,
 ) -> ImageCheck:
+    count = len(source)
     if isinstance(source, ShardSource):
-        return _check_shards(source, fingerprint, smallest_side)
-    n = len(source)
-    checked = "headers" if n > decode_all_below else "decoded"
-    if isinstance(source, ArraySource):
+        checked = "packed"
+    elif isinstance(source, ArraySource):
         checked = "sizes"
+    else:
+        checked = "headers" if count > decode_all_below else "decoded"
 
-    def reason(i: int) -> str | None:
+    def reason(i: int) -> str:
         try:
             width, height = source.load(i).size if checked == "decoded" else source.size(i)
         except UnreadableImage as error:
             return error.reason
-        return _too_small(width, height, smallest_side)
+        if min(width, height) >= smallest_side:
+            return ""
+        return f"{width} x {height} px, smaller than a patch of {smallest_side} px"
 
-    unreadable = []
-    # threads: PIL decodes without the interpreter's lock
-    with ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1)) as pool:
-        for start in range(0, n, _AT_ONCE):
-            block = range(start, min(start + _AT_ONCE, n))
-            for i, found in zip(block, pool.map(reason, block), strict=True):
-                if found is not None:
-                    unreadable.append((i, source.describe(i), found))
-                if progress is not None:
-                    progress(i + 1, n)
+    reasons: dict[int, str] = {}
+    if isinstance(source, ShardSource):  # the index has the sizes
+        reasons = {i: reason(i) for i in source.smaller_than(smallest_side)} | source.faults()
+    else:
+        for i, text in enumerate(in_threads(reason, range(count), threads or min(16, os.cpu_count() or 1))):
+            if text:
+                reasons[i] = text
+            if progress is not None:
+                progress(i + 1, count)
     return ImageCheck(
         source=source.name,
         split=source.split,
         fingerprint=fingerprint,
-        listed=n,
+        listed=count,
         smallest_side=smallest_side,
         checked=checked,
-        unreadable=tuple(unreadable),
+        unreadable=tuple((i, source.describe(i), text) for i, text in sorted(reasons.items())),
     )
 
 
-def _check_shards(source: ShardSource, fingerprint: str, smallest_side: int) -> ImageCheck:
-    """Every image was decoded when it was packed: what is left to see is whether the shards are all there."""
-    reasons = source.faults()
-    for i in source.smaller_than(smallest_side):
-        reasons.setdefault(i, _too_small(*source.size(i), smallest_side) or "")
-    return ImageCheck(
-        source=source.name,
-        split=source.split,
-        fingerprint=fingerprint,
-        listed=len(source),
-        smallest_side=smallest_side,
-        checked="packed",
-        unreadable=tuple((i, source.describe(i), reasons[i]) for i in sorted(reasons)),
-    )
+def in_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R]:
+    """Yield function(item) of every item, in order, computed ahead in threads: PIL does not hold Python's lock.
+
+    Close it (`contextlib.closing`) where not all results are taken.
+    """
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > 16 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def _too_small(width: int, height: int, smallest_side: int) -> str | None:
-    if min(width, height) >= smallest_side:
-        return None
-    return f"{width} x {height} px, smaller than a patch of {smallest_side} px"
+def _raise_if_too_many_of(check: ImageCheck, tolerated: float, listing: Path | None = None) -> None:
+    unreadable = [(description, reason) for _, description, reason in check.unreadable]
+    raise_if_too_many(check.source, check.listed, unreadable, tolerated, listing)
 
 
 def raise_if_too_many(
-    check: ImageCheck, tolerated: float, listing: Path | None = None, remedy: str = "data.tolerated_unreadable="
+    source: str,
+    listed: int,
+    unreadable: Sequence[tuple[str, str]],
+    tolerated: float,
+    listing: Path | None = None,
+    remedy: str = "data.tolerated_unreadable=",
 ) -> None:
-    """Raise where no image, no readable one, or fewer than tolerated are left. listing: file of the whole list."""
-    n, bad = check.listed, len(check.unreadable)
-    if n == 0:
-        raise UserError(f"no image found in {check.source}: expected at least one; check the path")
-    examples = ", ".join(f"{description} ({reason})" for _, description, reason in check.unreadable[:3])
+    """Raise where there is no image, no readable one, or a larger fraction of unreadable ones than tolerated.
+
+    Args:
+        unreadable: (description, reason) of those among the `listed` images of `source`.
+        listing: the file that lists all of them.
+        remedy: how a user types a higher limit.
+    """
+    bad = len(unreadable)
+    if listed == 0:
+        raise UserError(f"no image found in {source}: expected at least one; check the path")
+    examples = ", ".join(f"{description} ({reason})" for description, reason in unreadable[:3])
     whole_list = f"; the whole list: {listing}" if listing is not None else ""
-    if bad == n:
+    if bad == listed:
         raise UserError(
-            f"no readable image in {check.source}: none of {n} can be used: {examples}; give other images{whole_list}"
+            f"no readable image in {source}: none of {listed} can be used: {examples}; give other images{whole_list}"
         )
-    if bad / n > tolerated:
-        enough = -(-20 * bad // n) / 20  # the fraction, rounded up to 5 %
+    if bad / listed > tolerated:
+        enough = -(-20 * bad // listed) / 20  # the fraction, rounded up to 5 %
         raise UserError(
-            f"{bad} of {n} images in {check.source} cannot be used ({100 * bad / n:.1f} %, tolerated "
+            f"{bad} of {listed} images in {source} cannot be used ({100 * bad / listed:.1f} %, tolerated "
             f"{100 * tolerated:.1f} %): {examples}; mend or remove them, or leave them out with "
             f"{remedy}{enough}{whole_list}"
         )

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["ImageSource", "JpegPicture", "Picture", "decode_jpegs", "open_picture", "turn_upright"]
+__all__ = ["ImageSource", "JpegPicture", "Picture", "decode_jpegs", "open_picture", "plain_header", "turn_upright"]
 
 _ORIENTATION = 0x0112
 _APP1, _SOS = 0xE1, 0xDA  # markers of EXIF or XMP, and of the coded pixels
@@ -108,7 +108,7 @@ def open_picture(source: ImageSource, index: int) -> Picture:
     """
     read: Callable[[int], bytes | None] | None = getattr(source, "read", None)
     content = read(index) if read is not None else None
-    header = None if content is None else _plain_header(content)
+    header = None if content is None else plain_header(content)
     if content is None or header is None:
         image = source.load(index)
         return Picture(image.size, lambda: image)
@@ -138,7 +138,7 @@ def turn_upright(pixels: Tensor, orientation: int) -> Tensor:
     return pixels if turn is None else turn(pixels)
 
 
-def _plain_header(content: bytes) -> tuple[tuple[int, int], int] | None:
+def plain_header(content: bytes) -> tuple[tuple[int, int], int] | None:
     """Upright size and orientation of a JPEG file that is RGB or grey; None of any other."""
     if not _may_be_turned(content):
         try:

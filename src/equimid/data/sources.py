@@ -16,7 +16,16 @@ from PIL import Image
 from equimid.data.decode import open_image, read_size, reasons
 from equimid.errors import UserError
 
-__all__ = ["ArraySource", "FileSource", "Source", "TorchvisionSource", "digest", "pack_paths"]
+__all__ = [
+    "ArraySource",
+    "FileSource",
+    "Source",
+    "TorchvisionSource",
+    "digest",
+    "holdout",
+    "length_and_time",
+    "pack_paths",
+]
 
 Indices = npt.NDArray[np.int64]
 
@@ -114,11 +123,11 @@ class FileSource(Source):
     def fingerprint(self) -> str:
         """Of paths, sizes in bytes and labels: a moved folder keeps it. One stat per file, so a file
         rewritten to the same size goes unnoticed."""
-        sizes = np.array([_bytes_of(self.path(i)) for i in range(len(self))], dtype=np.int64)
+        sizes = np.array([length_and_time(self.path(i))[0] for i in range(len(self))], dtype=np.int64)
         return digest(b"\0".join(self.files.tolist()), sizes, self.labels, *self.classes)
 
     def stamp(self) -> str:
-        times = np.array([_changed(self.path(i)) for i in range(len(self))], dtype=np.int64)
+        times = np.array([length_and_time(self.path(i))[1] for i in range(len(self))], dtype=np.int64)
         return digest(self.fingerprint(), times, str(self.root.resolve()))
 
     def take(self, indices: Indices) -> Self:
@@ -200,18 +209,13 @@ def pack_paths(paths: Iterable[str]) -> npt.NDArray[np.bytes_]:
     return np.array([os.fsencode(p) for p in paths], dtype=np.bytes_)
 
 
-def _bytes_of(path: Path) -> int:
+def length_and_time(path: Path) -> tuple[int, int]:
+    """Bytes of a file and time of its last change in ns; -1 where there is no such file."""
     try:
-        return os.stat(path).st_size
+        status = os.stat(path)
     except (OSError, ValueError):
-        return -1
-
-
-def _changed(path: Path) -> int:
-    try:
-        return os.stat(path).st_mtime_ns
-    except (OSError, ValueError):
-        return -1
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def digest(*parts: str | bytes | npt.NDArray[Any] | None) -> str:
