@@ -21,8 +21,7 @@ from torch import Tensor
 
 from equimid.backbones import compile_blocks
 from equimid.config import Config
-from equimid.engine.cpu_bf16 import cpu_precision
-from equimid.engine.machine import keep_freed_memory, keep_kernels
+from equimid.engine.machine import cpu_precision, keep_freed_memory, keep_kernels
 from equimid.engine.optimizer import build_optimizer, set_rates
 from equimid.errors import UserError
 from equimid.poses import Pose

@@ -64,7 +64,7 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True, callbacks: Se
         task = Task(config.backbone, config.method, config.addons, plan, config.seed)
         _measured_network(task, config)  # a wrong choice is refused before training, not after it
         launched = started(config.runtime)
-        runtime = settle_precision(config.runtime, task.student, folder, launched.alone)
+        runtime = settle_precision(config.runtime, task.student.embed_dim, folder, launched.alone)
         fabric = make_fabric(runtime)
         if fabric.device.type == "cpu":
             keep_freed_memory()
