@@ -162,23 +162,23 @@ def test_batches_are_the_same_for_any_number_of_workers_and_ranks(pair, shuffle)
     for workers in (1, 2):
         for a, b in zip(whole, loaded(source, workers=workers, shuffle=shuffle), strict=True):
             assert torch.equal(a.indices, b.indices)
-            assert all(torch.equal(x, y) for x, y in zip(a.crops, b.crops, strict=True))
+            assert all(torch.equal(x.pixels, y.pixels) for x, y in zip(a.crops, b.crops, strict=True))
     parts = [loaded(source, rank=rank, ranks=2, shuffle=shuffle) for rank in range(2)]
     for a, even, odd in zip(whole, *parts, strict=True):
-        assert torch.equal(a.crops[0][0::2], even.crops[0])
-        assert torch.equal(a.crops[0][1::2], odd.crops[0])
+        assert torch.equal(a.crops[0].pixels[0::2], even.crops[0].pixels)
+        assert torch.equal(a.crops[0].pixels[1::2], odd.crops[0].pixels)
 
 
 def test_batches_are_the_folders(pair):
     ours, theirs = (loaded(open_source(str(data))) for data in reversed(pair))
-    assert all(torch.equal(a.crops[1], b.crops[1]) for a, b in zip(ours, theirs, strict=True))
+    assert all(torch.equal(a.crops[1].pixels, b.crops[1].pixels) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_sent_to_a_process_that_was_spawned(pair):
     source = open_source(str(pair[1]))
     assert len(pickle.dumps(source)) < 2000 + 50 * len(source), "numbers, and no names"
     (first, *_), (same, *_) = loaded(source), loaded(source, workers=1, context="spawn")
-    assert torch.equal(first.crops[0], same.crops[0])
+    assert torch.equal(first.crops[0].pixels, same.crops[0].pixels)
 
 
 def test_few_shards_are_open_at_a_time_and_threads_share_them(pair, monkeypatch):
@@ -350,7 +350,7 @@ def test_shards_lost_in_the_middle_of_an_epoch(pair, workers):
         assert not bad & set(b.indices.tolist())
         for row, i in enumerate(a.indices.tolist()):
             if i not in bad:
-                assert torch.equal(a.crops[0][row], b.crops[0][row])
+                assert torch.equal(a.crops[0].pixels[row], b.crops[0].pixels[row])
     for i in bad:
         assert source.describe(i).startswith(f"{pair[1]}/shard-00000")
         assert source.describe(i).endswith(".jpg")
