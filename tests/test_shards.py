@@ -18,7 +18,6 @@ from equimid.data import (
     DataConfig,
     ShardSource,
     check_images,
-    image_check_for,
     open_image,
     open_source,
 )
@@ -311,17 +310,17 @@ def test_missing_cut_and_altered_shards_are_named(pair):
 def test_the_ledger_tells_of_missing_shards_before_training(pair, tmp_path):
     out = pair[1]
     source, run = open_source(str(out)), tmp_path / "run"
-    image_check = image_check_for(source, run, smallest_side=32)
+    image_check = check_images(source, run, smallest_side=32)
     assert (image_check.checked, image_check.unreadable, image_check.listed) == ("packed", (), 24)
     lost = of_shard(source, source.shards[1])
     tar = out / f"{source.shards[1]}.tar"
     content = tar.read_bytes()
     tar.unlink()
     # a run that has begun goes on with its images: the loader meets what is missing
-    assert image_check_for(source, run, smallest_side=32) == image_check
+    assert check_images(source, run, smallest_side=32) == image_check
     with pytest.raises(UserError, match=rf"{len(lost)} of 24 .*/shard-000001.tar: .* \(shard-000001.tar is missing\)"):
-        image_check_for(source, tmp_path / "new", smallest_side=32)
-    image_check = image_check_for(source, tmp_path / "new", smallest_side=32, tolerated=0.5)
+        check_images(source, tmp_path / "new", smallest_side=32)
+    image_check = check_images(source, tmp_path / "new", smallest_side=32, tolerated=0.5)
     assert [i for i, _, _ in image_check.unreadable] == lost
     assert len(image_check.apply(source)) == 24 - len(lost)
     tar.write_bytes(content + b"more")
@@ -329,7 +328,7 @@ def test_the_ledger_tells_of_missing_shards_before_training(pair, tmp_path):
         check_images(source, smallest_side=32)
     # brought back: the same command goes on
     tar.write_bytes(content)
-    assert image_check_for(source, tmp_path / "new", smallest_side=32).unreadable == ()
+    assert check_images(source, tmp_path / "new", smallest_side=32).unreadable == ()
     with pytest.raises(UserError, match="48 x 32 px, smaller than a patch of 33 px"):
         check_images(source, smallest_side=33)
 

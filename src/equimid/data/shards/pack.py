@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from equimid.data.builtin import NAMED
-from equimid.data.check_images import in_threads, list_unreadable, raise_if_too_many
+from equimid.data.image_check import in_threads, list_unreadable, raise_if_too_many
 from equimid.data.open import open_source
 from equimid.data.shards.format import Pack, Part, Shard, as_options, is_packed, read_index, shard_name
 from equimid.data.shards.writer import BLOCK, PackedImage, PlannedShard, packed_image, write_shard

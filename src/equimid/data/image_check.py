@@ -16,7 +16,7 @@ from equimid.data.sources import ArraySource, Source
 from equimid.errors import UnreadableImage, UserError
 from equimid.files import write_json, write_text
 
-__all__ = ["ImageCheck", "check_images", "image_check_for", "in_threads", "list_unreadable", "raise_if_too_many"]
+__all__ = ["ImageCheck", "check_images", "in_threads", "list_unreadable", "raise_if_too_many"]
 
 Progress = Callable[[int, int], None]
 
@@ -24,6 +24,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _SCHEMA = 1
+_DECODE_UP_TO = 50_000  # images
 
 
 @dataclass(frozen=True)
@@ -89,76 +90,53 @@ def list_unreadable(folder: Path, rows: Iterable[tuple[str, str]]) -> None:
 
 def check_images(
     source: Source,
+    folder: Path | None = None,
     *,
     smallest_side: int,
     tolerated: float = 0.05,
-    decode_all_below: int = 50_000,
     progress: Progress | None = None,
-    threads: int | None = None,
 ) -> ImageCheck:
-    """Find the images that cannot be used: unreadable, or with a side below smallest_side (px, the patch).
+    """Find the images that cannot be used: unreadable, or with a side below `smallest_side`.
 
-    Every image is decoded. Of more than decode_all_below images only the headers are read, since decoding a million
-    files takes hours; the loader finds the other damaged files during training.
+    Every image is decoded. Of more than 50,000 images only the headers are read, since decoding a million files takes
+    hours; the loader finds the other damaged files during training.
+
+    With `folder`, the check is saved there, also where it raises: so the whole list is there, and a higher limit needs
+    no new check. A folder keeps one check of one source: a saved one of the same data and smallest side is returned,
+    so that a resumed run has the same images. Only where it found too many missing images of shards it is made again:
+    the shards may be back, and this takes milliseconds.
 
     Args:
-        tolerated: largest fraction of such images, in [0, 1].
+        folder: where the check is kept; None = nowhere.
+        smallest_side: px, the patch.
+        tolerated: largest fraction of images that cannot be used, in [0, 1].
         progress: called in this thread with (done, all) after each image.
-        threads: None = one for each core, at most 16.
 
     Raises:
         UserError: no image, no readable image, or more unreadable ones than tolerated.
     """
-    check = _check(source, source.fingerprint(), smallest_side, decode_all_below, progress, threads)
-    _raise_if_too_many_of(check, tolerated)
-    return check
-
-
-def image_check_for(
-    source: Source,
-    folder: Path,
-    *,
-    smallest_side: int,
-    tolerated: float = 0.05,
-    decode_all_below: int = 50_000,
-    progress: Progress | None = None,
-    threads: int | None = None,
-) -> ImageCheck:
-    """The check that is saved in the folder, if it is of the same data and smallest side; else a new one, saved.
-
-    A folder keeps one check of one source. A new check is saved before too many unreadable images raise: so the whole
-    list is there, and a higher limit needs no new check.
-
-    Where too many images of shards were missing, the check is made again: the shards may be back, and this takes
-    milliseconds. Otherwise the saved check stays, so that a resumed run has the same images; the loader replaces
-    those that are lost later.
-    """
     fingerprint = source.fingerprint()
-    check = ImageCheck.load(folder)
+    check = None if folder is None else ImageCheck.load(folder)
     if check is not None and check.checked == "packed" and len(check.unreadable) > tolerated * check.listed:
         check = None
     if check is None or (check.fingerprint, check.smallest_side) != (fingerprint, smallest_side):
-        check = _check(source, fingerprint, smallest_side, decode_all_below, progress, threads)
-        check.save(folder)
-    _raise_if_too_many_of(check, tolerated, folder / "unreadable.csv")
+        check = _check(source, fingerprint, smallest_side, progress)
+        if folder is not None:
+            check.save(folder)
+    unreadable = [(description, reason) for _, description, reason in check.unreadable]
+    listing = None if folder is None else folder / "unreadable.csv"
+    raise_if_too_many(check.source, check.listed, unreadable, tolerated, listing)
     return check
 
 
-def _check(
-    source: Source,
-    fingerprint: str,
-    smallest_side: int,
-    decode_all_below: int,
-    progress: Progress | None,
-    threads: int | None,
-) -> ImageCheck:
+def _check(source: Source, fingerprint: str, smallest_side: int, progress: Progress | None) -> ImageCheck:
     count = len(source)
     if isinstance(source, ShardSource):
         checked = "packed"
     elif isinstance(source, ArraySource):
         checked = "sizes"
     else:
-        checked = "headers" if count > decode_all_below else "decoded"
+        checked = "headers" if count > _DECODE_UP_TO else "decoded"
 
     def reason(i: int) -> str:
         try:
@@ -173,7 +151,7 @@ def _check(
     if isinstance(source, ShardSource):  # the index has the sizes
         reasons = {i: reason(i) for i in source.smaller_than(smallest_side)} | source.faults()
     else:
-        for i, text in enumerate(in_threads(reason, range(count), threads or min(16, os.cpu_count() or 1))):
+        for i, text in enumerate(in_threads(reason, range(count), min(16, os.cpu_count() or 1))):
             if text:
                 reasons[i] = text
             if progress is not None:
@@ -205,11 +183,6 @@ def in_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> 
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _raise_if_too_many_of(check: ImageCheck, tolerated: float, listing: Path | None = None) -> None:
-    unreadable = [(description, reason) for _, description, reason in check.unreadable]
-    raise_if_too_many(check.source, check.listed, unreadable, tolerated, listing)
 
 
 def raise_if_too_many(
