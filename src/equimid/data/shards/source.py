@@ -129,10 +129,12 @@ class ShardSource(Source):
 
 
 def open_shards(data: str, folder: Path, split: str | None) -> ShardSource:
-    """The images of a packed folder; splits as `open_source` has them for the folder that was packed.
+    """Open a packed folder, with the splits that `open_source` gives of the folder that was packed.
+
+    A missing shard is no error here: `check_images` reports it.
 
     Raises:
-        UserError: not packed wholly, or an index is missing or damaged. Missing shards are the check's to report.
+        UserError: packing has not ended, or an index is missing or damaged.
     """
     if not (folder / "pack.json").exists():
         begun = Pack.load(folder / "packing.json")
@@ -159,7 +161,7 @@ def _read_part(
 ) -> tuple[ShardSource, Indices, npt.NDArray[np.int64]]:
     """A part's images in the order of their numbers, these numbers, and the labels of all that were listed."""
     part = pack.parts[name]
-    places, numbers, own = [], [], []
+    places, numbers = [], []
     labels = np.zeros(part.listed, dtype=np.int64)
     for k, shard in enumerate(part.shards):
         index = read_index(folder / f"{shard.name}.npz")
@@ -176,12 +178,12 @@ def _read_part(
         labels[images["number"]], labels[left_out["number"]] = images["label"], left_out["label"]
         places.append(here)
         numbers.append(images["number"])
-        own.append(images["label"])
     order = np.argsort(np.concatenate(numbers), kind="stable")
+    packed = np.concatenate(numbers)[order].astype(np.int64)
     source = ShardSource(
         name=data,
         split=split,
-        labels=np.concatenate(own)[order].astype(np.int64) if pack.classes else None,
+        labels=labels[packed] if pack.classes else None,
         classes=pack.classes,
         root=folder,
         shards=tuple(shard.name for shard in part.shards),
@@ -189,7 +191,7 @@ def _read_part(
         identity=digest(*(shard.sha256 for shard in part.shards)),
         places=np.concatenate(places)[order],
     )
-    return source, np.concatenate(numbers)[order].astype(np.int64), labels
+    return source, packed, labels
 
 
 @lru_cache(maxsize=256)
