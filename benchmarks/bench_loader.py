@@ -206,7 +206,8 @@ def _colour_sides(source: Source, plan: ViewPlan, options: LoaderOptions) -> dic
     """Both views' photometric operations, on crops that are there already."""
     dataset = ViewDataset(source, plan, 0)
     count = min(options.photometric_images, len(source))
-    views = collate([dataset[Key(0, index, posed=False)] for index in range(count)]).crops
+    batch = collate([dataset[Key(0, index, posed=False)] for index in range(count)])
+    views = [view.pixels for view in batch.crops]
     pictures = [[Image.fromarray(x.permute(1, 2, 0).numpy()) for x in view] for view in views]
     kinds = [view.photometric for view in plan.crops]
     pil = [_torchvision_colours(transforms, kind) for kind in kinds]

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from equimid.backbones import compile_blocks
 from equimid.config import Config
-from equimid.engine.cpu_bf16 import cpu_precision
-from equimid.engine.machine import keep_freed_memory, keep_kernels
+from equimid.engine.machine import cpu_precision, keep_freed_memory, keep_kernels
 from equimid.engine.optimizer import build_optimizer, set_rates
 from equimid.errors import UserError
 from equimid.poses import Pose
@@ -31,7 +30,18 @@ from equimid.recipes import recipe
 from equimid.runs.flops import step_flops
 from equimid.schedules import StepInfo
 from equimid.task import Task
-from equimid.views import FIELDS, Batch, CentreView, CropView, ViewPlan, Views, draw, sample_poses, to_device_views
+from equimid.views import (
+    FIELDS,
+    Batch,
+    CentreView,
+    CropView,
+    ViewBatch,
+    ViewPlan,
+    Views,
+    draw,
+    sample_poses,
+    to_device_views,
+)
 
 __all__ = ["DrawnStep", "bench_step", "drawn_batch"]
 
@@ -255,15 +265,14 @@ def drawn_batch(plan: ViewPlan, images: int, seed: int) -> Batch:
 
     cropped = images - posed
     kinds = [*plan.crops, *(extra.view for extra in plan.extra.values())]
-    return Batch(
-        [pixels(cropped, view.size) for view in kinds],
-        [torch.tensor([[0.0, 0.0, 1.0, 1.0, 0.0]]).repeat(cropped, 1) for _ in kinds],
-        [rows(cropped, view) for view in kinds],
-        [pixels(posed, size) for size in plan.posed.sizes[::2]] if plan.posed else [],
-        [rows(posed, view) for view in plan.crops] if plan.posed else [],
-        torch.arange(images),
-        (),
-    )
+    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0, 0.0]])
+    crops = [ViewBatch(pixels(cropped, kind.size), whole.repeat(cropped, 1), rows(cropped, kind)) for kind in kinds]
+    upright = [pixels(posed, size) for size in plan.posed.sizes[::2]] if plan.posed else []
+    views = [
+        ViewBatch(upright[v // 2], whole.repeat(posed, 1), rows(posed, kind))
+        for v, kind in enumerate(plan.crops if plan.posed else ())
+    ]
+    return Batch(crops, views, torch.arange(images), ())
 
 
 def _row(name: str, times: dict[str, Timing], memory: int, done: dict[str, float], batch: int) -> Row:

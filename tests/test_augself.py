@@ -19,6 +19,7 @@ from equimid.views import (
     Batch,
     Key,
     Photometric,
+    ViewBatch,
     ViewDataset,
     Views,
     ViewsConfig,
@@ -48,7 +49,8 @@ def values(count, seed, grad=False):
 
 
 def make_seen(z1, z2, boxes, rows):
-    batch = Batch([], boxes, rows, [], [], torch.arange(len(z1)), ())
+    crops = [ViewBatch(torch.empty(0), *drawn) for drawn in zip(boxes, rows, strict=True)]
+    batch = Batch(crops, [], torch.arange(len(z1)), ())
     return StudentOutputs([Features(z1), Features(z2)], views=Views([], batch=batch))
 
 
@@ -219,12 +221,12 @@ def test_augself_targets_of_a_real_batch_are_what_was_drawn():
     views = to_device_views(batch, plan, [], torch.device("cpu"))
     measured = []
     for crops, realised in zip(batch.crops, views.crops, strict=True):
-        x, y = (crops[:, c].double() / 255 for c in (0, 1))
+        x, y = (crops.pixels[:, c].double() / 255 for c in (0, 1))
         across, down = (x.mean(1)[:, -1] - x.mean(1)[:, 0]) * 32 / 31, (y.mean(2)[:, -1] - y.mean(2)[:, 0]) * 32 / 31
         flipped, centre = across < 0, x.mean((1, 2))
         place = torch.stack([y.mean((1, 2)), torch.where(flipped, 1 - centre, centre), down, across.abs()], 1)
         measured.append((place, flipped, realised[:, 2].mean((1, 2)) / 0.4))
-    found = between(batch.crop_boxes, batch.crop_rows, plan=plan)
+    found = between([x.boxes for x in batch.crops], [x.photometric for x in batch.crops], plan=plan)
     assert (found["crop"] - (measured[0][0] - measured[1][0])).abs().max() < 0.02
     assert found["crop"].abs().amax(0).min() > 0.1
     assert torch.equal(found["flip"][:, 0] == 1, measured[0][1] == measured[1][1])

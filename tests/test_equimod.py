@@ -9,7 +9,7 @@ from equimid.addons import EquiModConfig, StudentOutputs
 from equimid.addons.equimod import statistics_of
 from equimid.features import Features
 from equimid.testing import assert_same_on_ranks, assert_trains
-from equimid.views import CentreView, Views, ViewsConfig, to_device_views
+from equimid.views import CentreView, ViewBatch, Views, ViewsConfig, to_device_views
 from helpers.equimod import PLAN, SMALL, TAU, D, make_batch, make_case, see
 
 
@@ -22,8 +22,8 @@ def trained_by(addon):
 
 def part(batch, rows):
     """Those images of a batch; without any, as `collate` leaves it."""
-    chosen = {key: [x[rows] for x in getattr(batch, key)] for key in ("crops", "crop_boxes", "crop_rows")}
-    return replace(batch, **(chosen if len(chosen["crops"][0]) else {key: [] for key in chosen}))
+    crops = [ViewBatch(x.pixels[rows], x.boxes[rows], x.photometric[rows]) for x in batch.crops]
+    return replace(batch, crops=crops if len(crops[0].boxes) else [])
 
 
 # --- the loss
@@ -43,7 +43,7 @@ def defined(addon, vectors, batch, form):
     y = norm(norm(h, net[4]).relu() @ net[6].weight.T)
     told = []
     for view in range(2):
-        boxes, rows = batch.crop_boxes[view].tolist(), batch.crop_rows[view].tolist()
+        boxes, rows = batch.crops[view].boxes.tolist(), batch.crops[view].photometric.tolist()
         for box, row in zip(boxes, rows, strict=True):
             told.append([*box, *row[:10], float(row[10] > 0), row[10], row[11]])
     stored = statistics_of(PLAN)

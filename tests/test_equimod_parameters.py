@@ -17,7 +17,7 @@ from helpers.equimod import PLAN, SMALL, D, Images, make_batch, make_case, see
 def test_parameters_are_those_that_were_drawn():
     """The measurement draws as the workers do, and a batch tells the add-on what was drawn."""
     batch = make_batch()
-    of_batch = [parameters(boxes, rows) for boxes, rows in zip(batch.crop_boxes, batch.crop_rows, strict=True)]
+    of_batch = [parameters(view.boxes, view.photometric) for view in batch.crops]
     for i in range(6):
         rng = counted_generator(3, "view", 0, i)
         for view, found in zip(PLAN.crops, of_batch, strict=True):
@@ -31,7 +31,7 @@ def test_parameters_are_those_that_were_drawn():
     cut = Images().load(2).crop((left, top, left + width, top + height)).resize((16, 16), Image.Resampling.BILINEAR)
     cut = np.array(cut)[:, ::-1] if box[4] else np.array(cut)
     # PIL rounds otherwise
-    assert np.abs(batch.crops[0][2].permute(1, 2, 0).numpy().astype(int) - cut).max() <= 1
+    assert np.abs(batch.crops[0].pixels[2].permute(1, 2, 0).numpy().astype(int) - cut).max() <= 1
 
 
 def test_parameters_are_standardised_and_constant_ones_are_zero():
@@ -49,7 +49,10 @@ def test_parameters_are_standardised_and_constant_ones_are_zero():
 
 def test_the_original_is_not_told_of_solarisation():
     batch = make_batch()
-    negated = replace(batch, crop_rows=[torch.cat([r[:, :-1], 1 - r[:, -1:]], 1) for r in batch.crop_rows])
+    crops = [
+        replace(x, photometric=torch.cat([x.photometric[:, :-1], 1 - x.photometric[:, -1:]], 1)) for x in batch.crops
+    ]
+    negated = replace(batch, crops=crops)
     for form, told in (("comparison", True), ("original", False)):
         addon, vectors = make_case(replace(SMALL, form=form))
         one, other = (addon(see(vectors, b)) for b in (batch, negated))

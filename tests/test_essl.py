@@ -155,7 +155,7 @@ def test_essl_labels_are_the_turns_of_a_real_batch():
     assert [tuple(x.shape) for x in views.extra["essl"]] == [(6, 3, 96, 96)] * 4
     told = torch.cat([brighter_side(images) for images in views.extra["essl"]])
     assert float(turn_loss(told * 1e3)) < 1e-6
-    area = batch.crop_boxes[2][:, 2] * batch.crop_boxes[2][:, 3]
+    area = batch.crops[2].boxes[:, 2] * batch.crops[2].boxes[:, 3]
     assert 0.045 < area.min() < area.max() < 0.145
 
 

@@ -211,7 +211,7 @@ def test_photometric_draws_differ_between_ranks_images_and_views():
             16, 0, micro_batch=16, accumulate=1, first_step=0, last_step=1, plan=plan, rank=rank, ranks=2
         )
         dataset = ViewDataset(Drawn(16), plan, seed=0)  # each rank has its own
-        rows += [tuple(row.tolist()) for key in keys for row in dataset[key].rows]
+        rows += [tuple(row.tolist()) for key in keys for row in dataset[key].photometric]
     assert len(rows) == 2 * 16
     assert len(set(rows)) == len(rows)
 

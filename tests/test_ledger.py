@@ -11,7 +11,6 @@ from equimid.data import (
     FileSource,
     ImageCheck,
     check_images,
-    image_check_for,
     open_source,
 )
 from equimid.errors import UserError
@@ -32,7 +31,7 @@ def damaged_folder(folder: Path, good: int) -> Path:
 def test_ledger_lists_and_leaves_out(tmp_path: Path) -> None:
     source = open_source(str(damaged_folder(tmp_path / "data", 17)))
     calls: list[tuple[int, int]] = []
-    image_check = image_check_for(
+    image_check = check_images(
         source,
         tmp_path / "run",
         smallest_side=16,
@@ -56,7 +55,7 @@ def test_ledger_lists_and_leaves_out(tmp_path: Path) -> None:
 def test_ledger_of_good_images_is_written_too(tmp_path: Path) -> None:
     draw(tmp_path / "data/a.png")
     source = open_source(str(tmp_path / "data"))
-    image_check = image_check_for(source, tmp_path / "run", smallest_side=8)
+    image_check = check_images(source, tmp_path / "run", smallest_side=8)
     assert (tmp_path / "run/unreadable.csv").read_text().split() == ["file,reason"]
     assert image_check.apply(source) is source
 
@@ -81,7 +80,7 @@ def test_processes_of_one_run_save_the_same_ledger(tmp_path: Path, monkeypatch: 
 def test_too_many_unreadable_name_share_limit_examples_and_remedy(tmp_path: Path) -> None:
     source = open_source(str(damaged_folder(tmp_path / "data", 16)))
     with pytest.raises(UserError) as caught:
-        image_check_for(source, tmp_path / "run", smallest_side=16)
+        check_images(source, tmp_path / "run", smallest_side=16)
     text = str(caught.value)
     for part in (
         "3 of 19",
@@ -94,7 +93,7 @@ def test_too_many_unreadable_name_share_limit_examples_and_remedy(tmp_path: Path
     assert "\n" not in text
     # the list is there all the same, and the advice works
     assert "bad2.png" in (tmp_path / "run/unreadable.csv").read_text()
-    assert len(image_check_for(source, tmp_path / "run", smallest_side=16, tolerated=0.2).unreadable) == 3
+    assert len(check_images(source, tmp_path / "run", smallest_side=16, tolerated=0.2).unreadable) == 3
     with pytest.raises(UserError, match="3 of 19"):
         check_images(source, smallest_side=16)
 
@@ -133,7 +132,7 @@ def test_ledger_is_reused_until_something_changes(tmp_path: Path, decoded: list[
 
     def image_check(smallest_side: int) -> tuple[ImageCheck, int]:
         decoded.clear()
-        return image_check_for(open_source(str(data)), run, smallest_side=smallest_side, tolerated=1), len(decoded)
+        return check_images(open_source(str(data)), run, smallest_side=smallest_side, tolerated=1), len(decoded)
 
     first, count = image_check(16)
     assert (count, len(first.unreadable)) == (8, 3)
@@ -152,9 +151,12 @@ def test_ledger_is_reused_until_something_changes(tmp_path: Path, decoded: list[
     assert image_check(4) == (third, 0)
 
 
-def test_many_files_are_checked_by_their_headers(tmp_path: Path, decoded: list[int]) -> None:
+def test_many_files_are_checked_by_their_headers(
+    tmp_path: Path, decoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("equimid.data.image_check._DECODE_UP_TO", 7)
     source = open_source(str(damaged_folder(tmp_path, 5)))
-    image_check = check_images(source, smallest_side=16, tolerated=1, decode_all_below=7)
+    image_check = check_images(source, smallest_side=16, tolerated=1)
     assert (decoded, image_check.checked) == ([], "headers")
     assert [Path(d).name for _, d, _ in image_check.unreadable] == ["bad2.png", "bad3.png"]
 
@@ -167,7 +169,7 @@ def test_file_names_that_are_not_text(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this file system takes only UTF-8 names")
     source = open_source(str(tmp_path / "data"))
-    image_check = image_check_for(source, tmp_path / "run", smallest_side=1, tolerated=0.5)
+    image_check = check_images(source, tmp_path / "run", smallest_side=1, tolerated=0.5)
     assert image_check.unreadable[0][1] == os.fsdecode(bad)
     assert ImageCheck.load(tmp_path / "run") == image_check
     assert b"\xff,x.png" in (tmp_path / "run/unreadable.csv").read_bytes()

@@ -7,22 +7,15 @@ import sys
 import pytest
 import torch
 
-from equimid.backbones import BackboneConfig, build_backbone
 from equimid.engine import RuntimeConfig, settle_precision
 from equimid.engine import machine as machine_module
 from equimid.engine.async_metrics import AsyncMetrics, LoaderClock
-from equimid.engine.cpu_bf16 import bf16_units
 from equimid.engine.health import HealthCheck
-from equimid.engine.machine import is_out_of_memory, loader_remedy, set_threads
+from equimid.engine.machine import bf16_units, is_out_of_memory, loader_remedy, set_threads
 from helpers.processes import run_program
 from helpers.tasks import logged
 
 CPU = RuntimeConfig(accelerator="cpu")
-
-
-@pytest.fixture
-def wide():
-    return build_backbone(BackboneConfig(embed_dim=192, depth=2, num_heads=3, cls_layer=1, image_size=32), (), seed=0)
 
 
 @pytest.fixture
@@ -36,45 +29,44 @@ def processor(monkeypatch):
     return has
 
 
-def test_bf16_is_chosen_where_the_processor_has_it_and_stays_with_the_run(wide, processor, tmp_path):
+def test_bf16_is_chosen_where_the_processor_has_it_and_stays_with_the_run(processor, tmp_path):
     processor(avx512=True)
-    assert settle_precision(CPU, wide, tmp_path / "fast").precision == "bf16"
+    assert settle_precision(CPU, 192, tmp_path / "fast").precision == "bf16"
     note = json.loads((tmp_path / "fast" / "precision.json").read_text())
     assert note == {"precision": "bf16", "units": "avx512_bf16", "width": 192}
     processor()
-    assert settle_precision(CPU, wide, tmp_path / "fast").precision == "bf16", "a run is resumed as it began"
-    assert settle_precision(CPU, wide, tmp_path / "slow").precision == "fp32"
+    assert settle_precision(CPU, 192, tmp_path / "fast").precision == "bf16", "a run is resumed as it began"
+    assert settle_precision(CPU, 192, tmp_path / "slow").precision == "fp32"
     for damaged in ("{", '{"precision": "fp8"}'):
         (tmp_path / "slow" / "precision.json").write_text(damaged)
-        assert settle_precision(CPU, wide, tmp_path / "slow").precision == "fp32"
+        assert settle_precision(CPU, 192, tmp_path / "slow").precision == "fp32"
     processor(amx=True, avx512=True)
-    assert settle_precision(CPU, wide, tmp_path / "slow").precision == "fp32", "a run is resumed as it began"
-    assert settle_precision(CPU, wide, tmp_path / "new").precision == "bf16"
+    assert settle_precision(CPU, 192, tmp_path / "slow").precision == "fp32", "a run is resumed as it began"
+    assert settle_precision(CPU, 192, tmp_path / "new").precision == "bf16"
     assert bf16_units() == "amx"
 
 
-def test_a_run_that_was_begun_before_there_was_a_choice_stays_in_fp32(wide, processor, tmp_path):
+def test_a_run_that_was_begun_before_there_was_a_choice_stays_in_fp32(processor, tmp_path):
     processor(amx=True)
     (tmp_path / "checkpoints" / "step-00000003").mkdir(parents=True)
-    assert settle_precision(CPU, wide, tmp_path).precision == "fp32"
+    assert settle_precision(CPU, 192, tmp_path).precision == "fp32"
 
 
-def test_bf16_is_not_chosen_for_narrow_networks_and_several_processes(wide, processor, tmp_path):
+def test_bf16_is_not_chosen_for_narrow_networks_and_several_processes(processor, tmp_path):
     processor(amx=True)
-    narrow = build_backbone(BackboneConfig(embed_dim=96, depth=2, num_heads=3, cls_layer=1, image_size=32), (), seed=0)
-    assert settle_precision(CPU, narrow, tmp_path / "narrow").precision == "fp32"
-    assert settle_precision(CPU, wide, tmp_path / "several", alone=False).precision == "fp32"
+    assert settle_precision(CPU, 96, tmp_path / "narrow").precision == "fp32"
+    assert settle_precision(CPU, 192, tmp_path / "several", alone=False).precision == "fp32"
     for given in ("fp32", "bf16"):
         chosen = RuntimeConfig(accelerator="cpu", precision=given)
-        assert settle_precision(chosen, wide, tmp_path / "given") == chosen
+        assert settle_precision(chosen, 192, tmp_path / "given") == chosen
     assert not (tmp_path / "given").exists()
 
 
-def test_a_cpu_that_is_asked_for_is_settled_beside_a_gpu_too(wide, processor, tmp_path, monkeypatch):
+def test_a_cpu_that_is_asked_for_is_settled_beside_a_gpu_too(processor, tmp_path, monkeypatch):
     processor(amx=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert settle_precision(RuntimeConfig(), wide, tmp_path).precision == "auto", "the GPU's own choice"
-    assert settle_precision(CPU, wide, tmp_path).precision == "bf16"
+    assert settle_precision(RuntimeConfig(), 192, tmp_path).precision == "auto", "the GPU's own choice"
+    assert settle_precision(CPU, 192, tmp_path).precision == "bf16"
 
 
 def test_several_processes_share_the_cores(monkeypatch):

@@ -23,16 +23,16 @@ def test_posed_views_come_in_pairs_of_one_size(views):
     sizes = tuple(view.size for view in plan.crops)
     assert plan.posed.sizes == sizes
     batch = make_batch(plan, in_pairs(8, posed=4))
-    assert [tuple(x.shape) for x in batch.upright] == [(4, 3, size, size) for size in sizes[::2]]
-    assert len(batch.upright_rows) == len(sizes)
+    assert [tuple(x.pixels.shape) for x in batch.posed[::2]] == [(4, 3, size, size) for size in sizes[::2]]
+    assert len(batch.posed) == len(sizes)
     views = to_device_views(batch, plan, sample_poses(plan, 0, 0, 0, 1), CPU)
     assert [tuple(x.shape[-2:]) for x in views.posed] == [(8 * p.grid[0], 8 * p.grid[1]) for p in views.poses]
     # the whole image: no crop
-    assert near(batch.upright[0][1], _resized(1, 32))
+    assert near(batch.posed[0].pixels[1], _resized(1, 32))
     if 16 in sizes:
-        assert near(batch.upright[1][1], _resized(1, 16))
+        assert near(batch.posed[2].pixels[1], _resized(1, 16))
     # every view with its own draw
-    rows = torch.stack(batch.upright_rows)
+    rows = torch.stack([x.photometric for x in batch.posed])
     assert len(rows.flatten(0, 1).unique(dim=0)) == len(sizes) * 4
 
 
@@ -44,7 +44,7 @@ def test_a_posed_view_is_the_square_of_its_pair_with_its_own_draw():
     batch = make_batch(plan, in_pairs(8, posed=4))
     poses = sample_poses(plan, 0, 0, 0, 1)
     for v, view in enumerate(to_device_views(batch, plan, poses, CPU).posed):
-        square = batch.upright[v // 2].float() / 255
+        square = batch.posed[v].pixels.float() / 255
         square = normalise(1 - square if v == 1 else square, plan.mean, plan.std)
         assert torch.allclose(view, poses[v].act(square, 8), atol=1e-5)
 

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import threading
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,6 @@ from equimid.data import (
     DataConfig,
     ShardSource,
     check_images,
-    image_check_for,
     open_image,
     open_source,
 )
@@ -161,30 +161,30 @@ def test_batches_are_the_same_for_any_number_of_workers_and_ranks(pair, shuffle)
     for workers in (1, 2):
         for a, b in zip(whole, loaded(source, workers=workers, shuffle=shuffle), strict=True):
             assert torch.equal(a.indices, b.indices)
-            assert all(torch.equal(x, y) for x, y in zip(a.crops, b.crops, strict=True))
+            assert all(torch.equal(x.pixels, y.pixels) for x, y in zip(a.crops, b.crops, strict=True))
     parts = [loaded(source, rank=rank, ranks=2, shuffle=shuffle) for rank in range(2)]
     for a, even, odd in zip(whole, *parts, strict=True):
-        assert torch.equal(a.crops[0][0::2], even.crops[0])
-        assert torch.equal(a.crops[0][1::2], odd.crops[0])
+        assert torch.equal(a.crops[0].pixels[0::2], even.crops[0].pixels)
+        assert torch.equal(a.crops[0].pixels[1::2], odd.crops[0].pixels)
 
 
 def test_batches_are_the_folders(pair):
     ours, theirs = (loaded(open_source(str(data))) for data in reversed(pair))
-    assert all(torch.equal(a.crops[1], b.crops[1]) for a, b in zip(ours, theirs, strict=True))
+    assert all(torch.equal(a.crops[1].pixels, b.crops[1].pixels) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_sent_to_a_process_that_was_spawned(pair):
     source = open_source(str(pair[1]))
     assert len(pickle.dumps(source)) < 2000 + 50 * len(source), "numbers, and no names"
     (first, *_), (same, *_) = loaded(source), loaded(source, workers=1, context="spawn")
-    assert torch.equal(first.crops[0], same.crops[0])
+    assert torch.equal(first.crops[0].pixels, same.crops[0].pixels)
 
 
 def test_few_shards_are_open_at_a_time_and_threads_share_them(pair, monkeypatch):
     source = open_source(str(pair[1]))
     expected = [source.read(i) for i in range(24)]
-    files = shards._Files(limit=2)
-    monkeypatch.setattr(shards, "_FILES", files)
+    files = lru_cache(maxsize=2)(shards._OpenShard)
+    monkeypatch.setattr(shards, "_open_shard", files)
     found = {}
 
     def read(start):
@@ -198,7 +198,7 @@ def test_few_shards_are_open_at_a_time_and_threads_share_them(pair, monkeypatch)
         thread.join()
     assert len(found) == 72
     assert all(found.values())
-    assert len(files.opened) == 2
+    assert files.cache_info().currsize == 2
     before = set(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else set()
     read(0)
     assert len(set(os.listdir("/proc/self/fd")) if before else set()) == len(before), "closed, not left open"
@@ -310,17 +310,17 @@ def test_missing_cut_and_altered_shards_are_named(pair):
 def test_the_ledger_tells_of_missing_shards_before_training(pair, tmp_path):
     out = pair[1]
     source, run = open_source(str(out)), tmp_path / "run"
-    image_check = image_check_for(source, run, smallest_side=32)
+    image_check = check_images(source, run, smallest_side=32)
     assert (image_check.checked, image_check.unreadable, image_check.listed) == ("packed", (), 24)
     lost = of_shard(source, source.shards[1])
     tar = out / f"{source.shards[1]}.tar"
     content = tar.read_bytes()
     tar.unlink()
     # a run that has begun goes on with its images: the loader meets what is missing
-    assert image_check_for(source, run, smallest_side=32) == image_check
+    assert check_images(source, run, smallest_side=32) == image_check
     with pytest.raises(UserError, match=rf"{len(lost)} of 24 .*/shard-000001.tar: .* \(shard-000001.tar is missing\)"):
-        image_check_for(source, tmp_path / "new", smallest_side=32)
-    image_check = image_check_for(source, tmp_path / "new", smallest_side=32, tolerated=0.5)
+        check_images(source, tmp_path / "new", smallest_side=32)
+    image_check = check_images(source, tmp_path / "new", smallest_side=32, tolerated=0.5)
     assert [i for i, _, _ in image_check.unreadable] == lost
     assert len(image_check.apply(source)) == 24 - len(lost)
     tar.write_bytes(content + b"more")
@@ -328,7 +328,7 @@ def test_the_ledger_tells_of_missing_shards_before_training(pair, tmp_path):
         check_images(source, smallest_side=32)
     # brought back: the same command goes on
     tar.write_bytes(content)
-    assert image_check_for(source, tmp_path / "new", smallest_side=32).unreadable == ()
+    assert check_images(source, tmp_path / "new", smallest_side=32).unreadable == ()
     with pytest.raises(UserError, match="48 x 32 px, smaller than a patch of 33 px"):
         check_images(source, smallest_side=33)
 
@@ -338,7 +338,7 @@ def test_shards_lost_in_the_middle_of_an_epoch(pair, workers):
     """Named and counted; other images stand in for theirs, and all others are as they were."""
     source = open_source(str(pair[1]))
     before = loaded(source)
-    shards._FILES.forget()
+    shards._open_shard.cache_clear()
     bad = {*of_shard(source, source.shards[0]), *of_shard(source, source.shards[1])}
     (pair[1] / f"{source.shards[0]}.tar").unlink()
     (pair[1] / f"{source.shards[1]}.tar").write_bytes(b"")
@@ -349,7 +349,7 @@ def test_shards_lost_in_the_middle_of_an_epoch(pair, workers):
         assert not bad & set(b.indices.tolist())
         for row, i in enumerate(a.indices.tolist()):
             if i not in bad:
-                assert torch.equal(a.crops[0][row], b.crops[0][row])
+                assert torch.equal(a.crops[0].pixels[row], b.crops[0].pixels[row])
     for i in bad:
         assert source.describe(i).startswith(f"{pair[1]}/shard-00000")
         assert source.describe(i).endswith(".jpg")

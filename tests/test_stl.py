@@ -195,7 +195,7 @@ def test_pairs_share_crop_and_colours_and_nothing_else():
     batch = make_batch(plan)
     shared = [FIELDS.index(name) for name in FIELDS if name not in ("sigma", "solarised")]
     for view in range(2):
-        boxes, rows = batch.crop_boxes[view], batch.crop_rows[view]
+        boxes, rows = batch.crops[view].boxes, batch.crops[view].photometric
         # whole pixels of images of 30 px and more
         assert torch.allclose(boxes[0::2, :4], boxes[1::2, :4], atol=1.5 / 30)
         assert torch.equal(rows[0::2][:, shared], rows[1::2][:, shared])
@@ -204,7 +204,7 @@ def test_pairs_share_crop_and_colours_and_nothing_else():
         assert differing.tolist() == [True, True, view == 1]
         # no two pairs alike
         assert len(boxes[0::2, :4].unique(dim=0)) == len(boxes) // 2
-    assert not torch.allclose(batch.crop_boxes[0][:, :4], batch.crop_boxes[1][:, :4])
+    assert not torch.allclose(batch.crops[0].boxes[:, :4], batch.crops[1].boxes[:, :4])
 
 
 def test_an_odd_batch_is_refused_in_one_line():

@@ -27,12 +27,12 @@ def test_another_readable_image_takes_the_place_of_an_unreadable_one(posed):
     for place, index in enumerate(replaced, start=1):
         source = Drawn(8).load(index)
         if posed:
-            assert near(batch.upright[0][place], resized(source, 16))
+            assert near(batch.posed[0].pixels[place], resized(source, 16))
         else:  # the draw is that of the place, not of the image that fills it
-            box, flipped = unshared(batch.crop_boxes[0][place], source)
-            assert near(batch.crops[0][place], resized(source, 16, flipped, box))
+            box, flipped = unshared(batch.crops[0].boxes[place], source)
+            assert near(batch.crops[0].pixels[place], resized(source, 16, flipped, box))
             own = ViewDataset(Drawn(8), make_plan(), seed=0)[Key(0, index, False)]
-            assert not torch.equal(batch.crop_boxes[0][place], own.boxes[0])
+            assert not torch.equal(batch.crops[0].boxes[place], own.boxes[0])
 
 
 def test_replacements_are_drawn_over_all_images_and_by_the_key():

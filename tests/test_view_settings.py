@@ -62,11 +62,11 @@ def test_small_views_have_their_own_size_scale_and_photometric():
     batch = make_batch(plan, in_pairs(40))
     views = to_device_views(batch, plan, [], CPU)
     assert [x.shape[-1] for x in views.crops] == [32] * 3 + [16] * 3
-    for v, boxes in enumerate(batch.crop_boxes):
-        area = boxes[:, 2] * boxes[:, 3]
+    for v, crop in enumerate(batch.crops):
+        area = crop.boxes[:, 2] * crop.boxes[:, 3]
         low, high = (0.5, 0.6) if v < 3 else (0.1, 0.2)
         assert low - 0.03 < area.min() < area.max() < high + 0.03
-        assert bool((batch.crop_rows[v][:, FIELDS.index("grey")] == 1).all()) == (v >= 3)
+        assert bool((crop.photometric[:, FIELDS.index("grey")] == 1).all()) == (v >= 3)
     assert not any(torch.equal(a, b) for i, a in enumerate(views.crops) for b in views.crops[:i])
 
 
@@ -105,10 +105,10 @@ def test_standard_views_do_not_notice_add_ons_or_posed_neighbours(aligned):
     assert full.posed.count == 2
     assert bare.aligned is full.aligned is aligned
     alone, beside = make_batch(bare, in_pairs(8)), make_batch(full, in_pairs(8, posed=2))
-    assert (len(beside.crops), len(beside.crops[0]), len(beside.upright)) == (8, 6, 3)
-    for name in ("crops", "crop_boxes", "crop_rows"):
-        for a, b in zip(getattr(alone, name), getattr(beside, name)[:6], strict=True):
-            assert torch.equal(a[2:], b), name
+    assert (len(beside.crops), len(beside.crops[0].pixels), len(beside.posed)) == (8, 6, 6)
+    for a, b in zip(alone.crops, beside.crops[:6], strict=True):
+        for name in ("pixels", "boxes", "photometric"):
+            assert torch.equal(getattr(a, name)[2:], getattr(b, name)), name
     views = [to_device_views(x, p, sample_poses(p, 0, 0, 0, 1), CPU) for x, p in ((alone, bare), (beside, full))]
     assert all(torch.equal(a[2:], b) for a, b in zip(views[0].crops, views[1].crops, strict=True))
 
@@ -126,7 +126,7 @@ def test_the_centre_view_is_the_exact_centre_and_draws_nothing(size, fraction):
     plan = replace(standard_views(ViewsConfig(), 32, 8), extra={"clean": ExtraView(CentreView(32, fraction))})
     first, later = (ViewDataset(source, plan, seed)[Key(epoch, 0, False)] for seed, epoch in ((0, 0), (5, 3)))
     assert torch.equal(first.pixels[2], later.pixels[2])
-    assert not torch.equal(first.rows[0], later.rows[0])
+    assert not torch.equal(first.photometric[0], later.photometric[0])
     side = max(1, round(min(size) * fraction))
     top, left = (height - side) // 2, (width - side) // 2
     expected = Image.fromarray(pixels[top : top + side, left : left + side]).resize((32, 32), Image.Resampling.BILINEAR)
@@ -141,7 +141,7 @@ def test_the_centre_view_is_the_exact_centre_and_draws_nothing(size, fraction):
 def test_the_turns_of_an_extra_view_are_one_crop_turned():
     plan = plan_of(ViewsConfig(), essl=ESSLConfig(size=16), equimod=EquiModConfig())
     batch = make_batch(plan, in_pairs(5))
-    assert [x.shape[-1] for x in batch.crops] == [32, 32, 16, 32]
+    assert [x.pixels.shape[-1] for x in batch.crops] == [32, 32, 16, 32]
     views = to_device_views(batch, plan, [], CPU)
     assert list(views.extra) == ["essl", "equimod"]
     assert [len(turns) for turns in views.extra.values()] == [4, 1]
@@ -157,22 +157,23 @@ def test_the_turns_of_an_extra_view_are_one_crop_turned():
 def test_aligned_views_are_a_function_of_seed_epoch_and_pair():
     plan = plan_of(ViewsConfig(second=Photometric(blur=0.5, solarise=0.5), local=LOCAL), stl=STLConfig())
     batch = make_batch(plan, in_pairs(64))
-    for boxes, rows in zip(batch.crop_boxes, batch.crop_rows, strict=True):
+    for crop in batch.crops:
+        boxes, rows = crop.boxes, crop.photometric
         assert torch.allclose(boxes[0::2, :4], boxes[1::2, :4], atol=1.5 / 31)  # whole pixels
         assert torch.equal(rows[0::2][:, SHARED], rows[1::2][:, SHARED])
         assert bool((boxes[0::2, 4] != boxes[1::2, 4]).any())
         assert len(boxes[0::2, :4].unique(dim=0)) == 32
-    apart = [(rows[0::2][:, OWN] != rows[1::2][:, OWN]).any(0).tolist() for rows in batch.crop_rows]
+    apart = [(x.photometric[0::2][:, OWN] != x.photometric[1::2][:, OWN]).any(0).tolist() for x in batch.crops]
     assert apart == [[True, False], [True, True], *[[True, False]] * 4]
     again, other_seed = make_batch(plan, in_pairs(64)), make_batch(plan, in_pairs(64), seed=1)
     other_epoch = make_batch(plan, in_pairs(64, epoch=1))
     other_pair = make_batch(plan, [replace(key, pair=key.pair + 2) for key in in_pairs(64)])
-    assert all(torch.equal(a, b) for a, b in zip(batch.crops, again.crops, strict=True))
+    assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(batch.crops, again.crops, strict=True))
     for other in (other_seed, other_epoch, other_pair):
         for v in range(6):
-            assert not (batch.crop_boxes[v][:, :4] == other.crop_boxes[v][:, :4]).all(1).any()
+            assert not (batch.crops[v].boxes[:, :4] == other.crops[v].boxes[:, :4]).all(1).any()
     # the other image's own draws are not the pair's
-    assert torch.equal(batch.crop_boxes[0][:, 4], other_pair.crop_boxes[0][:, 4])
+    assert torch.equal(batch.crops[0].boxes[:, 4], other_pair.crops[0].boxes[:, 4])
 
 
 def test_a_lone_image_of_an_aligned_plan_is_an_error():

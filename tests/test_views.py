@@ -93,9 +93,9 @@ def test_item_is_a_function_of_seed_epoch_and_index():
         other_epoch = dataset[replace(key, epoch=7)]
         for other in (other_seed, other_epoch):
             assert other.index == forwards[key].index
-            assert not torch.equal(other.rows, forwards[key].rows)
+            assert not torch.equal(other.photometric, forwards[key].photometric)
             assert key.posed or not torch.equal(other.boxes, forwards[key].boxes)
-    rows = [tuple(row.tolist()) for item in forwards.values() for row in item.rows]
+    rows = [tuple(row.tolist()) for item in forwards.values() for row in item.photometric]
     assert len(set(rows)) > 0.9 * len(rows)  # neither views nor images nor epochs share their draw
 
 
@@ -106,7 +106,7 @@ def test_crop_shows_the_box_that_is_recorded():
     flips = []
     for index in range(40):
         item, image = dataset[Key(0, index, False)], source.load(index)
-        assert len(item.pixels) == len(item.boxes) == len(item.rows) == 2
+        assert len(item.pixels) == len(item.boxes) == len(item.photometric) == 2
         for pixels, fractions in zip(item.pixels, item.boxes, strict=True):
             box, flipped = unshared(fractions, image)
             flips.append(flipped)
@@ -129,7 +129,7 @@ def test_both_views_are_drawn_from_their_own_settings():
     )
     dataset = ViewDataset(Drawn(), only_second, seed=0)
     for posed in (False, True):
-        first, second = dataset[Key(0, 3, posed)].rows
+        first, second = dataset[Key(0, 3, posed)].photometric
         assert not torch.equal(first, second)
         assert first[-1] == 0
         assert second[-1] == 1
@@ -143,7 +143,7 @@ def test_posed_item_is_the_whole_image():
         assert len(item.pixels) == 1
         assert near(item.pixels[0], resized(image, 16))
         assert item.boxes.tolist() == [[0, 0, 1, 1, 0]]
-        assert len(item.rows) == 2
+        assert len(item.photometric) == 2
 
 
 def test_shared_crop_cuts_once_as_the_release_does():
@@ -184,25 +184,24 @@ def test_batch_holds_cropped_images_first():
     posed, cropped = Key(0, 2, True), Key(0, 5, False)
     batch = collate(items(dataset, [posed, cropped, replace(posed, index=1), replace(cropped, index=4)]))
     assert batch.indices.tolist() == [5, 4, 2, 1]
-    assert [x.shape for x in batch.crops] == [(2, 3, 16, 16)] * 2
-    assert [x.shape for x in batch.crop_boxes] == [(2, 5)] * 2
-    assert batch.upright[0].shape == (2, 3, 16, 16)
-    assert near(batch.upright[0][1], resized(Drawn().load(1), 16))
+    assert [x.pixels.shape for x in batch.crops] == [(2, 3, 16, 16)] * 2
+    assert [x.boxes.shape for x in batch.crops] == [(2, 5)] * 2
+    assert batch.posed[0].pixels.shape == (2, 3, 16, 16)
+    assert near(batch.posed[0].pixels[1], resized(Drawn().load(1), 16))
     for view in range(2):
-        assert torch.equal(batch.crops[view][1], dataset[Key(0, 4, False)].pixels[view])
-        assert torch.equal(batch.crop_rows[view][0], dataset[Key(0, 5, False)].rows[view])
-        assert torch.equal(batch.crop_boxes[view][0], dataset[Key(0, 5, False)].boxes[view])
-        assert torch.equal(batch.upright_rows[view][0], dataset[Key(0, 2, True)].rows[view])
+        assert torch.equal(batch.crops[view].pixels[1], dataset[Key(0, 4, False)].pixels[view])
+        assert torch.equal(batch.crops[view].photometric[0], dataset[Key(0, 5, False)].photometric[view])
+        assert torch.equal(batch.crops[view].boxes[0], dataset[Key(0, 5, False)].boxes[view])
+        assert torch.equal(batch.posed[view].photometric[0], dataset[Key(0, 2, True)].photometric[view])
 
 
 def test_batch_of_one_sort():
     plan = make_plan()
     posed, cropped = make_batch(plan, 0, 3), make_batch(plan, 3, 0)
-    assert posed.crops == posed.crop_boxes == posed.crop_rows == []
-    assert posed.upright[0].shape == (3, 3, 16, 16)
-    assert len(posed.upright_rows) == 2
-    assert cropped.upright == []
-    assert cropped.upright_rows == []
+    assert posed.crops == cropped.posed == []
+    assert posed.posed[0].pixels.shape == (3, 3, 16, 16)
+    assert len(posed.posed) == 2
+    assert posed.posed[0].pixels is posed.posed[1].pixels
     assert posed.indices.tolist() == cropped.indices.tolist() == [0, 1, 2]
 
 
@@ -229,9 +228,9 @@ def test_crops_are_normalised():
     plan = make_plan()
     batch = make_batch(plan, 3, 4)
     views = to_device_views(batch, plan, sample_poses(plan, 0, 0, 0, 1), CPU)
-    for crops, pixels in zip(views.crops, batch.crops, strict=True):
+    for crops, view in zip(views.crops, batch.crops, strict=True):
         for channel, (mean, std) in enumerate(zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)):
-            expected = (pixels[:, channel].double() / 255 - mean) / std
+            expected = (view.pixels[:, channel].double() / 255 - mean) / std
             assert torch.allclose(crops[:, channel].double(), expected, atol=1e-5)
 
 
@@ -240,7 +239,7 @@ def test_posed_views_are_the_posed_squares():
     batch = make_batch(plan, 3, 4)
     poses = sample_poses(plan, 0, 5, 0, 1)
     views = to_device_views(batch, plan, poses, CPU)
-    upright = normalise(batch.upright[0].float() / 255, plan.mean, plan.std)
+    upright = normalise(batch.posed[0].pixels.float() / 255, plan.mean, plan.std)
     for view, pose in zip(views.posed, poses, strict=True):
         assert torch.allclose(view, pose.act(upright, 4), atol=1e-5)
     assert views.poses == poses
@@ -267,7 +266,7 @@ def test_each_posed_view_has_its_own_photometric_draw():
     batch = make_batch(plan, 2, 4)
     upright = [Pose.identity(4, (4, 4))] * 2
     views = to_device_views(batch, plan, upright, CPU)
-    image = batch.upright[0].float() / 255
+    image = batch.posed[0].pixels.float() / 255
     assert torch.allclose(views.posed[0], normalise(image, plan.mean, plan.std), atol=1e-5)
     assert torch.allclose(views.posed[1], normalise(1 - image, plan.mean, plan.std), atol=1e-5)
 
@@ -287,8 +286,8 @@ def test_batch_is_left_as_it_was():
     batch, fresh = make_batch(plan, 3, 4), make_batch(plan, 3, 4)
     poses = sample_poses(plan, 0, 0, 0, 1)
     first, again = (to_device_views(batch, plan, poses, CPU) for _ in range(2))
-    assert torch.equal(batch.upright[0], fresh.upright[0])
-    assert all(torch.equal(a, b) for a, b in zip(batch.crops, fresh.crops, strict=True))
+    assert torch.equal(batch.posed[0].pixels, fresh.posed[0].pixels)
+    assert all(torch.equal(a.pixels, b.pixels) for a, b in zip(batch.crops, fresh.crops, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(first.posed, again.posed, strict=True))
 
 
@@ -328,6 +327,6 @@ def test_each_crop_has_its_own_photometric_draw():
     )
     batch = make_batch(plan, 4, 4)
     views = to_device_views(batch, plan, sample_poses(plan, 0, 0, 0, 1), CPU)
-    images = [x.float() / 255 for x in batch.crops]
+    images = [x.pixels.float() / 255 for x in batch.crops]
     assert torch.allclose(views.crops[0], normalise(images[0], plan.mean, plan.std), atol=1e-5)
     assert torch.allclose(views.crops[1], normalise(1 - images[1], plan.mean, plan.std), atol=1e-5)

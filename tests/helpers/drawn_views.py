@@ -46,7 +46,7 @@ def same(a, b):
         (a.index, a.posed, a.unreadable) == (b.index, b.posed, b.unreadable)
         and all(torch.equal(x, y) for x, y in zip(a.pixels, b.pixels, strict=True))
         and torch.equal(a.boxes, b.boxes)
-        and torch.equal(a.rows, b.rows)
+        and torch.equal(a.photometric, b.photometric)
     )
 
 

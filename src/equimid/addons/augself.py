@@ -71,8 +71,8 @@ class AugSelf(Addon):
     def _targets(self, batch: Batch) -> dict[str, Tensor]:
         """{target: (2b, columns)}: view 1 against view 2 of every image, then view 2 against view 1."""
         # a rank whose images are all posed has no boxes
-        boxes = batch.crop_boxes[:2] or [torch.zeros(0, 5)] * 2
-        rows = batch.crop_rows[:2] or [torch.zeros(0, len(FIELDS))] * 2
+        boxes = [view.boxes for view in batch.crops[:2]] or [torch.zeros(0, 5)] * 2
+        rows = [view.photometric for view in batch.crops[:2]] or [torch.zeros(0, len(FIELDS))] * 2
         there = differences(boxes[0], rows[0], boxes[1], rows[1], self.widths)
         back = differences(boxes[1], rows[1], boxes[0], rows[0], self.widths)
         return {name: torch.cat([there[name], back[name]]) for name in _TARGETS}

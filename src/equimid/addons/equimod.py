@@ -75,8 +75,7 @@ class EquiMod(Addon):
 
     def parameters_of(self, batch: Batch) -> Tensor:
         """Standardised parameters of the first view's b images, then of the second's: (2b, P)."""
-        views = zip(batch.crop_boxes[:2], batch.crop_rows[:2], strict=True)
-        drawn = [parameters(boxes, rows) for boxes, rows in views]
+        drawn = [parameters(view.boxes, view.photometric) for view in batch.crops[:2]]
         # a rank may have posed images only
         raw = torch.cat(drawn) if drawn else self.mean.new_zeros(0, len(PARAMETERS))
         raw = raw[:, : len(self.mean)].to(self.mean, non_blocking=True)

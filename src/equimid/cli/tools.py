@@ -44,7 +44,7 @@ class Pack(Command):
             ("--short-side", 256, "larger images are made so small, pixels; 0 leaves all as they are"),
             ("--quality", 90, "of the JPEGs that are written, 1 to 95"),
             ("--shard-mib", 256, "length of a shard, MiB"),
-            ("--workers", 2, "processes"),
+            ("--workers", 2, "threads that decode and encode"),
         ):
             parser.add_argument(name, metavar="N", type=int, default=default, help=f"{text} (default: {default})")
         parser.add_argument(

@@ -1,7 +1,7 @@
 """Images: where they come from, how a file becomes RGB, which ones are left out.
 
 source = open_source("photos")                       # or "digits", "cifar10", "list.txt", what `pack` wrote
-check = image_check_for(source, run_folder, smallest_side=16)
+check = check_images(source, run_folder, smallest_side=16)
 source = check.apply(source)
 image = source.load(0)                               # PIL, RGB
 """

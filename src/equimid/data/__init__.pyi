@@ -1,11 +1,10 @@
 from .builtin import data_home as data_home
-from .check_images import ImageCheck as ImageCheck
-from .check_images import check_images as check_images
-from .check_images import image_check_for as image_check_for
 from .config import DataConfig as DataConfig
 from .decode import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from .decode import open_image as open_image
 from .decode import read_size as read_size
+from .image_check import ImageCheck as ImageCheck
+from .image_check import check_images as check_images
 from .loading import leave_signals_to_the_main_process as leave_signals_to_the_main_process
 from .loading import loaded_batches as loaded_batches
 from .open import KNOWN_NAMES as KNOWN_NAMES

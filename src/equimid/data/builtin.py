@@ -1,4 +1,4 @@
-"""Data sets that are known by name: `digits` is bundled, torchvision's download where there is a network."""
+"""Data sets that are known by name: `digits` comes with scikit-learn, those of torchvision are downloaded."""
 
 import os
 import shutil
@@ -19,12 +19,12 @@ __all__ = ["NAMED", "data_home", "open_digits", "open_torchvision"]
 
 
 def data_home() -> Path:
-    """Where downloads go: $EQUIMID_DATA, or ~/.cache/equimid."""
+    """The folder of downloads: $EQUIMID_DATA, or ~/.cache/equimid."""
     return Path(os.environ.get("EQUIMID_DATA") or "~/.cache/equimid").expanduser()
 
 
 def open_digits(name: str, split: str | None) -> Source:
-    """scikit-learn's 8 x 8 digits, grey 0..16 scaled to 0..255: 1437 to train, 360 to test."""
+    """Open scikit-learn's 8 x 8 digits, grey 0..16 scaled to 0..255: 1437 to train, 360 to test."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -49,9 +49,12 @@ Options = dict[str, Any]
 class _Published:
     """A class of torchvision.datasets.
 
-    labels:      the labels of one instance
-    train, test: options of the instances that make up the split; without test: 80/20, stratified, seed 0
-    unlabelled:  option of the instance to pretrain on, where it is more than train
+    Attributes:
+        kind: name of the class.
+        labels: gives the labels of an instance.
+        train: options of the instances that make up the split.
+        test: the same; () = 80/20 of train, stratified, seed 0.
+        unlabelled: options of the instance to pretrain on, where it is more than train.
     """
 
     kind: str
@@ -87,7 +90,7 @@ _TABLE = {
 
 
 def open_torchvision(name: str, split: str | None) -> Source:
-    """A split of a published data set, downloaded to `data_home()` at first use.
+    """Open a split of a published data set, which is downloaded to `data_home()` at first use.
 
     Raises:
         UserError: it is not there and cannot be downloaded.

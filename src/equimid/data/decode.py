@@ -1,4 +1,4 @@
-"""One image file to 8-bit RGB, or a short reason why not."""
+"""Decode an image file to 8-bit RGB, or say in a few words why that is not possible."""
 
 import os
 from collections.abc import Iterator
@@ -31,10 +31,10 @@ _TIFF_BITS_PER_SAMPLE = 258
 
 
 def open_image(file: ImageFile) -> Image.Image:
-    """Decode a file wholly to an RGB image, 8 bits a channel.
+    """Decode a file to an RGB image, 8 bits a channel.
 
-    EXIF orientation is applied; alpha is laid over white; 16-bit grey maps 0..65535 to 0..255 (12-bit TIFF:
-    0..4095); of several frames or pages the first is taken.
+    EXIF orientation is applied. Alpha is laid over white. 16-bit grey maps 0..65535 to 0..255 (12-bit TIFF: 0..4095).
+    Of several frames or pages the first is taken.
 
     Raises:
         UnreadableImage: with the reason.
@@ -47,10 +47,10 @@ def open_image(file: ImageFile) -> Image.Image:
 
 
 def read_size(file: ImageFile) -> tuple[int, int]:
-    """(width, height) in pixels from the header alone: before EXIF rotation, nothing decoded.
+    """Read (width, height) in px from the header: before EXIF rotation, without decoding.
 
     Raises:
-        UnreadableImage: no image, or of a kind that `open_image` refuses.
+        UnreadableImage: not an image, or of a kind that `open_image` refuses.
     """
     with reasons(file), Image.open(file) as image:
         _refuse(image)
@@ -59,7 +59,7 @@ def read_size(file: ImageFile) -> tuple[int, int]:
 
 @contextmanager
 def reasons(file: ImageFile | None = None) -> Iterator[None]:
-    """What PIL raises, whatever it is, as UnreadableImage. A lack of memory stays what it is."""
+    """Raise any exception of PIL as UnreadableImage, but MemoryError as it is."""
     try:
         yield
     except (UnreadableImage, MemoryError):

@@ -1,8 +1,8 @@
-"""An image in two steps: its size now, its pixels once it is known how many of them are needed.
+"""Open an image in two steps: first its size, then its pixels at a scale that is large enough.
 
-Plain JPEG files (RGB or grey) go to libjpeg-turbo, straight into a tensor, whole or at a half, a quarter or an eighth
-of their size. Every other file, and every file that it refuses, is the source's to load: so a file is accepted or
-refused as before, and decoded whole it has the same pixels, bit for bit.
+libjpeg-turbo decodes plain JPEG files (RGB or grey) into a tensor, at full size or at a half, a quarter or an eighth of
+it. The source loads every other file, and every file that libjpeg-turbo refuses. So the same files are accepted as by
+the source alone, and at full size they have the same pixels, bit for bit.
 """
 
 import io
@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["ImageSource", "JpegPicture", "Picture", "decode_jpegs", "open_picture", "turn_upright"]
+__all__ = ["ImageSource", "JpegPicture", "Picture", "decode_jpegs", "open_picture", "plain_header", "turn_upright"]
 
 _ORIENTATION = 0x0112
 _APP1, _SOS = 0xE1, 0xDA  # markers of EXIF or XMP, and of the coded pixels
@@ -34,7 +34,7 @@ _UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {
 
 
 class ImageSource(Protocol):
-    """What a dataset needs of a source of images; with `read(index) -> bytes | None` its JPEG files decode faster."""
+    """What a data set needs of a source of images. With `read(index) -> bytes | None` its JPEG files decode faster."""
 
     def __len__(self) -> int: ...
     def load(self, index: int, /) -> Image.Image: ...
@@ -43,18 +43,26 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that is decoded already. size: (width, height) in px, upright."""
+    """An image that is decoded already.
+
+    Attributes:
+        size: (width, height) in px, upright.
+        load: gives the pixels.
+    """
 
     size: tuple[int, int]
     load: Callable[[], Image.Image]
 
     @property
     def scales(self) -> tuple[int, ...]:
-        """By what its sides can be divided while it is decoded, largest first."""
+        """Numbers by which decoding can divide its sides, largest first."""
         return ()
 
     def pixels(self, scale: int = 1) -> tuple[Tensor, int]:
-        """(3, ceil(height / s), ceil(width / s)) uint8, upright, and s: the scale, or 1 where that failed.
+        """Decode to (3, ceil(height / s), ceil(width / s)) uint8, upright; s is the scale, or 1 where that failed.
+
+        Returns:
+            The pixels and s.
 
         Raises:
             UnreadableImage: with the reason.
@@ -66,8 +74,9 @@ class Picture:
 class JpegPicture(Picture):
     """A plain JPEG file of which the header was read.
 
-    content:     the whole file
-    orientation: as its EXIF block says, 1..8
+    Attributes:
+        content: the whole file.
+        orientation: as its EXIF block says, 1..8.
     """
 
     content: bytes
@@ -79,7 +88,7 @@ class JpegPicture(Picture):
 
     def pixels(self, scale: int = 1) -> tuple[Tensor, int]:
         decoded = self._decoded(scale)
-        # what is refused here is the source's to refuse, with the reason
+        # the source says why it cannot be decoded
         return super().pixels() if decoded is None else (turn_upright(decoded, self.orientation), scale)
 
     def file(self) -> Tensor:
@@ -87,8 +96,8 @@ class JpegPicture(Picture):
         return torch.from_numpy(np.frombuffer(self.content, dtype=np.uint8).copy())
 
     def _decoded(self, scale: int) -> Tensor | None:
-        """(3, ceil(h / s), ceil(w / s)) as in the file, channels together in memory; None where libjpeg-turbo remarks
-        anything."""
+        """(3, ceil(h / s), ceil(w / s)) as in the file, channels together in memory; None where libjpeg-turbo has any
+        warning."""
         width, height = self.size if self.orientation < 5 else self.size[::-1]
         shape = -(-height // scale), -(-width // scale)
         try:
@@ -101,14 +110,14 @@ class JpegPicture(Picture):
 
 
 def open_picture(source: ImageSource, index: int) -> Picture:
-    """Image `index` of a source: of a plain JPEG file the header only, of anything else the pixels.
+    """Open image `index` of a source: of a plain JPEG file only the header is read, anything else is decoded.
 
     Raises:
         UnreadableImage: with the reason.
     """
     read: Callable[[int], bytes | None] | None = getattr(source, "read", None)
     content = read(index) if read is not None else None
-    header = None if content is None else _plain_header(content)
+    header = None if content is None else plain_header(content)
     if content is None or header is None:
         image = source.load(index)
         return Picture(image.size, lambda: image)
@@ -117,9 +126,10 @@ def open_picture(source: ImageSource, index: int) -> Picture:
 
 
 def decode_jpegs(files: list[Tensor], device: torch.device | None = None) -> list[Tensor | None]:
-    """Plain JPEG files, each (bytes,) uint8 on the CPU, to (3, H, W) uint8 on a device, not yet turned upright.
+    """Decode plain JPEG files, each (bytes,) uint8 on the CPU, to (3, H, W) uint8 on a device, not yet turned upright.
 
-    None for a file that torchvision's decoder refuses.
+    Returns:
+        None in the place of a file that torchvision's decoder refuses.
     """
     # here, since it is deprecated there: only runtime.decode=device needs it
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -133,12 +143,12 @@ def decode_jpegs(files: list[Tensor], device: torch.device | None = None) -> lis
 
 
 def turn_upright(pixels: Tensor, orientation: int) -> Tensor:
-    """(3, H, W) as EXIF's orientation 1..8 says."""
+    """Turn pixels (3, H, W) as EXIF's orientation 1..8 says."""
     turn = _UPRIGHT.get(orientation)
     return pixels if turn is None else turn(pixels)
 
 
-def _plain_header(content: bytes) -> tuple[tuple[int, int], int] | None:
+def plain_header(content: bytes) -> tuple[tuple[int, int], int] | None:
     """Upright size and orientation of a JPEG file that is RGB or grey; None of any other."""
     if not _may_be_turned(content):
         try:
@@ -171,8 +181,8 @@ def _may_be_turned(content: bytes) -> bool:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        found = image.getexif().get(_ORIENTATION, 1)
-        return int(found) if found in range(1, 9) else 1
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        return int(orientation) if orientation in range(1, 9) else 1
     except MemoryError:
         raise
     except Exception:  # a damaged EXIF block says nothing about the pixels

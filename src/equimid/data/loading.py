@@ -1,4 +1,4 @@
-"""Loading in other processes: what each of them does first, and how a user's mistake gets out of them."""
+"""Loading in other processes: which signals they ignore, and how a user's mistake reaches the main process."""
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +12,8 @@ __all__ = ["leave_signals_to_the_main_process", "loaded_batches"]
 
 
 def leave_signals_to_the_main_process(worker: int) -> None:
-    """For loader workers: Ctrl-C reaches the whole process group, and they must live until the step is done."""
+    """Ignore SIGINT and SIGTERM in a loader worker. Ctrl-C reaches the whole process group, and workers must live until
+    the step is done."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -25,15 +26,15 @@ def loaded_batches(
     batches: Iterable[Sequence[Any]] | None = None,
     collate: Callable[[list[Any]], Any] = default_collate,
 ) -> Iterator[Any]:
-    """Batches of a map-style data set in order, or the given batches of keys.
+    """Yield the batches of a map-style data set in order, or those of `batches` of keys.
 
     Raises:
-        UserError: that an item raised, here and not in the worker: from there it comes with a traceback, and a worker
-            that has raised may never end.
+        UserError: that an item raised. It is raised here and not in the worker: from there it comes with a traceback,
+            and a worker that has raised may never end.
     """
     chosen: dict[str, Any] = {"batch_size": batch_size} if batches is None else {"batch_sampler": batches}
     for batch in DataLoader(
-        _Told(dataset),
+        _ErrorsAsItems(dataset),
         num_workers=workers,
         collate_fn=_Collate(collate),
         worker_init_fn=leave_signals_to_the_main_process,
@@ -44,8 +45,8 @@ def loaded_batches(
         yield batch
 
 
-class _Told(Dataset[Any]):
-    """The same items, errors of the user's as values."""
+class _ErrorsAsItems(Dataset[Any]):
+    """The items of a data set; where one raises a UserError, the error is the item."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -61,7 +62,7 @@ class _Told(Dataset[Any]):
 
 
 class _Collate:
-    """A class, since workers are sent it: a closure would not do where processes are spawned."""
+    """A class and not a closure, so that it can be pickled for a spawned worker."""
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self.collate = collate

@@ -1,4 +1,4 @@
-"""What the user typed for `data` to a source: a known name, a folder, packed or not, or a text file of paths."""
+"""Open what the user typed for `data`: a known name, a folder of images or of shards, or a text file of paths."""
 
 import difflib
 import os
@@ -25,15 +25,16 @@ _TEST_FOLDERS = ("test", "val", "validation")
 def open_source(data: str, split: str | None = None) -> Source:
     """The images behind a name, a folder or a text file of paths.
 
-    data:  "digits", "cifar10", ...; a folder, searched at any depth ("./digits" where a name is in the way), or one
-           that `equimid pack` wrote;
-           or a .txt or .lst file: a path a line, relative to it or absolute, then perhaps a tab and a label.
-    split: None to pretrain: all that is not a test split. "train" and "test" to evaluate: the published
-           split, the folders train/ and test/ (or val/), or else 80/20 of the images, stratified, seed 0.
-           "whole" to test what was trained on others, and "fit" to train what is tested on others: the test or
-           the training split where there is one, else all.
+    Without a published split or folders of that name, split=None covers the images of "test" too, without labels.
 
-    Without a published split or such folders, None thus covers the images of "test" too, without labels.
+    Args:
+        data: "digits", "cifar10", ...; a folder, searched at any depth ("./digits" where it has the name of a data
+            set), or one that `equimid pack` wrote; or a .txt or .lst file: a path a line, relative to the file or
+            absolute, then perhaps a tab and a label.
+        split: None to pretrain: all that is not a test split. "train" and "test" to evaluate: the published split, the
+            folders train/ and test/ (or val/), or else 80/20 of the images, stratified, seed 0. "whole" to test what
+            was trained on other data, and "fit" to train what is tested on other data: the test or the training split
+            where there is one, else all.
 
     Raises:
         UserError: nothing there, no image, an unknown name or split.
@@ -55,9 +56,10 @@ def open_source(data: str, split: str | None = None) -> Source:
 
 
 def check_exists(data: str) -> None:
-    """
+    """Refuse what is neither a known name nor an existing path.
+
     Raises:
-        UserError: no known name, and nothing lies there.
+        UserError: with the nearest name.
     """
     if data in NAMED or (data and Path(data).expanduser().exists()):
         return
@@ -116,16 +118,16 @@ def _train_and_test(root: Path) -> tuple[Path, Path] | None:
 
 
 def _class_folders(files: list[str]) -> set[str] | None:
-    """First folder of every path, or None where an image lies in none."""
+    """The first folders of all paths, or None where an image lies in no folder."""
     return {f.split("/", 1)[0] for f in files} if all("/" in f for f in files) else None
 
 
 def _image_files(root: Path) -> list[str]:
-    """Paths relative to root with "/", sorted, links followed; what starts with a dot is skipped.
+    """Paths of the image files below root, relative to it with "/", sorted. Names that start with a dot are skipped.
 
-    A link to a folder that it lies in is not followed. A broken link is listed: the check reports it.
+    Links are followed, but not one to a folder that it lies in. A broken link is listed: the check reports it.
     """
-    found: list[str] = []
+    files: list[str] = []
     pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while pending:
         below, above = pending.pop()
@@ -137,8 +139,8 @@ def _image_files(root: Path) -> list[str]:
             if _is_folder(entry):
                 pending.append((f"{below}{entry.name}/", above | {here}))
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and (entry.is_symlink() or entry.is_file()):
-                found.append(below + entry.name)
-    return sorted(found)
+                files.append(below + entry.name)
+    return sorted(files)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -16,7 +16,16 @@ from PIL import Image
 from equimid.data.decode import open_image, read_size, reasons
 from equimid.errors import UserError
 
-__all__ = ["ArraySource", "FileSource", "Source", "TorchvisionSource", "digest", "pack_paths"]
+__all__ = [
+    "ArraySource",
+    "FileSource",
+    "Source",
+    "TorchvisionSource",
+    "digest",
+    "holdout",
+    "length_and_time",
+    "pack_paths",
+]
 
 Indices = npt.NDArray[np.int64]
 
@@ -25,10 +34,11 @@ Indices = npt.NDArray[np.int64]
 class Source(ABC):
     """n numbered images.
 
-    name:    what the user typed
-    split:   "train", "test", "train+unlabelled" or "all"
-    labels:  (n,) int64 indices into classes, or None
-    classes: names of the classes, () without labels
+    Attributes:
+        name: what the user typed.
+        split: "train", "test", "train+unlabelled" or "all".
+        labels: (n,) int64 indices into classes, or None.
+        classes: names of the classes, () without labels.
     """
 
     name: str
@@ -41,7 +51,7 @@ class Source(ABC):
 
     @abstractmethod
     def load(self, i: int) -> Image.Image:
-        """Image i as RGB, wholly decoded.
+        """Decode image i to RGB.
 
         Raises:
             UnreadableImage: with the reason.
@@ -57,15 +67,15 @@ class Source(ABC):
 
     @abstractmethod
     def describe(self, i: int) -> str:
-        """What a person finds the image by: a path, or "digits[17]"."""
+        """Say where a person finds image i: a path, or "digits[17]"."""
 
     @abstractmethod
     def fingerprint(self) -> str:
         """32 hex digits that change when the data change. No file is read."""
 
     def stamp(self) -> str:
-        """The fingerprint, and whatever else may tell that a file was rewritten: what is computed from the images is
-        kept by it."""
+        """Hash of the fingerprint and of whatever else shows that a file was rewritten. It is the key of results that
+        are computed from the images and kept."""
         return self.fingerprint()
 
     @abstractmethod
@@ -84,8 +94,9 @@ class Source(ABC):
 class FileSource(Source):
     """Image files.
 
-    root:  folder that relative paths start from
-    files: (n,) paths as bytes, relative to root or absolute; from `pack_paths`
+    Attributes:
+        root: folder that relative paths start from.
+        files: (n,) paths as bytes, relative to root or absolute; from `pack_paths`.
     """
 
     root: Path
@@ -112,13 +123,13 @@ class FileSource(Source):
         return str(self.path(i))
 
     def fingerprint(self) -> str:
-        """Of paths, sizes in bytes and labels: a moved folder keeps it. One stat per file, so a file
-        rewritten to the same size goes unnoticed."""
-        sizes = np.array([_bytes_of(self.path(i)) for i in range(len(self))], dtype=np.int64)
+        """Hash of paths, sizes in bytes and labels; a moved folder keeps it. Only the size of a file is read, so a file
+        that is rewritten to the same size is not noticed."""
+        sizes = np.array([length_and_time(self.path(i))[0] for i in range(len(self))], dtype=np.int64)
         return digest(b"\0".join(self.files.tolist()), sizes, self.labels, *self.classes)
 
     def stamp(self) -> str:
-        times = np.array([_changed(self.path(i)) for i in range(len(self))], dtype=np.int64)
+        times = np.array([length_and_time(self.path(i))[1] for i in range(len(self))], dtype=np.int64)
         return digest(self.fingerprint(), times, str(self.root.resolve()))
 
     def take(self, indices: Indices) -> Self:
@@ -129,8 +140,9 @@ class FileSource(Source):
 class ArraySource(Source):
     """Images in memory.
 
-    images:  (n, h, w) or (n, h, w, 3), uint8
-    numbers: (n,) what `describe` calls them; their place in the data set that they were taken from
+    Attributes:
+        images: (n, h, w) or (n, h, w, 3), uint8.
+        numbers: (n,) places in the data set that they were taken from.
     """
 
     images: npt.NDArray[np.uint8]
@@ -150,7 +162,7 @@ class ArraySource(Source):
         return f"{self.name}[{self.numbers[i]}]"
 
     def fingerprint(self) -> str:
-        """Of pixels and labels."""
+        """Hash of pixels and labels."""
         return digest(self.images, self.labels, *self.classes)
 
     def take(self, indices: Indices) -> Self:
@@ -166,8 +178,9 @@ class ArraySource(Source):
 class TorchvisionSource(Source):
     """Images of a torchvision data set.
 
-    dataset: dataset[k] is (PIL image, target)
-    numbers: (n,) the k of each image
+    Attributes:
+        dataset: dataset[k] is (PIL image, target).
+        numbers: (n,) the k of each image.
     """
 
     dataset: Sequence[Any]
@@ -188,7 +201,7 @@ class TorchvisionSource(Source):
         return f"{self.name}[{self.numbers[i]}]"
 
     def fingerprint(self) -> str:
-        """Of name, numbers and labels: a published data set has the pixels it has."""
+        """Hash of name, numbers and labels: the pixels of a published data set do not change."""
         return digest(self.name, self.split, self.numbers, self.labels, *self.classes)
 
     def take(self, indices: Indices) -> Self:
@@ -196,26 +209,21 @@ class TorchvisionSource(Source):
 
 
 def pack_paths(paths: Iterable[str]) -> npt.NDArray[np.bytes_]:
-    """(n,) one array of bytes: a fifth of the memory of a list of str, and data workers share its pages."""
+    """Paths as one array (n,) of bytes. It takes a fifth of the memory of a list of str, and data workers share it."""
     return np.array([os.fsencode(p) for p in paths], dtype=np.bytes_)
 
 
-def _bytes_of(path: Path) -> int:
+def length_and_time(path: Path) -> tuple[int, int]:
+    """Bytes of a file and time of its last change in ns; -1 where there is no such file."""
     try:
-        return os.stat(path).st_size
+        status = os.stat(path)
     except (OSError, ValueError):
-        return -1
-
-
-def _changed(path: Path) -> int:
-    try:
-        return os.stat(path).st_mtime_ns
-    except (OSError, ValueError):
-        return -1
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def digest(*parts: str | bytes | npt.NDArray[Any] | None) -> str:
-    """32 hex digits of the parts, their types and their lengths."""
+    """Hash of the parts, their types and their lengths, as 32 hex digits."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, np.ndarray):
@@ -228,10 +236,16 @@ def digest(*parts: str | bytes | npt.NDArray[Any] | None) -> str:
 
 
 def holdout(labels: npt.NDArray[Any], fraction: float | int, seed: int) -> tuple[Indices, Indices]:
-    """(fit, held) indices into labels (n,), ascending, disjoint, together all; the classes in proportion.
+    """Split images in two, with the classes in proportion.
 
-    fraction: in (0, 0.5], or the number of held images; at least one image a class is held.
-    A class of a single image stays in fit.
+    A class of a single image stays in the first part; of every other class at least one image is in the second.
+
+    Args:
+        labels: (n,) of the images.
+        fraction: of the second part, in (0, 0.5], or its number of images.
+
+    Returns:
+        Indices of the first and of the second part, ascending.
 
     Raises:
         UserError: no class has two images.

@@ -6,7 +6,6 @@ from .checkpoint import save_checkpoint as save_checkpoint
 from .config import OptimConfig as OptimConfig
 from .config import RuntimeConfig as RuntimeConfig
 from .config import TrainConfig as TrainConfig
-from .cpu_bf16 import settle_precision as settle_precision
 from .launch import make_fabric as make_fabric
 from .launch import ranks_end_together as ranks_end_together
 from .launch import started as started
@@ -16,6 +15,7 @@ from .machine import host_memory as host_memory
 from .machine import keep_freed_memory as keep_freed_memory
 from .machine import keep_kernels as keep_kernels
 from .machine import set_threads as set_threads
+from .machine import settle_precision as settle_precision
 from .sampler import epoch_order as epoch_order
 from .sharding import is_sharded as is_sharded
 from .sharding import whole_state as whole_state

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -33,9 +33,12 @@ __all__ = ["Started", "StopRequest", "make_fabric", "ranks_end_together", "start
 
 @dataclass(frozen=True)
 class Started:
-    """Who started the processes of this run, how many on each node, and on how many nodes.
+    """Who started the processes of this run.
 
-    by: "torchrun", "slurm", or "fabric", which starts them itself where there are several
+    Attributes:
+        by: "torchrun", "slurm", or "fabric", which starts them itself where there are several.
+        devices: processes on each node.
+        nodes: how many.
     """
 
     by: Literal["torchrun", "slurm", "fabric"]
@@ -49,51 +52,52 @@ class Started:
 
 
 def started(runtime: RuntimeConfig, environment: Mapping[str, str] = os.environ) -> Started:
-    """What the environment says.
+    """What the environment says of the processes.
 
-    A shell of an allocation (salloc, srun --pty bash) and the script of a job have SLURM's variables too; the processes
-    of a run are the several tasks of a step that srun started without a terminal.
+    SLURM's variables are also set in a shell of an allocation (salloc, srun --pty bash) and in the script of a job,
+    where Fabric takes them for those of a run; a run's processes are the tasks of a step that srun started without a
+    terminal.
 
     Raises:
         UserError: it contradicts runtime.devices, or a job of several tasks was not started by srun.
     """
+    by: Literal["torchrun", "slurm"]
     if "LOCAL_WORLD_SIZE" in environment:
-        devices = int(environment["LOCAL_WORLD_SIZE"])
+        by, option, devices = "torchrun", "--nproc-per-node", int(environment["LOCAL_WORLD_SIZE"])
         nodes, rest = divmod(int(environment["WORLD_SIZE"]), devices)
         if rest:
             raise UserError(
                 f"torchrun started {devices} processes here and {environment['WORLD_SIZE']} in all; give every node "
-                "the same --nproc-per-node"
+                f"the same {option}"
             )
-        return _agreed(Started("torchrun", devices, nodes), runtime, "--nproc-per-node")
-    step = "SLURM_STEP_ID" in environment and "SLURM_PTY_PORT" not in environment
-    tasks = int(environment.get("SLURM_STEP_NUM_TASKS" if step else "SLURM_NTASKS", environment.get("SLURM_NTASKS", 1)))
-    interactive = environment.get("SLURM_JOB_NAME") in ("bash", "interactive") or "SLURM_PTY_PORT" in environment
-    if tasks == 1 or "LOCAL_RANK" in environment or (interactive and not step):
-        return Started("fabric", runtime.devices)
-    if not step:
+    else:
+        has_terminal = "SLURM_PTY_PORT" in environment
+        step = "SLURM_STEP_ID" in environment and not has_terminal
+        job_tasks = environment.get("SLURM_NTASKS", "1")
+        tasks = int(environment.get("SLURM_STEP_NUM_TASKS", job_tasks) if step else job_tasks)
+        in_shell = has_terminal or environment.get("SLURM_JOB_NAME") in ("bash", "interactive")
+        if tasks == 1 or "LOCAL_RANK" in environment or (in_shell and not step):
+            return Started("fabric", runtime.devices)
+        if not step:
+            raise UserError(
+                f"this SLURM job has {tasks} tasks, but equimid was not started by srun: write srun equimid ... in "
+                "the script (or ask for one task with all GPUs of a node)"
+            )
+        by, option = "slurm", "--ntasks-per-node"
+        nodes = int(environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", 1)))
+        devices, rest = divmod(tasks, nodes)
+        per_node = environment.get("SLURM_NTASKS_PER_NODE")
+        if per_node is None or rest or int(per_node) != devices:
+            raise UserError(
+                f"SLURM started {tasks} tasks on {nodes} nodes, with {option} {per_node or 'not given'}; give "
+                f"--nodes={nodes} {option}=N, as many tasks on every node as it has GPUs for the run"
+            )
+    if runtime.devices not in ("auto", devices):
         raise UserError(
-            f"this SLURM job has {tasks} tasks, but equimid was not started by srun: write srun equimid ... in the "
-            "script (or ask for one task with all GPUs of a node)"
-        )
-    nodes = int(environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES", 1)))
-    each, rest = divmod(tasks, nodes)
-    per_node = environment.get("SLURM_NTASKS_PER_NODE")
-    if per_node is None or rest or int(per_node) != each:
-        raise UserError(
-            f"SLURM started {tasks} tasks on {nodes} nodes, with --ntasks-per-node {per_node or 'not given'}; give "
-            f"--nodes={nodes} --ntasks-per-node=N, as many tasks on every node as it has GPUs for the run"
-        )
-    return _agreed(Started("slurm", each, nodes), runtime, "--ntasks-per-node")
-
-
-def _agreed(found: Started, runtime: RuntimeConfig, option: str) -> Started:
-    if runtime.devices not in ("auto", found.devices):
-        raise UserError(
-            f"runtime.devices is {runtime.devices}, but {found.by} started {found.devices} processes on this node; "
+            f"runtime.devices is {runtime.devices}, but {by} started {devices} processes on this node; "
             f"leave runtime.devices out, or give {option} {runtime.devices}"
         )
-    return found
+    return Started(by, devices, nodes)
 
 
 def make_fabric(runtime: RuntimeConfig) -> "Fabric":
@@ -104,11 +108,7 @@ def make_fabric(runtime: RuntimeConfig) -> "Fabric":
     """
     # here, since it takes seconds to import and most commands do not train
     from lightning.fabric import Fabric
-    from lightning.fabric.plugins.environments import (
-        LightningEnvironment,
-        SLURMEnvironment,
-        TorchElasticEnvironment,
-    )
+    from lightning.fabric.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     if runtime.accelerator == "cuda" and not torch.cuda.is_available():
@@ -116,26 +116,27 @@ def make_fabric(runtime: RuntimeConfig) -> "Fabric":
     if runtime.accelerator == "mps" and not torch.backends.mps.is_available():
         raise UserError("runtime.accelerator is mps, but torch finds no Apple GPU; use runtime.accelerator=cpu")
     on_cuda = runtime.accelerator == "cuda" or (runtime.accelerator == "auto" and torch.cuda.is_available())
-    found = started(runtime)
-    devices = found.devices
+    launcher = started(runtime)
+    devices = launcher.devices
     if devices == "auto":
         devices = torch.cuda.device_count() if on_cuda else 1
+    ranks = devices * launcher.nodes
     set_threads(runtime.threads, devices)
     bf16 = runtime.precision == "bf16" or (
         runtime.precision == "auto" and on_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     )
     environment = {
         "torchrun": TorchElasticEnvironment, "slurm": SLURMEnvironment, "fabric": LightningEnvironment,
-    }[found.by]()  # fmt: skip
-    if found.by == "fabric" and devices > 1 and int(os.environ.get("LOCAL_RANK", "0")):
+    }[launcher.by]()  # fmt: skip
+    if launcher.by == "fabric" and devices > 1 and int(os.environ.get("LOCAL_RANK", "0")):
         _end_with_the_main_process()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return Fabric(
             accelerator="cuda" if on_cuda else runtime.accelerator.replace("auto", "cpu"),
             devices=devices,
-            num_nodes=found.nodes,
-            strategy=_strategy(runtime, devices * found.nodes, on_cuda) if devices * found.nodes > 1 else "auto",
+            num_nodes=launcher.nodes,
+            strategy=_strategy(runtime, ranks, on_cuda) if ranks > 1 else "auto",
             precision="bf16-mixed" if bf16 else "32-true",
             plugins=[environment],
         )
@@ -217,21 +218,15 @@ def ranks_end_together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if world_size() == 1 or not _is_of_a_collective(error):
+        is_of_collective = isinstance(error, dist.DistBackendError | dist.DistNetworkError) or any(
+            name in str(error) for name in ("gloo", "NCCL", "ProcessGroup")
+        )
+        if world_size() == 1 or not is_of_collective:
             raise
         raise UserError(
             "another process of the run ended or cannot be reached, so this one stops; if no message above says why, "
             f"it was killed ({str(error).splitlines()[0][:160]})"
         ) from error
-
-
-def _is_of_a_collective(error: RuntimeError) -> bool:
-    kinds = (dist.DistBackendError, dist.DistNetworkError)
-    return isinstance(error, kinds) or any(word in str(error) for word in ("gloo", "NCCL", "ProcessGroup"))
-
-
-# SIGUSR1 is not everywhere
-_NOTED = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
 
 
 class StopRequest:
@@ -241,12 +236,11 @@ class StopRequest:
         self.signal: int | None = None
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._note) for number in _NOTED}
+        numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGUSR1] if hasattr(signal, "SIGUSR1") else [])]
+        self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

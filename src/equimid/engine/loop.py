@@ -1,5 +1,5 @@
-"""The training loop. A step is a function of the checkpoint's content and its number: a run that was killed ends with
-the same bits, on the same number of devices."""
+"""The training loop. A step is a function of the checkpoint's content and of its number, so a run that is killed and
+resumed ends with the same bits, on the same number of devices."""
 
 import csv
 import logging
@@ -21,12 +21,7 @@ from equimid.data import leave_signals_to_the_main_process
 from equimid.distributed import any_rank, barrier, gather_detached
 from equimid.engine.async_metrics import AsyncMetrics, LoaderClock
 from equimid.engine.callbacks import Callback, CsvLog, Outcome, ProgressLine, TensorBoardLog
-from equimid.engine.checkpoint import (
-    agreed_checkpoint,
-    discard_checkpoint,
-    save_checkpoint,
-    save_sharded_checkpoint,
-)
+from equimid.engine.checkpoint import agreed_checkpoint, discard_checkpoint, save_checkpoint
 from equimid.engine.config import OptimConfig, RuntimeConfig, TrainConfig
 from equimid.engine.health import HealthCheck, effective_rank, feature_std, map_variance
 from equimid.engine.launch import StopRequest
@@ -52,6 +47,9 @@ class Trainer:
     """Trains `task` from its last checkpoint in `folder`, or from the start.
 
     Args:
+        fabric: launched.
+        seed: of the order of images, of poses and of dropout.
+        folder: of the run.
         run: stored in every checkpoint; a checkpoint with another `run` is refused.
         tolerated_unreadable: fraction of the images that may go bad in training, 0..1.
         order: of the images of an epoch; by default a permutation of all.
@@ -193,7 +191,7 @@ class Trainer:
         return self._readout(step, _mean_losses(parts), request)
 
     def _readout(self, step: int, losses: Losses, request: StopRequest) -> AsyncMetrics:
-        """What the host will want to know of this step."""
+        """The numbers of this step, on their way to the host."""
         device = self.fabric.device
         numbers = {f"loss/{name}": value for name, value in losses.named.items()} | {"loss/total": losses.total}
         zero = torch.zeros((), device=device)
@@ -231,32 +229,25 @@ class Trainer:
         """The row of a logged step."""
         if not self.callbacks:
             return
-        # a rank's loss is W times its share, so the squares add up and the norm divides by W; the last of several
-        # micro-batches was seen, with its part of the loss
+        # a rank's loss is W times its fraction, so the squares add up and the norm divides by W; the gradient is that
+        # of the last of several micro-batches, with its part of the loss
         scale = self.train.accumulate / self.fabric.world_size
-        gradients = {
-            key.removeprefix("gradient/"): math.sqrt(square) * scale
-            for key, square in sums.items()
-            if key.startswith("gradient/")
-        }
-        between = {
-            key.removeprefix("between/"): sums[key] / max(sums[f"variance/{key.removeprefix('between/')}"], 1e-12)
-            for key in sums
-            if key.startswith("between/")
-        }
+        when = StepInfo(step, self.total, self.steps_per_epoch)
         row: dict[str, float | int] = {
             "step": step + 1,
             "epoch": (step + 1) / self.steps_per_epoch,
             "seconds": time.monotonic() - self.began,
             "images_per_second": rate,
             "waiting": self.clock.waited(),
-            "lr": self.optim.lr_at(StepInfo(step, self.total, self.steps_per_epoch), self.train.batch_size),
-            "momentum": self.task.method.momentum_at(StepInfo(step, self.total, self.steps_per_epoch)),
+            "lr": self.optim.lr_at(when, self.train.batch_size),
+            "momentum": self.task.method.momentum_at(when),
             "loss/total": losses["loss/total"],
         }
         row |= losses
-        row |= {f"gradient/{name}": value for name, value in gradients.items()}
-        row |= {f"feature/between_images_{layer}": fraction for layer, fraction in between.items()}
+        row |= {key: math.sqrt(square) * scale for key, square in sums.items() if key.startswith("gradient/")}
+        for layer in (key.removeprefix("between/") for key in sums if key.startswith("between/")):
+            fraction = sums[f"between/{layer}"] / max(sums[f"variance/{layer}"], 1e-12)
+            row[f"feature/between_images_{layer}"] = fraction
         row |= {"feature/std": feature_std(cls), "feature/effective_rank": effective_rank(cls)}
         for callback in self.callbacks:
             callback.on_log(step + 1, row, len(cls))
@@ -318,10 +309,8 @@ class Trainer:
         return f"the checkpoint of step {good} is the last good one" if good else "no good checkpoint was saved yet"
 
     def _batches(self) -> Generator[Batch]:
-        """Closed, it ends the workers: they heed no signal, and would keep a process that failed from ending."""
-        yield from self._loader()
-
-    def _loader(self) -> DataLoader[Any]:
+        """Yield this rank's micro-batches. Closing it ends the workers: they ignore signals, and a process that failed
+        would wait for them."""
         keys = MicroBatches(
             len(self.dataset),
             self.seed,
@@ -334,7 +323,7 @@ class Trainer:
             ranks=self.fabric.world_size,
             order=self.order,
         )
-        return DataLoader(
+        yield from DataLoader(
             self.dataset,
             batch_sampler=keys,
             num_workers=self.runtime.workers,
@@ -367,11 +356,8 @@ class Trainer:
         if any_rank(not finite, self.fabric.device):
             raise UserError(f"training stopped after step {step}: weights are not finite; {self._last_good(-1)}")
         try:
-            if is_sharded(self.task):
-                device = self.fabric.device
-                save_sharded_checkpoint(folder, step, self.task, self.optimizer, self.run, keep, device)
-            elif self.is_main:
-                save_checkpoint(folder, step, self.task, self.optimizer, self.run, keep)
+            if self.is_main or is_sharded(self.task):
+                save_checkpoint(folder, step, self.task, self.optimizer, self.run, keep, self.fabric.device)
         except UserError as error:
             refused = error
         if any_rank(refused is not None, self.fabric.device):

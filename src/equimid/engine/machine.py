@@ -1,15 +1,23 @@
-"""What a run makes of the machine that it finds: threads and the allocator."""
+"""What a run makes of the machine that it finds: threads, the allocator, bf16 on a CPU."""
 
 import ctypes
+import json
 import logging
 import os
 import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 import torch
 
+from equimid.engine.config import RuntimeConfig
+
 __all__ = [
     "OutOfMemory",
+    "bf16_units",
     "cores",
+    "cpu_precision",
     "give_back_freed_memory",
     "host_memory",
     "is_out_of_memory",
@@ -17,11 +25,16 @@ __all__ = [
     "keep_kernels",
     "loader_remedy",
     "set_threads",
+    "settle_precision",
 ]
 
 logger = logging.getLogger("equimid")
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc, malloc.h
+
+# A block of width 192 is 2.2 times faster with avx512_bf16, and more with AMX. The conversions eat the gain of narrower
+# ones (with AMX: 0.7 at width 64, 1.1 at 128).
+_LEAST_WIDTH = 192
 
 
 class OutOfMemory(Exception):  # noqa: N818  # what happened; the run says what it asked for
@@ -102,3 +115,43 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def bf16_units() -> str:
+    """The instructions for bf16 matrix products that this processor has: "amx", "avx512_bf16", or "" for none."""
+    if torch.cpu._is_amx_tile_supported():
+        return "amx"
+    return "avx512_bf16" if torch.cpu._is_avx512_bf16_supported() else ""
+
+
+def cpu_precision(embed_dim: int) -> Literal["fp32", "bf16"]:
+    """What a network of this width (columns of a token) computes in on this processor."""
+    return "bf16" if embed_dim >= _LEAST_WIDTH and bf16_units() else "fp32"
+
+
+def settle_precision(runtime: RuntimeConfig, embed_dim: int, folder: Path, alone: bool = True) -> RuntimeConfig:
+    """`auto` becomes what `cpu_precision` says, where one CPU process trains.
+
+    The choice is kept in the run's folder: a run that is resumed keeps it, also on another processor.
+
+    Args:
+        embed_dim: width of the network (columns of a token).
+        alone: no other process computes; several take fp32, since their processors may differ.
+    """
+    on_cuda = runtime.accelerator == "auto" and torch.cuda.is_available()
+    if runtime.precision != "auto" or on_cuda or runtime.accelerator in ("cuda", "mps"):
+        return runtime
+    file = folder / "precision.json"
+    try:
+        note = json.loads(file.read_text())
+        if note["precision"] in ("fp32", "bf16") and note["width"] == embed_dim:
+            return replace(runtime, precision=note["precision"])
+    except (OSError, ValueError, KeyError, TypeError):
+        if any((folder / "checkpoints").glob("step-*")):  # begun before there was a choice
+            return replace(runtime, precision="fp32")
+    precision = cpu_precision(embed_dim) if alone else "fp32"
+    if precision == "bf16":
+        logger.info("bf16: this processor computes in it (%s); runtime.precision=fp32 keeps float32", bf16_units())
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"precision": precision, "units": bf16_units(), "width": embed_dim}) + "\n")
+    return replace(runtime, precision=precision)

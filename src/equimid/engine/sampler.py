@@ -26,49 +26,47 @@ def epoch_order(source: Source, data: DataConfig, seed: int) -> EpochOrder:
         UserError: by shards, but the images are not packed.
     """
     if data.shuffle == "whole":
-        return _Whole(len(source), seed)
+        return _whole(len(source), seed)
     if not isinstance(source, ShardSource):
         raise UserError(
             f"data.shuffle is shards, but {data.source} is not packed; pack it (equimid pack {data.source} OUT), or "
             "use data.shuffle=whole"
         )
-    return _ByShards(source.shard, data.shards_at_once, seed)
+    return _by_shards(source.shard, data.shards_at_once, seed)
 
 
-class _Whole:
+def _whole(images: int, seed: int) -> EpochOrder:
     """A permutation of all images."""
-
-    def __init__(self, images: int, seed: int) -> None:
-        self.images, self.seed = images, seed
-
-    def __call__(self, epoch: int) -> Indices:
-        return counted_generator(self.seed, "order", epoch).permutation(self.images)
+    return lambda epoch: counted_generator(seed, "order", epoch).permutation(images)
 
 
-class _ByShards:
+def _by_shards(shard: npt.NDArray[np.int32], at_once: int, seed: int) -> EpochOrder:
     """The shards permuted and taken `at_once` at a time; the images of these permuted together."""
+    ends = np.cumsum(np.bincount(shard))[:-1]
+    images = np.split(np.argsort(shard, kind="stable"), ends)  # of each shard
 
-    def __init__(self, shard: npt.NDArray[np.int32], at_once: int, seed: int) -> None:
-        self.at_once, self.seed = at_once, seed
-        self.images = np.argsort(shard, kind="stable")
-        self.ends = np.cumsum(np.bincount(shard))
-        self.begins = self.ends - np.bincount(shard)
+    def order(epoch: int) -> Indices:
+        rng = counted_generator(seed, "order", epoch)
+        shards = rng.permutation(len(images))
+        groups = [shards[k : k + at_once] for k in range(0, len(shards), at_once)]
+        return np.concatenate([rng.permutation(np.concatenate([images[s] for s in group])) for group in groups])
 
-    def __call__(self, epoch: int) -> Indices:
-        rng = counted_generator(self.seed, "order", epoch)
-        shards = rng.permutation(len(self.ends))
-        groups = [shards[k : k + self.at_once] for k in range(0, len(shards), self.at_once)]
-        return np.concatenate(
-            [rng.permutation(np.concatenate([self.images[self.begins[s] : self.ends[s]] for s in g])) for g in groups]
-        )
+    return order
 
 
 class MicroBatches(Sampler[list[Key]]):
     """Keys of this rank's micro-batches, from one step on.
 
-    An epoch is a permutation of the images, cut into global micro-batches; the last, incomplete step is left out.
-    order: which permutation, from `epoch_order`; None for one of all images.
-    Which positions of a micro-batch are this rank's, and which are posed, is the plan's to say.
+    An epoch is a permutation of the images, cut into global micro-batches; the last, incomplete step is left out. The
+    plan says which positions of a micro-batch are this rank's, and which are posed.
+
+    Args:
+        images: how many there are.
+        micro_batch: images of a micro-batch over all ranks.
+        accumulate: micro-batches of a step.
+        first_step: the first step to be done.
+        last_step: one past the last.
+        order: from `epoch_order`; None = a permutation of all images.
     """
 
     def __init__(
@@ -86,7 +84,7 @@ class MicroBatches(Sampler[list[Key]]):
         order: EpochOrder | None = None,
     ) -> None:
         self.images, self.plan = images, plan
-        self.order = order or _Whole(images, seed)
+        self.order = order or _whole(images, seed)
         self.micro_batch, self.accumulate = micro_batch, accumulate
         self.first_step, self.last_step = first_step, last_step
         self.positions = plan.positions(micro_batch, rank, ranks)

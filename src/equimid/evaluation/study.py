@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from equimid.backbones import Encoder
-from equimid.data import Source, data_home, image_check_for, open_source
+from equimid.data import Source, check_images, data_home, open_source
 from equimid.distributed import any_rank, barrier, gather_in_order, rank, world_size
 from equimid.errors import UserError
 from equimid.evaluation.cache import cached, store
@@ -242,7 +242,7 @@ class Study:
 
 def readable(source: Source) -> Source:
     """The source without the images that cannot be read; the check is kept, and made once for the same files."""
-    image_check = image_check_for(source, data_home() / "checked" / source.stamp(), smallest_side=1, tolerated=1.0)
+    image_check = check_images(source, data_home() / "checked" / source.stamp(), smallest_side=1, tolerated=1.0)
     if image_check.unreadable:
         _, first, reason = image_check.unreadable[0]
         logger.warning(

@@ -14,7 +14,7 @@ from equimid.backbones import Backbone
 from equimid.config import Config
 from equimid.poses import Pose
 from equimid.task import Task
-from equimid.views import FIELDS, Batch, ViewPlan, Views
+from equimid.views import FIELDS, Batch, ViewBatch, ViewPlan, Views
 
 __all__ = ["StepMemory", "step_flops", "step_memory"]
 
@@ -122,8 +122,8 @@ def _views(plan: ViewPlan, images: int, ranks: int = 1, grids: Sequence[tuple[in
         return torch.empty(count, 3, height, width)
 
     drawn = len(plan.crops) + len(plan.extra)
-    boxes, rows = torch.zeros(cropped, 5), torch.zeros(cropped, len(FIELDS))
-    batch = Batch([], [boxes] * drawn, [rows] * drawn, [], [], torch.zeros(images), ())
+    drawn_view = ViewBatch(torch.empty(0), torch.zeros(cropped, 5), torch.zeros(cropped, len(FIELDS)))
+    batch = Batch([drawn_view] * drawn, [], torch.zeros(images), ())
     sizes = plan.posed.sizes if plan.posed else ()
     patch = plan.posed.patch_size if plan.posed else 1
     grids = grids or [(size // patch, size // patch) for size in sizes]

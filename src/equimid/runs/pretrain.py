@@ -12,7 +12,7 @@ import torch
 from equimid.backbones import Backbone, build_backbone, timm_arguments
 from equimid.config import Config, differences, load_config, save_config
 from equimid.console import is_main_process, progress_bar
-from equimid.data import ImageCheck, Source, image_check_for, open_source
+from equimid.data import ImageCheck, Source, check_images, open_source
 from equimid.distributed import barrier, leave_group
 from equimid.engine import (
     Callback,
@@ -64,7 +64,7 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True, callbacks: Se
         task = Task(config.backbone, config.method, config.addons, plan, config.seed)
         _measured_network(task, config)  # a wrong choice is refused before training, not after it
         launched = started(config.runtime)
-        runtime = settle_precision(config.runtime, task.student, folder, launched.alone)
+        runtime = settle_precision(config.runtime, task.student.embed_dim, folder, launched.alone)
         fabric = make_fabric(runtime)
         if fabric.device.type == "cpu":
             keep_freed_memory()
@@ -186,7 +186,7 @@ def _refuse_other_data(config: Config, folder: Path, listed: Source) -> None:
 def _source(config: Config, folder: Path, listed: Source, patch_size: int, changes: bool = False) -> Source:
     """Those of the listed images that can be used; the check is saved in the folder and made once."""
     with progress_bar("checking images") as progress:
-        check = image_check_for(
+        check = check_images(
             listed,
             folder,
             smallest_side=patch_size,

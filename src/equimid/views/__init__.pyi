@@ -1,10 +1,11 @@
+from .batch import Batch as Batch
+from .batch import Key as Key
+from .batch import ViewBatch as ViewBatch
+from .batch import collate as collate
 from .config import LocalViews as LocalViews
 from .config import Photometric as Photometric
 from .config import ViewsConfig as ViewsConfig
-from .dataset import Batch as Batch
-from .dataset import Key as Key
 from .dataset import ViewDataset as ViewDataset
-from .dataset import collate as collate
 from .device_decode import decode_encoded as decode_encoded
 from .on_device import Views as Views
 from .on_device import normalise as normalise

@@ -8,12 +8,19 @@ from torch import Tensor
 
 from equimid.views.crops import Cut
 
-__all__ = ["Batch", "EncodedImage", "Item", "Key", "collate"]
+__all__ = ["Batch", "EncodedImage", "Item", "Key", "ViewBatch", "collate"]
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """Which image, in which epoch, posed or cropped; `pair` is the image whose draws an aligned view shares."""
+    """Asks for the views of one image.
+
+    Attributes:
+        epoch: from 0.
+        index: of the image in the source.
+        posed: whether it is posed or cropped.
+        pair: index of the image whose draws an aligned view shares; -1 = none.
+    """
 
     epoch: int
     index: int
@@ -25,10 +32,11 @@ class Key:
 class EncodedImage:
     """A plain JPEG file that the training process decodes: see `equimid.views.device_decode`.
 
-    key:         whose item it is; what is done again if the file is damaged
-    orientation: EXIF's, 1..8
-    cuts:        what becomes of it, in the order of an item's pixels
-    bytes:       length of the file
+    Attributes:
+        key: that asked for it; what is done again if the file is damaged.
+        orientation: EXIF's, 1..8.
+        cuts: what becomes of it, in the order of an item's pixels.
+        bytes: length of the file.
     """
 
     key: Key
@@ -39,41 +47,58 @@ class EncodedImage:
 
 @dataclass(frozen=True)
 class Item:
-    """One image's views: uint8 pixels (3, S, S), crop boxes (V, 5) and photometric rows (V, P).
+    """The views of one image. P photometric parameters, in the order of `equimid.views.FIELDS`.
 
-    A cropped image has its standard views, then the extra ones of the plan; a posed image one upright square per pair
-    of posed views, and rows for every posed view. With `encoded` the pixels are one tensor (bytes,): the file.
+    Attributes:
+        index: of the image in the source.
+        posed: whether the views are to be posed; else they are crops.
+        pixels: (3, S, S) uint8 of each view: the standard ones, then the extra ones of the plan. Of a posed image one
+            upright square for each pair of views. Of an encoded image one tensor (bytes,): the file.
+        boxes: (len(pixels), 5) top, left, height, width as fractions of the image, and whether flipped.
+        photometric: (V, P) of each view.
+        unreadable: indices of images that could not be read, in whose place this one is.
+        encoded: what is to be done to the file; None = the pixels are there.
     """
 
     index: int
     posed: bool
     pixels: list[Tensor]
     boxes: Tensor
-    rows: Tensor
+    photometric: Tensor
     unreadable: tuple[int, ...]
     encoded: EncodedImage | None = None
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """One view of b images. P photometric parameters, in the order of `equimid.views.FIELDS`.
+
+    Attributes:
+        pixels: (b, 3, S, S) uint8, less those of encoded images.
+        boxes: (b, 5) top, left, height, width as fractions of the image, and whether flipped.
+        photometric: (b, P).
+    """
+
+    pixels: Tensor
+    boxes: Tensor
+    photometric: Tensor
 
 
 @dataclass(frozen=True)
 class Batch:
     """This rank's share of a global batch, as it leaves the workers.
 
-    crops:       per standard view and then per extra view, (b1, 3, S, S) uint8, less the encoded ones
-    crop_boxes:  the same views, (b1, 5): top, left, height, width as fractions of the image, and whether flipped
-    crop_rows:   the same views, (b1, P) photometric parameters
-    upright:     per pair of posed views, (b2, 3, S, S) uint8, upright images to be posed, less the encoded ones
-    upright_rows: per posed view, (b2, P)
-    indices:     (b1 + b2,) of the images in the source, cropped first
-    unreadable:  indices that could not be read and were replaced by images that could
-    encoded:     {place in `indices`: image} that is still to be decoded
-    files:       (bytes,) uint8: the files of `encoded`, one after the other
+    Attributes:
+        crops: the standard views, then the extra ones, each of b1 cropped images; [] where there are none.
+        posed: the posed views, each of b2 images; the upright pixels of views 2j and 2j + 1 are one tensor.
+        indices: (b1 + b2,) of the images in the source, cropped first.
+        unreadable: indices that could not be read and were replaced by images that could.
+        encoded: {place in `indices`: image} that is still to be decoded.
+        files: (bytes,) uint8: the files of `encoded`, one after the other.
     """
 
-    crops: list[Tensor]
-    crop_boxes: list[Tensor]
-    crop_rows: list[Tensor]
-    upright: list[Tensor]
-    upright_rows: list[Tensor]
+    crops: list[ViewBatch]
+    posed: list[ViewBatch]
     indices: Tensor
     unreadable: tuple[int, ...]
     encoded: dict[int, EncodedImage] = field(default_factory=dict)
@@ -81,8 +106,16 @@ class Batch:
 
     def pin_memory(self) -> "Batch":
         """For the loader: pixels in page-locked memory."""
-        crops, upright = ([x.pin_memory() for x in pixels] for pixels in (self.crops, self.upright))
-        return replace(self, crops=crops, upright=upright)
+        pinned = [[view.pixels.pin_memory() for view in views] for views in (self.crops, self.posed[::2])]
+        return self.with_pixels(*pinned)
+
+    def with_pixels(self, crops: Sequence[Tensor], pairs: Sequence[Tensor]) -> "Batch":
+        """The same batch with other pixels: of every crop, and of every pair of posed views."""
+        return replace(
+            self,
+            crops=[replace(view, pixels=x) for view, x in zip(self.crops, crops, strict=True)],
+            posed=[replace(view, pixels=pairs[v // 2]) for v, view in enumerate(self.posed)],
+        )
 
 
 def collate(items: Sequence[Item]) -> Batch:
@@ -90,30 +123,36 @@ def collate(items: Sequence[Item]) -> Batch:
     cropped = [item for item in items if not item.posed]
     posed = [item for item in items if item.posed]
     ordered = [*cropped, *posed]
-    views = range(len(cropped[0].boxes)) if cropped else range(0)
-    pairs = range(len(posed[0].boxes)) if posed else range(0)
-    posed_views = range(len(posed[0].rows)) if posed else range(0)
-    waiting = [item.pixels[0] for item in ordered if item.encoded is not None]
+    files = [item.pixels[0] for item in ordered if item.encoded is not None]
     return Batch(
-        crops=[_stack(cropped, v) for v in views],
-        crop_boxes=[torch.stack([item.boxes[v] for item in cropped]) for v in views],
-        crop_rows=[torch.stack([item.rows[v] for item in cropped]) for v in views],
-        upright=[_stack(posed, j) for j in pairs],
-        upright_rows=[torch.stack([item.rows[v] for item in posed]) for v in posed_views],
+        crops=_views(cropped, 1),
+        posed=_views(posed, 2),
         indices=torch.tensor([item.index for item in ordered]),
         unreadable=tuple(index for item in items for index in item.unreadable),
         encoded={place: item.encoded for place, item in enumerate(ordered) if item.encoded is not None},
         # one tensor: each one costs a file descriptor on its way to the training process
-        files=torch.cat(waiting) if waiting else None,
+        files=torch.cat(files) if files else None,
     )
 
 
-def _stack(items: Sequence[Item], v: int) -> Tensor:
-    """View v of the decoded ones among some items, (n, 3, S, S)."""
-    ready = [item.pixels[v] for item in items if item.encoded is None]
+def _views(items: Sequence[Item], sharing: int) -> list[ViewBatch]:
+    """The views of items of one kind, of which `sharing` neighbours have the same pixels."""
+    if not items:
+        return []
+    pixels = [_stack(items, j) for j in range(len(items[0].boxes))]
+    boxes = [torch.stack([item.boxes[j] for item in items]) for j in range(len(pixels))]
+    return [
+        ViewBatch(pixels[v // sharing], boxes[v // sharing], torch.stack([item.photometric[v] for item in items]))
+        for v in range(len(items[0].photometric))
+    ]
+
+
+def _stack(items: Sequence[Item], j: int) -> Tensor:
+    """Pixels j of the decoded ones among some items, (n, 3, S, S)."""
+    ready = [item.pixels[j] for item in items if item.encoded is None]
     if ready:
         return torch.stack([x.permute(1, 2, 0) for x in ready]).permute(0, 3, 1, 2)  # as they lie in memory
     encoded = items[0].encoded
     assert encoded is not None
-    size = encoded.cuts[v].size
+    size = encoded.cuts[j].size
     return torch.zeros(0, 3, size, size, dtype=torch.uint8)

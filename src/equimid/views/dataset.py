@@ -16,12 +16,12 @@ from torch.utils.data import Dataset
 from equimid.data.jpeg import ImageSource, JpegPicture, Picture, open_picture
 from equimid.errors import UnreadableImage, UserError
 from equimid.randomness import counted_generator
-from equimid.views.batch import Batch, EncodedImage, Item, Key, collate
+from equimid.views.batch import EncodedImage, Item, Key
 from equimid.views.crops import _SQUASHED, Cut, _centre, _stretched, choose_scale, cut_out, sample_crop
 from equimid.views.photometric import draw, share_colours, untouched
 from equimid.views.plan import CentreView, CropView, ViewPlan
 
-__all__ = ["Batch", "EncodedImage", "ImageSource", "Item", "Key", "ViewDataset", "collate"]
+__all__ = ["ViewDataset"]
 
 _TRIES = 100  # an image and the replacements of one that cannot be read
 _TOGETHER = 16  # JPEG files whose views are drawn before the first of them is decoded
@@ -106,14 +106,14 @@ class ViewDataset(Dataset[Item]):
 
     def _cut(self, image: "_Opened", unreadable: tuple[int, ...], encoded: bool) -> Item:
         picture, cuts = image.picture, image.cuts
-        waiting = None
+        encoded_image = None
         if encoded and isinstance(picture, JpegPicture):
-            waiting = EncodedImage(image.key, picture.orientation, tuple(cuts), len(picture.content))
+            encoded_image = EncodedImage(image.key, picture.orientation, tuple(cuts), len(picture.content))
             pixels = [picture.file()]
         else:
             whole, scale = picture.pixels(choose_scale(cuts, picture.scales))
             pixels = [cut_out(whole, cut, self.plan.interpolation, scale) for cut in cuts]
-        return Item(image.index, image.posed, pixels, image.boxes, image.rows, unreadable, waiting)
+        return Item(image.index, image.posed, pixels, image.boxes, image.photometric, unreadable, encoded_image)
 
     def _draw_crops(
         self, size: tuple[int, int], rng: np.random.Generator, key: Key
@@ -145,7 +145,7 @@ class ViewDataset(Dataset[Item]):
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """An image with what is drawn for it; a JPEG file is not decoded yet. boxes, rows: see `Item`."""
+    """An image with what is drawn for it; a JPEG file is not decoded yet. boxes, photometric: see `Item`."""
 
     key: Key
     index: int
@@ -153,7 +153,7 @@ class _Opened:
     picture: Picture
     cuts: list[Cut]
     boxes: Tensor
-    rows: Tensor
+    photometric: Tensor
 
 
 def _draw_view(

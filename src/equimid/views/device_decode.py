@@ -13,8 +13,9 @@ from torch import Tensor
 
 from equimid.data.jpeg import decode_jpegs, turn_upright
 from equimid.errors import UserError
+from equimid.views.batch import Batch, Item
 from equimid.views.crops import cut_out
-from equimid.views.dataset import Batch, Item, ViewDataset
+from equimid.views.dataset import ViewDataset
 
 __all__ = ["decode_encoded"]
 
@@ -48,40 +49,35 @@ def decode_encoded(batch: Batch, dataset: ViewDataset, device: torch.device) -> 
             f"torchvision cannot decode JPEG files on {where.type}: it refused all {len(again)} of a batch, which the "
             "CPU can read; set runtime.decode=workers"
         )
-    return _filled(_mended(batch, again), ready, where)
+    cropped = len(batch.crops[0].boxes) if batch.crops else 0
+    crops, pairs = (
+        [_merged(view.pixels, j, places, ready, where) for j, view in enumerate(views)]
+        for views, places in (
+            (batch.crops, range(cropped)),
+            (batch.posed[::2], range(cropped, len(batch.indices))),
+        )
+    )
+    return replace(_mended(batch, again, cropped).with_pixels(crops, pairs), encoded={}, files=None)
 
 
-def _filled(batch: Batch, ready: Mapping[int, list[Tensor]], where: torch.device) -> Batch:
-    """With the pixels (3, S, S) per view of the given places."""
-    cropped = len(batch.crop_boxes[0]) if batch.crop_boxes else 0
-    crops = [_merged(x, v, range(cropped), ready, where) for v, x in enumerate(batch.crops)]
-    upright = [_merged(x, j, range(cropped, len(batch.indices)), ready, where) for j, x in enumerate(batch.upright)]
-    return replace(batch, crops=crops, upright=upright, encoded={}, files=None)
-
-
-def _merged(others: Tensor, view: int, places: range, ready: Mapping[int, list[Tensor]], where: torch.device) -> Tensor:
+def _merged(others: Tensor, j: int, places: range, ready: Mapping[int, list[Tensor]], where: torch.device) -> Tensor:
+    """Pixels j of the images at these places: those that are ready, and the others in order."""
     rest = iter(others.to(where, non_blocking=True))
-    return torch.stack([ready[p][view].to(where) if p in ready else next(rest) for p in places])
+    return torch.stack([ready[p][j].to(where) if p in ready else next(rest) for p in places])
 
 
-def _mended(batch: Batch, again: Mapping[int, Item]) -> Batch:
-    """With index, boxes and rows of the items that were done again."""
-    if not again:
-        return batch
-    cropped = len(batch.crop_boxes[0]) if batch.crop_boxes else 0
+def _mended(batch: Batch, again: Mapping[int, Item], cropped: int) -> Batch:
+    """With index, boxes and photometric parameters of the items that were done again."""
     indices = batch.indices.clone()
-    boxes, rows, upright_rows = (
-        [x.clone() for x in many] for many in (batch.crop_boxes, batch.crop_rows, batch.upright_rows)
+    crops, posed = (
+        [replace(view, boxes=view.boxes.clone(), photometric=view.photometric.clone()) for view in views]
+        for views in (batch.crops, batch.posed)
     )
     for place, item in again.items():
         indices[place] = item.index
-        if item.posed:
-            for x, row in zip(upright_rows, item.rows, strict=True):
-                x[place - cropped] = row
-        else:
-            for x, y, box, row in zip(boxes, rows, item.boxes, item.rows, strict=True):
-                x[place], y[place] = box, row
+        row = place - cropped if item.posed else place
+        for v, view in enumerate(posed if item.posed else crops):
+            view.boxes[row] = item.boxes[v // 2 if item.posed else v]
+            view.photometric[row] = item.photometric[v]
     unreadable = batch.unreadable + tuple(index for item in again.values() for index in item.unreadable)
-    return replace(
-        batch, indices=indices, crop_boxes=boxes, crop_rows=rows, upright_rows=upright_rows, unreadable=unreadable
-    )
+    return replace(batch, indices=indices, crops=crops, posed=posed, unreadable=unreadable)

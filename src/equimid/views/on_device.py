@@ -7,8 +7,8 @@ from torch import Tensor
 
 from equimid.poses import Pose, sample_pose_pair
 from equimid.randomness import counted_generator
+from equimid.views.batch import Batch, ViewBatch
 from equimid.views.config import Photometric
-from equimid.views.dataset import Batch
 from equimid.views.photometric import apply
 from equimid.views.plan import CentreView, CropView, ViewPlan
 
@@ -18,14 +18,15 @@ __all__ = ["Views", "normalise", "sample_poses", "to_device_views"]
 class Views:
     """What a task sees of this rank's images.
 
-    crops:     per standard view, (b1, 3, S, S)
-    posed:     per posed view, (b2, 3, h, w); empty without posed views
-    poses:     per posed view, b2 poses
-    image_ids: (b2,) of the posed images, unique over ranks
-    extra:     {name: per turn (b1, 3, S, S)} of the plan's extra views
-    batch:     as it left the workers, with crop boxes and photometric parameters; None for views made by hand
+    Not a dataclass: engines rebuild the dataclasses that they are handed, tensor by tensor.
 
-    No dataclass: engines rebuild the ones that they are handed, tensor by tensor.
+    Attributes:
+        crops: of each standard view, (b1, 3, S, S).
+        posed: of each posed view, (b2, 3, h, w); empty without posed views.
+        poses: of each posed view, b2 poses.
+        image_ids: (b2,) of the posed images, unique over ranks.
+        extra: {name: of each turn (b1, 3, S, S)} of the plan's extra views.
+        batch: as it left the workers, with boxes and photometric parameters; None for views made by hand.
     """
 
     def __init__(
@@ -79,31 +80,33 @@ def to_device_views(batch: Batch, plan: ViewPlan, poses: Sequence[Pose], device:
     if batch.files is not None:
         raise ValueError(f"{len(batch.encoded)} files of the batch are encoded; call decode_encoded on it first")
 
-    def finish(pixels: Tensor, rows: Tensor, photometric: Photometric | None) -> Tensor:
-        images = pixels.to(device, non_blocking=True).contiguous().float().div_(255)
-        return normalise(apply(images, rows, photometric) if photometric else images, plan.mean, plan.std)
+    def finish(view: ViewBatch, photometric: Photometric | None) -> Tensor:
+        images = view.pixels.to(device, non_blocking=True).contiguous().float().div_(255)
+        return normalise(apply(images, view.photometric, photometric) if photometric else images, plan.mean, plan.std)
 
-    kinds: list[CropView | CentreView] = [*plan.crops, *(extra.view for extra in plan.extra.values())]
-    cropped = [
-        finish(pixels, rows, view.photometric if isinstance(view, CropView) else None)
-        for view, pixels, rows in zip(kinds, batch.crops, batch.crop_rows, strict=True)
-    ] if batch.crops else [torch.zeros(0, 3, view.size, view.size, device=device) for view in kinds]  # fmt: skip
+    def no_images(size: int) -> Tensor:
+        return torch.zeros(0, 3, size, size, device=device)
+
+    planned: list[CropView | CentreView] = [*plan.crops, *(extra.view for extra in plan.extra.values())]
+    if batch.crops:
+        cropped = [
+            finish(view, kind.photometric if isinstance(kind, CropView) else None)
+            for view, kind in zip(batch.crops, planned, strict=True)
+        ]
+    else:
+        cropped = [no_images(kind.size) for kind in planned]
     crops, others = cropped[: len(plan.crops)], cropped[len(plan.crops) :]
     extra = {
-        name: [torch.rot90(images, turn, (2, 3)) for turn in range(asked.turns)]
-        for (name, asked), images in zip(plan.extra.items(), others, strict=True)
+        name: [torch.rot90(images, turn, (2, 3)) for turn in range(view.turns)]
+        for (name, view), images in zip(plan.extra.items(), others, strict=True)
     }
     if plan.posed is None:
         return Views(crops, image_ids=torch.zeros(0, dtype=torch.int64, device=device), extra=extra, batch=batch)
     on_device = [pose.to(device) for pose in poses]
-    if batch.upright:
-        upright = [
-            finish(batch.upright[v // 2], rows, view.photometric)
-            for v, (rows, view) in enumerate(zip(batch.upright_rows, plan.crops, strict=True))
-        ]
-        ids = batch.indices[-len(batch.upright[0]) :]
+    if batch.posed:
+        upright = [finish(view, kind.photometric) for view, kind in zip(batch.posed, plan.crops, strict=True)]
     else:
-        upright = [torch.zeros(0, 3, size, size, device=device) for size in plan.posed.sizes]
-        ids = batch.indices[:0]
+        upright = [no_images(size) for size in plan.posed.sizes]
+    ids = batch.indices[len(batch.indices) - len(upright[0]) :]
     posed = [pose.act(x, plan.posed.patch_size) for pose, x in zip(on_device, upright, strict=True)]
     return Views(crops, posed, on_device, ids.to(device, non_blocking=True), extra, batch)

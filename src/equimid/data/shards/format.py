@@ -1,4 +1,4 @@
-"""The form of packed data: what `packing.pack` writes and `shards.ShardSource` reads.
+"""The format of packed data: what `pack` writes and `ShardSource` reads.
 
 OUT/pack.json           what was packed and how; the shards with their lengths and checksums. Written last
     shard-000000.tar    WebDataset: KEY.jpg, KEY.json and, with labels, KEY.cls for each image
@@ -12,10 +12,10 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -39,7 +39,14 @@ _FORMAT, _VERSION = "equimid pack", 1
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard: its name without suffix, the images in it, the length of its tar in bytes, sha256 of the tar."""
+    """One shard.
+
+    Attributes:
+        name: without suffix.
+        images: how many it holds.
+        bytes: length of its tar.
+        sha256: of its tar.
+    """
 
     name: str
     images: int
@@ -49,7 +56,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class Part:
-    """Images listed (unreadable ones too), and the shards that hold the others."""
+    """The images of one split.
+
+    Attributes:
+        listed: how many were to be packed, unreadable ones too.
+        shards: those that hold the readable ones.
+    """
 
     listed: int
     shards: tuple[Shard, ...]
@@ -57,14 +69,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Pack:
-    """`pack.json`.
+    """The content of `pack.json`.
 
-    data:        what was packed, as typed
-    fingerprint: of it
-    settings:    short_side in px (0: none), quality 1..95, shard_bytes
-    classes:     names, () without labels
-    planned:     number of shards of each part: "all", or "train" and "test"
-    parts:       the same parts, packed; {} while packing is not done
+    Attributes:
+        data: what was packed, as typed.
+        fingerprint: of the data.
+        settings: short_side in px (0: none), quality 1..95, shard_bytes.
+        classes: names, () without labels.
+        planned: number of shards of each part: "all", or "train" and "test".
+        parts: the same parts, packed; {} while packing is not done.
     """
 
     data: str
@@ -128,21 +141,24 @@ def _begins_as_ours(file: Path) -> bool:
 
 
 def shard_name(part: str, k: int) -> str:
-    """Of the k-th shard of a part, without suffix."""
+    """Name of the k-th shard of a part, without suffix."""
     return f"{'shard' if part == 'all' else part}-{k:06d}"
 
 
 def write_index(
     file: Path,
-    images: list[tuple[int, ...]],
-    names: list[bytes],
-    left_out: list[tuple[Any, ...]],
+    images: Sequence[tuple[int, ...]],
+    names: Sequence[bytes],
+    left_out: Sequence[tuple[int, int, str, str]],
     tar: tuple[int, str],
 ) -> None:
-    """A shard's index. images: rows of _IMAGE; names: their files; left_out: (number, label, file, reason); tar: its
-    length in bytes and sha256.
+    """Write the index of a shard. Its bytes depend on its content only: numpy dates the members of an .npz 1980.
 
-    Its bytes are a function of its content: numpy dates the members of an .npz 1980.
+    Args:
+        images: rows of _IMAGE.
+        names: files of these images.
+        left_out: (number, label, file, reason) of each unreadable image.
+        tar: its length in bytes and its SHA-256.
     """
     with file.open("wb") as stream:
         np.savez(
@@ -154,8 +170,6 @@ def write_index(
             reasons=np.array([[os.fsencode(text) for text in row[2:]] for row in left_out], dtype=np.bytes_),
             tar=np.array(tar, dtype=_TAR),
         )
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def read_index(file: Path) -> dict[str, Records]:

@@ -4,24 +4,20 @@ Which image goes into which shard is a function of the data and the settings, an
 number of workers nor a stop in between changes any.
 """
 
-import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from equimid.data.builtin import NAMED
-from equimid.data.check_images import ImageCheck, list_unreadable, raise_if_too_many
+from equimid.data.image_check import in_threads, list_unreadable, raise_if_too_many
 from equimid.data.open import open_source
 from equimid.data.shards.format import Pack, Part, Shard, as_options, is_packed, read_index, shard_name
-from equimid.data.shards.writer import BLOCK, Job, Work, packed_image
+from equimid.data.shards.writer import BLOCK, PackedImage, PlannedShard, packed_image, write_shard
 from equimid.data.sources import FileSource, Indices, digest
 from equimid.errors import UnreadableImage, UserError
 from equimid.files import held
@@ -36,8 +32,16 @@ _SAMPLE = 64  # images that are encoded to learn how many fill a shard
 
 @dataclass(frozen=True)
 class Packed:
-    """What `pack` leaves: images in `shards` shards of `bytes` in all, `unreadable` left out; `written` shards are
-    new, the others were there."""
+    """What `pack` left in a folder.
+
+    Attributes:
+        folder: of the shards.
+        images: how many are packed.
+        unreadable: how many were left out.
+        shards: how many there are.
+        bytes: of all shards.
+        written: shards that this call wrote; the others were there.
+    """
 
     folder: Path
     images: int
@@ -60,13 +64,15 @@ def pack(
 ) -> Packed:
     """Write the images of a folder, or of a text file of paths, into shards; resume what an earlier call began.
 
-    short_side:  px; larger images are made so small, smaller ones left as they are; 0 leaves all as they are
-    quality:     1..95 of the JPEGs that are written; an upright RGB or grey JPEG that is small enough is copied
-    shard_bytes: length of a shard, about
-    workers:     processes, each at one shard; they are spawned, so a script that asks for several guards its main part
-                 by `if __name__ == "__main__"`
-    tolerated:   largest fraction of unreadable images, in [0, 1]
-    progress:    called in this thread with (done, all) images of the shards that were missing
+    Args:
+        data: the folder of images or the text file.
+        out: the folder of shards; it is made.
+        short_side: px; larger images are made so small, smaller ones left as they are; 0 leaves all as they are.
+        quality: 1..95 of the JPEGs that are written; an upright RGB or grey JPEG that is small enough is copied.
+        shard_bytes: length of a shard, about.
+        workers: threads that decode and encode images.
+        tolerated: largest fraction of unreadable images, in [0, 1].
+        progress: called in this thread with (done, all) images of the shards that were missing.
 
     Raises:
         UserError: bad settings or data, an OUT of something else, too many unreadable images, a full disk.
@@ -76,19 +82,20 @@ def pack(
     _check_place(data, out)
     with _alone(out):
         plan = _planned(data, out, sources, settings)
-        jobs = [job for job in _jobs(plan, sources) if _finished(out, job) is None]
+        shards = list(_shards(plan, sources))
+        missing = [shard for shard in shards if _finished(out, shard) is None]
         for leftover in [*out.glob(".*.writing"), *out.glob(".*.tmp")]:
             leftover.unlink(missing_ok=True)
         try:
-            _run(jobs, sources, settings, out, workers, progress)
+            _write(missing, settings, out, workers, progress)
         except OSError as error:
-            whole = sum(_finished(out, job) is not None for job in _jobs(plan, sources))
+            whole = sum(_finished(out, shard) is not None for shard in shards)
             raise UserError(
                 f"could not write into {out}: {error.strerror or error}; {whole} of {sum(plan.planned.values())} "
                 "shards are written. Free some space, or mend what else is wrong, and run the same command again: it "
                 "continues from there"
             ) from None
-        return _finish(out, plan, sources, tolerated, len(jobs))
+        return _finish(out, plan, shards, tolerated, len(missing))
 
 
 # --- what, where, how
@@ -112,8 +119,8 @@ def _parts(data: str) -> dict[str, FileSource]:
     """The images as `open_source` knows them: "train" and "test" where the folder has them, else "all"."""
     whole = None if data in NAMED else open_source(data)
     if not isinstance(whole, FileSource):
-        found = f"'{data}' is a data set known by name" if whole is None else f"{data} is packed already"
-        raise UserError(f"{found}; equimid pack takes a folder of images or a text file of paths")
+        kind = f"'{data}' is a data set known by name" if whole is None else f"{data} is packed already"
+        raise UserError(f"{kind}; equimid pack takes a folder of images or a text file of paths")
     if whole.split == "all":
         return {"all": whole}
     test = open_source(data, "test")
@@ -136,7 +143,7 @@ def _check_place(data: str, out: Path) -> None:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """The folder made, and kept from a second packing; gone again where nothing was written into it."""
+    """Make the folder and lock it against a second packing; remove it where nothing was written into it."""
     made = not out.exists()
     busy = f"{out} is in use by another equimid pack; wait for it, or give another folder"
     with held(out / ".lock", busy, "give another folder to pack into"):
@@ -199,136 +206,82 @@ def _shards_of(source: FileSource, part: int, settings: dict[str, int]) -> int:
 # --- shards
 
 
-def _jobs(plan: Pack, sources: dict[str, FileSource]) -> Iterator[Job]:
+def _shards(plan: Pack, sources: dict[str, FileSource]) -> Iterator[PlannedShard]:
     for k, (part, source) in enumerate(sources.items()):
         for number, images in enumerate(np.array_split(_order(k, len(source)), plan.planned[part])):
-            yield Job(number, shard_name(part, number), part, images)
+            yield PlannedShard(number, shard_name(part, number), part, source, images)
 
 
-def _finished(out: Path, job: Job) -> dict[str, Any] | None:
+def _finished(out: Path, shard: PlannedShard) -> dict[str, Any] | None:
     """What the index of a written shard says, or None where it must be written (again)."""
     try:
-        index = read_index(out / f"{job.name}.npz")
-        length = (out / f"{job.name}.tar").stat().st_size
+        index = read_index(out / f"{shard.name}.npz")
+        length = (out / f"{shard.name}.tar").stat().st_size
     except (UserError, OSError):
         return None
     return index if length == int(index["tar"]["bytes"]) else None
 
 
-# --- processes
-
-
-def _run(
-    jobs: list[Job],
-    sources: dict[str, FileSource],
-    settings: dict[str, int],
-    out: Path,
-    workers: int,
-    progress: Progress | None,
+def _write(
+    shards: list[PlannedShard], settings: dict[str, int], out: Path, workers: int, progress: Progress | None
 ) -> None:
-    # not forked: PIL and torch may hold threads here
-    context = multiprocessing.get_context("spawn")
-    work = Work(sources, settings, out, context.Event(), context.Value("q", 0))
-    images = sum(len(job.images) for job in jobs)
+    """One shard after the other, its images decoded and encoded ahead by `workers` threads."""
+    total = sum(len(shard.images) for shard in shards)
 
-    def tell() -> None:
-        if progress is not None:
-            progress(work.done.value, images)
-
-    if min(workers, len(jobs)) <= 1:
-        for job in jobs:
-            work.write(job, tell)
-        return
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, _begin, (work,)) as pool:
-        pending = {pool.submit(_write, job) for job in jobs}
+    def packed(image: tuple[FileSource, int]) -> PackedImage | UnreadableImage:
+        source, number = image
         try:
-            while pending:
-                finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                tell()
-                for future in finished:
-                    future.result()
-        except BrokenExecutor:
-            raise UserError(
-                f"a process that packed was ended from outside (too little memory?); run the same command again with "
-                f"fewer workers than {workers}: it continues from there"
-            ) from None
-        finally:
-            # nobody waits for shards that are half done
-            work.stop.set()
-            pool.shutdown(cancel_futures=True)
+            return packed_image(source.read(number), settings["short_side"], settings["quality"])
+        except UnreadableImage as error:
+            return error
 
+    def counted(results: Iterator[PackedImage | UnreadableImage]) -> Iterator[PackedImage | UnreadableImage]:
+        for done, result in enumerate(results, start=1):
+            if progress is not None:
+                progress(done, total)
+            yield result
 
-_work: Work | None = None
-
-
-def _begin(work: Work) -> None:
-    """In each process: Ctrl-C is the main process's to answer, and nobody writes on when that one was killed."""
-    global _work
-    _work = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _write(job: Job) -> None:
-    assert _work is not None
-    _work.write(job)
+    images = ((shard.source, number) for shard in shards for number in shard.images.tolist())
+    with closing(in_threads(packed, images, workers)) as results:
+        results_counted = counted(results)
+        for shard in shards:
+            write_shard(out, shard, results_counted)
 
 
 # --- the end
 
 
-def _finish(out: Path, plan: Pack, sources: dict[str, FileSource], tolerated: float, written: int) -> Packed:
+def _finish(out: Path, plan: Pack, planned: list[PlannedShard], tolerated: float, written: int) -> Packed:
     """Add up what the indices say; the folder is whole once `pack.json` is there."""
-    parts: dict[str, list[Shard]] = {part: [] for part in sources}
+    sources = {shard.part: shard.source for shard in planned}
+    shards: dict[str, list[Shard]] = {part: [] for part in sources}
     unreadable: list[tuple[str, str]] = []
-    for job in _jobs(plan, sources):
-        index = _finished(out, job)
+    for shard in planned:
+        index = _finished(out, shard)
         if index is None:
-            raise UserError(f"{out}/{job.name} went away while packing; run the same command again")
-        tar, root = index["tar"], sources[job.part].root
+            raise UserError(f"{out}/{shard.name} went away while packing; run the same command again")
+        tar = index["tar"]
         checksum = bytes(tar["sha256"]).decode()
-        parts[job.part].append(Shard(job.name, len(index["images"]), int(tar["bytes"]), checksum))
+        shards[shard.part].append(Shard(shard.name, len(index["images"]), int(tar["bytes"]), checksum))
         for file, reason in index["reasons"]:
-            unreadable.append((str(root / os.fsdecode(bytes(file))), os.fsdecode(bytes(reason))))
+            unreadable.append((str(shard.source.root / os.fsdecode(bytes(file))), os.fsdecode(bytes(reason))))
     unreadable.sort()
-    anew = written > 0 or not (out / "pack.json").exists()
-    if anew:
+    changed = written > 0 or not (out / "pack.json").exists()
+    if changed:
         list_unreadable(out, unreadable)
     listed = sum(len(source) for source in sources.values())
     raise_if_too_many(
-        ImageCheck(
-            source=plan.data,
-            split="all",
-            fingerprint=plan.fingerprint,
-            listed=listed,
-            smallest_side=1,
-            checked="decoded",
-            unreadable=tuple((-1, file, reason) for file, reason in unreadable),
-        ),
-        tolerated,
-        out / "unreadable.csv",
-        remedy="--tolerated-unreadable ",
+        plan.data, listed, unreadable, tolerated, out / "unreadable.csv", remedy="--tolerated-unreadable "
     )
-    done = Pack(
-        plan.data, plan.fingerprint, plan.settings, plan.classes, plan.planned,
-        {part: Part(len(sources[part]), tuple(shards)) for part, shards in parts.items()},
-    )  # fmt: skip
-    if anew:
-        done.save(out)
+    if changed:
+        parts = {part: Part(len(source), tuple(shards[part])) for part, source in sources.items()}
+        replace(plan, parts=parts).save(out)
     (out / "packing.json").unlink(missing_ok=True)
-    shards = [shard for part in done.parts.values() for shard in part.shards]
     return Packed(
         folder=out,
-        images=sum(shard.images for shard in shards),
+        images=listed - len(unreadable),
         unreadable=len(unreadable),
-        shards=len(shards),
-        bytes=sum(shard.bytes for shard in shards),
+        shards=len(planned),
+        bytes=sum(shard.bytes for part in shards.values() for shard in part),
         written=written,
     )

@@ -2,9 +2,7 @@
 
 import io
 import os
-import threading
 import zlib
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +14,7 @@ from PIL import Image
 
 from equimid.data.decode import open_image
 from equimid.data.shards.format import Pack, Records, read_index, shard_name
-from equimid.data.sources import Indices, Source, digest, holdout
+from equimid.data.sources import Indices, Source, digest, holdout, length_and_time
 from equimid.errors import UnreadableImage, UserError
 
 __all__ = ["ShardSource", "open_shards"]
@@ -28,18 +26,18 @@ _PLACE = np.dtype(
         *(("width", "<i4"), ("height", "<i4")),
     ]
 )
-_OPEN_AT_ONCE = 128
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ShardSource(Source):
     """Images in shards, numbered as the folder that was packed: the same splits, the same order of an epoch.
 
-    root:     folder of the shards
-    shards:   their names, without suffix
-    lengths:  (shards,) bytes of each tar
-    identity: of all bytes in all shards
-    places:   (n,) of _PLACE: which shard, which row of its index; offset and size in bytes, CRC-32, width, height
+    Attributes:
+        root: folder of the shards.
+        shards: their names, without suffix.
+        lengths: (shards,) bytes of each tar.
+        identity: hash of all bytes in all shards.
+        places: (n,) of _PLACE: which shard, which row of its index; offset and size in bytes, CRC-32, width, height.
     """
 
     root: Path
@@ -65,12 +63,14 @@ class ShardSource(Source):
         name = f"{self.shards[place['shard']]}.tar"
         size = int(place["size"])
         try:
-            content = _FILES.read(str(self.root / name), int(place["offset"]), size)
+            content = _open_shard(str(self.root / name)).read(int(place["offset"]), size)
         except FileNotFoundError:
             raise UnreadableImage(f"{name} is missing") from None
         except OSError as error:
+            _open_shard.cache_clear()
             raise UnreadableImage(f"{name} cannot be read ({error.strerror})") from None
         if len(content) < size:
+            _open_shard.cache_clear()  # the file may be replaced by a whole one: the next read opens it anew
             raise UnreadableImage(f"{name} is truncated")
         if zlib.crc32(content) != place["crc"]:
             raise UnreadableImage(f"{name} is damaged: these are not the bytes that were packed")
@@ -97,8 +97,8 @@ class ShardSource(Source):
     def stamp(self) -> str:
         """Also of the shards as they lie there now: what was computed while one was gone is not for when it is back."""
         used = np.unique(self.shard)
-        found = [_state(self.root / f"{self.shards[k]}.tar") for k in used.tolist()]
-        return digest(self.fingerprint(), used, np.array(found, dtype=np.int64), str(self.root.resolve()))
+        states = [length_and_time(self.root / f"{self.shards[k]}.tar") for k in used.tolist()]
+        return digest(self.fingerprint(), used, np.array(states, dtype=np.int64), str(self.root.resolve()))
 
     def take(self, indices: Indices) -> Self:
         return replace(self, places=self.places[indices], labels=self._labels_at(indices))
@@ -108,31 +108,33 @@ class ShardSource(Source):
 
         One stat per shard; nothing is read.
         """
-        found = np.array([_length(self.root / f"{name}.tar") for name in self.shards], dtype=np.int64)
-        have, shard = found[self.shard], self.shard
+        lengths = np.array([length_and_time(self.root / f"{name}.tar")[0] for name in self.shards], dtype=np.int64)
+        length, shard = lengths[self.shard], self.shard
         ends = self.places["offset"] + self.places["size"]
-        bad = np.flatnonzero((have < ends) | (have > self.lengths[shard]))
-        return {int(i): self._fault(int(shard[i]), int(have[i])) for i in bad}
+        bad = np.flatnonzero((length < ends) | (length > self.lengths[shard]))
+        return {int(i): self._fault(int(shard[i]), int(length[i])) for i in bad}
 
     def smaller_than(self, side: int) -> list[int]:
         """Images of which a side is below `side` px, ascending."""
-        found: list[int] = np.flatnonzero(np.minimum(self.places["width"], self.places["height"]) < side).tolist()
-        return found
+        small: list[int] = np.flatnonzero(np.minimum(self.places["width"], self.places["height"]) < side).tolist()
+        return small
 
-    def _fault(self, shard: int, found: int) -> str:
+    def _fault(self, shard: int, length: int) -> str:
         name, expected = f"{self.shards[shard]}.tar", int(self.lengths[shard])
-        if found < 0:
+        if length < 0:
             return f"{name} is missing"
-        if found < expected:
-            return f"{name} is truncated: {found} of {expected} bytes"
-        return f"{name} is not what was packed: {found} bytes, expected {expected}"
+        if length < expected:
+            return f"{name} is truncated: {length} of {expected} bytes"
+        return f"{name} is not what was packed: {length} bytes, expected {expected}"
 
 
 def open_shards(data: str, folder: Path, split: str | None) -> ShardSource:
-    """The images of a packed folder; splits as `open_source` has them for the folder that was packed.
+    """Open a packed folder, with the splits that `open_source` gives of the folder that was packed.
+
+    A missing shard is no error here: `check_images` reports it.
 
     Raises:
-        UserError: not packed wholly, or an index is missing or damaged. Missing shards are the check's to report.
+        UserError: packing has not ended, or an index is missing or damaged.
     """
     if not (folder / "pack.json").exists():
         begun = Pack.load(folder / "packing.json")
@@ -159,7 +161,7 @@ def _read_part(
 ) -> tuple[ShardSource, Indices, npt.NDArray[np.int64]]:
     """A part's images in the order of their numbers, these numbers, and the labels of all that were listed."""
     part = pack.parts[name]
-    places, numbers, own = [], [], []
+    places, numbers = [], []
     labels = np.zeros(part.listed, dtype=np.int64)
     for k, shard in enumerate(part.shards):
         index = read_index(folder / f"{shard.name}.npz")
@@ -176,12 +178,12 @@ def _read_part(
         labels[images["number"]], labels[left_out["number"]] = images["label"], left_out["label"]
         places.append(here)
         numbers.append(images["number"])
-        own.append(images["label"])
     order = np.argsort(np.concatenate(numbers), kind="stable")
+    packed = np.concatenate(numbers)[order].astype(np.int64)
     source = ShardSource(
         name=data,
         split=split,
-        labels=np.concatenate(own)[order].astype(np.int64) if pack.classes else None,
+        labels=labels[packed] if pack.classes else None,
         classes=pack.classes,
         root=folder,
         shards=tuple(shard.name for shard in part.shards),
@@ -189,20 +191,7 @@ def _read_part(
         identity=digest(*(shard.sha256 for shard in part.shards)),
         places=np.concatenate(places)[order],
     )
-    return source, np.concatenate(numbers)[order].astype(np.int64), labels
-
-
-def _length(file: Path) -> int:
-    return _state(file)[0]
-
-
-def _state(file: Path) -> tuple[int, int]:
-    """Bytes and time of the last change (ns); -1 where it is missing."""
-    try:
-        status = file.stat()
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
+    return source, packed, labels
 
 
 @lru_cache(maxsize=256)
@@ -210,14 +199,11 @@ def _names(file: Path) -> npt.NDArray[np.bytes_]:
     return read_index(file)["names"]  # type: ignore[return-value]
 
 
-# --- open files
-
-
-class _Opened:
-    """A file to read from at any place, closed when nobody reads from it any more."""
+class _OpenShard:
+    """A file to read from at any place; closed when nobody reads from it any more."""
 
     def __init__(self, path: str) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.descriptor = os.open(path, os.O_RDONLY)
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
@@ -232,38 +218,5 @@ class _Opened:
         return b"".join(parts)
 
 
-class _Files:
-    """The shards that this process has open: those used last, `limit` at most."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.forget()
-
-    def forget(self) -> None:
-        self.lock, self.opened = threading.Lock(), OrderedDict[str, _Opened]()
-
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        with self.lock:
-            file = self.opened.pop(path, None) or _Opened(path)
-            self.opened[path] = file
-            if len(self.opened) > self.limit:
-                self.opened.popitem(last=False)
-        try:
-            content = file.read(offset, size)
-        except OSError:
-            self._drop(path)
-            raise
-        if len(content) < size:
-            # perhaps it is being brought back: the next read looks at what has its name then
-            self._drop(path)
-        return content
-
-    def _drop(self, path: str) -> None:
-        with self.lock:
-            self.opened.pop(path, None)
-
-
-_FILES = _Files(_OPEN_AT_ONCE)
-# a loader's worker opens its own, and its lock is free
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_FILES.forget)
+# those used last; `pread` keeps no place, so threads and forked processes share them
+_open_shard = lru_cache(maxsize=128)(_OpenShard)
