@@ -8,20 +8,20 @@ import pytest
 import torch
 
 import equimid
-from equimid import addons, losses, methods
+from equimid import addons, losses, methods, views
 from equimid.addons import Addon
+from equimid.backbones import BackboneConfig
 from equimid.features import Features
 from equimid.methods import Method
 from equimid.schedules import StepInfo
-from equimid.views import Views
 
-_BUILT = [cls for room, base in ((methods, Method), (addons, Addon)) for cls in (getattr(room, name) for name in room.__all__)
-          if isinstance(cls, type) and issubclass(cls, base) and cls is not base]  # fmt: skip
+_ALL = [(getattr(room, name), base) for room, base in ((methods, Method), (addons, Addon)) for name in room.__all__]
+_BUILT = [cls for cls, base in _ALL if isinstance(cls, type) and issubclass(cls, base) and cls is not base]
 SHOWN = [*(getattr(losses, name) for name in losses.__all__), *_BUILT, equimid.ser_loss]
 OTHERS = ["equimid.task", "equimid.statistics"]
 KNOWN = {
-    "torch": torch, "np": np, "Features": Features, "Views": Views, "StepInfo": StepInfo,
-    **{name: getattr(room, name) for room in (addons, methods, equimid) for name in room.__all__},
+    "torch": torch, "np": np, "Features": Features, "StepInfo": StepInfo, "BackboneConfig": BackboneConfig,
+    **{name: getattr(room, name) for room in (addons, methods, views, equimid) for name in room.__all__},
 }  # fmt: skip
 
 

@@ -40,7 +40,16 @@ _SIGMA = [FIELDS.index("sigma")]
 
 
 class AugSelf(Addon):
-    """A predictor for every target, and L."""
+    """A predictor for every target, and L.
+
+    Example:
+        >>> config = AugSelfConfig()
+        >>> plan = plan_views(ViewsConfig(), BackboneConfig(), {"augself": config}, batch_size=8)
+        >>> addon = AugSelf(config, 384, plan)
+        >>> drawn = [ViewBatch(torch.empty(0), torch.rand(8, 5), torch.rand(8, len(FIELDS))) for _ in range(2)]
+        >>> views = Views([], batch=Batch(drawn, [], torch.arange(8), ()))  # a data loader makes this batch
+        >>> loss = addon(StudentOutputs([Features(torch.randn(8, 384)) for _ in range(2)], views=views))
+    """
 
     def __init__(self, config: AugSelfConfig, embed_dim: int, plan: ViewPlan) -> None:
         super().__init__()

@@ -40,7 +40,17 @@ _DRAWS = 10_000  # of each view
 
 
 class EquiMod(Addon):
-    """Projector, parameter net, predictor, and the loss."""
+    """Projector, parameter net, predictor, and the loss.
+
+    Example:
+        >>> config = EquiModConfig()
+        >>> plan = plan_views(ViewsConfig(), BackboneConfig(), {"equimod": config}, batch_size=8)
+        >>> addon = EquiMod(config, 384, plan)
+        >>> drawn = [ViewBatch(torch.empty(0), torch.rand(8, 5), torch.rand(8, len(FIELDS))) for _ in range(2)]
+        >>> views = Views([], batch=Batch(drawn, [], torch.arange(8), ()))  # a data loader makes this batch
+        >>> first, second, clean = [Features(torch.randn(8, 384)) for _ in range(3)]
+        >>> loss = addon(StudentOutputs([first, second], {"equimod": [clean]}, views=views))
+    """
 
     mean: Tensor
     std: Tensor
