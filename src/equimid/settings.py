@@ -105,6 +105,7 @@ _WORDS = {
     "bool_parsing": "it must be true or false",
     "bool_type": "it must be true or false",
     "tuple_type": "it must be a list",
+    "dataclass_type": "it must be a group, name: value",
     "string_type": "it must be text",
 }
 

@@ -13,26 +13,28 @@ import logging
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from equimid.config import Config, flatten
 from equimid.console import is_main_process
 from equimid.data import open_source
 from equimid.errors import UserError
-from equimid.evaluation import find_measurement
+from equimid.evaluation.registry import MEASUREMENTS
 from equimid.files import BusyError, held, write_text
 from equimid.recipes import configured
 from equimid.records import Record, read_records
 from equimid.runs.evaluate import evaluate
 from equimid.runs.pretrain import on_one_device, pretrain
+from equimid.settings import explain, setting, settings
 from equimid.task import Task
 
 __all__ = ["Arm", "Experiment", "read_experiment", "run_experiment"]
@@ -45,48 +47,59 @@ _REFERENCES = {"not_carried", "mismatched"}
 _KEPT = {"place", "retrieval", "centred_cosine", "between_images", "between_positions", "inside_images"}
 
 
-@dataclass(frozen=True)
+@settings()
 class Arm:
-    """One way to train: a recipe and its settings."""
+    """One way to train."""
 
-    recipe: str
-    settings: Sequence[str] = ()
+    recipe: Annotated[str, setting("name of the recipe")]
+    settings: Annotated[tuple[str, ...], setting("of this arm, key=value")] = ()
 
 
-@dataclass(frozen=True)
+@settings()
+class Transfer:
+    """The same networks on other images."""
+
+    data: Annotated[str, setting("images, as a command line names them")]
+    measure: Annotated[tuple[str, ...], setting("names of measurements")]
+
+
+@settings()
 class Experiment:
-    """
-    name:      of the study and of the folder of its cells
-    question:  what it asks, one sentence
-    data:      images to train on and to probe, as a command line names them
-    arms:      by name; the first is the baseline
-    seeds:     of every arm
-    measure:   names of measurements
-    settings:  of every arm, key=value
-    transfer:  [{data: DATA, measure: [NAME, ...]}], of the same networks on other images
-    endpoints: what is compared, see experiments/evidence.py
-    contrast:  [arm, baseline] of the endpoints
-    explored:  {pairs: [[arm, baseline], ...], endpoints: [...]}, outside of that family: to be read, not to decide
-    notes:     what a reader should know
+    """A study, as its file declares it.
+
+    Raises:
+        UserError: a value has another type, a measurement is unknown, or names do not match.
     """
 
-    name: str
-    question: str
-    data: str
-    arms: Mapping[str, Arm]
-    seeds: Sequence[int]
-    measure: Sequence[str]
-    settings: Sequence[str] = ()
-    transfer: Sequence[Mapping[str, Any]] = ()
-    endpoints: Sequence[Mapping[str, Any]] = ()
-    contrast: Sequence[str] = ()
-    explored: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    notes: str = ""
+    name: Annotated[str, setting("of the study and of the folder of its cells")]
+    question: Annotated[str, setting("what the study asks, one sentence")]
+    data: Annotated[str, setting("images to train on and to probe, as a command line names them")]
+    arms: Annotated[dict[str, Arm], setting("by name; the first is the baseline", min_length=1)]
+    seeds: Annotated[tuple[int, ...], setting("of every arm, each once", min_length=1)]
+    measure: Annotated[tuple[str, ...], setting("names of measurements")]
+    settings: Annotated[tuple[str, ...], setting("of every arm, key=value")] = ()
+    transfer: Annotated[tuple[Transfer, ...], setting("measurements of the same networks on other images")] = ()
+    endpoints: Annotated[tuple[dict[str, Any], ...], setting("what is compared, see experiments/evidence.py")] = ()
+    contrast: Annotated[tuple[str, ...], setting("[arm, baseline] of the endpoints")] = ()
+    explored: Annotated[
+        dict[str, list[Any]],
+        setting("{pairs: [[arm, baseline], ...], endpoints: [...]}, outside of that family: to be read, not to decide"),
+    ] = field(default_factory=dict)
+    notes: Annotated[str, setting("what a reader should know")] = ""
+
+    def __post_init__(self) -> None:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds is {list(self.seeds)}; it must name each seed once")
+        for name in [name for names in self.measured.values() for name in names]:
+            if name not in MEASUREMENTS:
+                raise ValueError(f"measure names {name!r}; there are {', '.join(MEASUREMENTS)}")
+        if set(self.contrast) - set(self.arms):
+            raise ValueError(f"contrast is {list(self.contrast)}, and the arms are {', '.join(self.arms)}")
 
     @property
-    def measured(self) -> dict[str, Sequence[str]]:
+    def measured(self) -> dict[str, tuple[str, ...]]:
         """{data: names of measurements}."""
-        return {self.data: self.measure} | {part["data"]: part["measure"] for part in self.transfer}
+        return {self.data: self.measure} | {part.data: part.measure for part in self.transfer}
 
     def config(self, arm: str, seed: int) -> Config:
         """Settings of one cell.
@@ -108,52 +121,13 @@ def read_experiment(file: Path) -> Experiment:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{file} cannot be read as a study: {' '.join(str(error).split())}") from None
-    known = {f.name: f for f in fields(Experiment)}
+    keys = ", ".join(f.name for f in fields(Experiment))
     if not isinstance(content, dict):
-        raise UserError(f"{file} holds a {type(content).__name__}; expected the keys {', '.join(known)}")
-    unknown = [str(key) for key in content if key not in known]
-    missing = [name for name in ("name", "question", "data", "arms", "seeds", "measure") if name not in content]
-    if unknown or missing:
-        wrong = f"the unknown key {unknown[0]!r}" if unknown else f"no {missing[0]!r}"
-        raise UserError(f"{file} has {wrong}; a study has the keys {', '.join(known)}")
-    arms = content["arms"]
-    if not isinstance(arms, dict) or not arms or not all(_is_arm(arm) for arm in arms.values()):
-        raise UserError(f"{file}: arms must be NAME: {{recipe: RECIPE, settings: [key=value, ...]}}, one or more")
-    seeds = content["seeds"]
-    if not isinstance(seeds, list) or not seeds or not all(type(s) is int for s in seeds) or len({*seeds}) < len(seeds):
-        raise UserError(f"{file}: seeds must be a list of whole numbers, each once, found {seeds!r}")
-    for name in ("measure", "settings", "contrast"):
-        if not isinstance(content.get(name, []), list) or not all(isinstance(x, str) for x in content.get(name, [])):
-            raise UserError(f"{file}: {name} must be a list of words, found {content[name]!r}")
-    transfer = content.get("transfer", [])
-    if not isinstance(transfer, list) or not all(_is_transfer(part) for part in transfer):
-        raise UserError(f"{file}: transfer must be a list of {{data: DATA, measure: [NAME, ...]}}, found {transfer!r}")
-    for name in [*content["measure"], *(name for part in transfer for name in part["measure"])]:
-        find_measurement(name, f"{file}: ")
-    named = {name: Arm(arm["recipe"], tuple(arm.get("settings", ()))) for name, arm in arms.items()}
-    if set(content.get("contrast", ())) - set(named):
-        raise UserError(f"{file}: contrast names {content['contrast']}, and the arms are {', '.join(named)}")
-    return Experiment(**{**content, "arms": named})
-
-
-def _is_arm(arm: Any) -> bool:
-    return (
-        isinstance(arm, dict)
-        and set(arm) <= {"recipe", "settings"}
-        and isinstance(arm.get("recipe"), str)
-        and isinstance(arm.get("settings", []), list)
-        and all(isinstance(setting, str) for setting in arm.get("settings", []))
-    )
-
-
-def _is_transfer(part: Any) -> bool:
-    return (
-        isinstance(part, dict)
-        and set(part) == {"data", "measure"}
-        and isinstance(part["data"], str)
-        and isinstance(part["measure"], list)
-        and all(isinstance(name, str) for name in part["measure"])
-    )
+        raise UserError(f"{file} holds a {type(content).__name__}; expected the keys {keys}")
+    try:
+        return TypeAdapter(Experiment).validate_python(content)
+    except ValidationError as error:
+        raise UserError(f"{explain(error, '', Experiment, str(file))}; a study has the keys {keys}") from None
 
 
 def run_experiment(file: Path, out: Path) -> list[Path]:
