@@ -2,32 +2,49 @@
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from equimid.errors import UserError
 from equimid.files import write_text
 
-__all__ = ["SCHEMA", "Record", "read_records", "write_records"]
+__all__ = ["SCHEMA", "Record", "Subject", "read_records", "write_records"]
 
 SCHEMA = 1
 
 _RENAMED = {"pose_readback": "pose_probe"}  # evaluations, as an older version wrote them
 
 
+class Subject(StrEnum):
+    """What a value is of: the network, or a reference beside it."""
+
+    BACKBONE = "backbone"
+    RANDOM = "random"  # a network of the same shape with random weights
+    PIXELS = "pixels"  # the image's pixels at 32 px
+    PATCH_COLOURS = "patch_colours"  # the mean colour of every patch
+    NOT_CARRIED = "not_carried"  # the map, left where it was
+    MISMATCHED = "mismatched"  # the map of another image
+    UNTRAINED_NECK = "untrained neck"  # the network below a detector before its training
+
+
 @dataclass(frozen=True)
 class Record:
     """One measured value.
 
-    evaluation: "knn", "linear", "equivariance", "feature_maps"
-    metric:     "top1", "place", "retrieval", "picture"
-    value:      in `unit` ("%", "" for a cosine); None for a picture, and where details say "not_measurable" and why
-    low, high:  95 % interval, or None where none is known
-    n:          number of images (or pairs) behind the value
-    subject:    "backbone", or a reference: "random" (random weights), "pixels", "patch_colours", "not_carried" (the map
-                left where it was), "mismatched" (the map of another image)
-    details:    what else names the value, such as {"layer": 3, "kind": "flip"}
-    picture:    path of a picture relative to the run folder, or None
+    Attributes:
+        evaluation: such as "knn", "linear", "equivariance" or "feature_maps".
+        metric: such as "top1", "place", "retrieval" or "picture".
+        value: in `unit` ("%", "" for a cosine); None for a picture, and where details say "not_measurable" and why.
+        n: number of images (or pairs) behind the value.
+        subject: a `Subject`.
+        data: images that it was measured on, as the user named them.
+        seed: of the measurement's own randomness.
+        checkpoint: short hash of the weights; "" for a reference.
+        low, high: 95 % interval, or None where none is known.
+        details: what else names the value, such as {"layer": 3, "kind": "flip"}.
+        picture: path of a picture relative to the run folder, or None.
+        schema: version of this form.
     """
 
     evaluation: str

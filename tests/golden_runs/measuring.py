@@ -37,7 +37,8 @@ def records_of(folder: Path) -> dict[str, Any]:
             "unit": record["unit"],
             "picture": _pictures(record["picture"], folder),
         }
-        key = "/".join(record[name] for name in ("evaluation", "metric", "subject"))
+        evaluation = table.RECORDED_AS.get(record["evaluation"], record["evaluation"])
+        key = "/".join([evaluation, record["metric"], record["subject"]])
         found.setdefault(key, []).append({name: kept for name, kept in content.items() if kept not in (None, "")})
     return found
 

@@ -39,6 +39,8 @@ RECORDS = "records.jsonl"
 UNCOMPARED_SCALARS = {"seconds", "images_per_second", "waiting", "step", "epoch"}
 # details of records that are spelled as settings or paths
 SPELLED = {"settings", "train"}
+# evaluations that are called otherwise than when the records were made
+RECORDED_AS = {"pose_probe": "pose_readback"}
 
 # ---- runs: recipe and settings --------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from equimid.evaluation.cache import cached, store
 from equimid.evaluation.config import EvaluationConfig
 from equimid.evaluation.preprocessing import FeatureTable, Preprocessing, Progress, image_batches
 from equimid.randomness import counted_generator
-from equimid.records import Record
+from equimid.records import Record, Subject
 
 __all__ = ["Study", "images_of", "labelled_splits", "readable", "same_place", "sample_images"]
 
@@ -45,7 +45,7 @@ _Z = 1.959963984540054  # 97.5 % of the normal distribution lies below
 @dataclass(frozen=True)
 class Scope:
     """
-    subject:    "backbone", "random" or "pixels"
+    subject:    a `Subject`
     data:       what the user named
     seed:       of the probe's own randomness
     checkpoint: short hash of the weights, "" for a reference
@@ -128,7 +128,7 @@ class Study:
             return None
         random_baseline = self.encoder.random(self.scope.seed)
         random_baseline.pretrained_cfg = self.encoder.pretrained_cfg
-        return self.about(random_baseline, "random")
+        return self.about(random_baseline, Subject.RANDOM)
 
     @property
     def preprocessing(self) -> Preprocessing:

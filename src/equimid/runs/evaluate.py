@@ -25,7 +25,7 @@ from equimid.evaluation import (
     labelled_splits,
 )
 from equimid.files import locked, write_text
-from equimid.records import Record, read_records, write_records
+from equimid.records import Record, Subject, read_records, write_records
 from equimid.report import write_report
 from equimid.runs.networks import first_seed, images_of, open_network, run_of
 
@@ -172,13 +172,15 @@ def _measure(
 
 def _subjects(study: Study, measurement: Measurement, random: bool) -> Iterator[Study]:
     yield study
-    references = [*measurement.references, *(["random"] if random else [])]
-    if "random" in references and study.scope.subject != "random" and (random_baseline := study.random_baseline()):
-        yield random_baseline
-    if "patch_colours" in references:
-        yield study.about(PatchColours(study.encoder), "patch_colours")
-    if "pixels" in references:
-        yield study.about(Pixels(study.preprocessing.crop), "pixels")
+    references = [*measurement.references, *([Subject.RANDOM] if random else [])]
+    if Subject.RANDOM in references and study.scope.subject != Subject.RANDOM:
+        untrained = study.random_baseline()
+        if untrained is not None:
+            yield untrained
+    if Subject.PATCH_COLOURS in references:
+        yield study.about(PatchColours(study.encoder), Subject.PATCH_COLOURS)
+    if Subject.PIXELS in references:
+        yield study.about(Pixels(study.preprocessing.crop), Subject.PIXELS)
 
 
 def _settings(model: str, settings: Sequence[str]) -> Config:
@@ -208,14 +210,14 @@ def _describe(folder: Path, model: str, subject: str, config: Config) -> None:
     file = folder / "model.yaml"
     if (folder / "config.yaml").exists():
         raise UserError(f"{folder} is a run's folder, and {model} is not its network; choose another --out")
-    weights = "random" if subject == "random" else "pretrained" if ":" in model else "trained"
+    weights = "random" if subject == Subject.RANDOM else "pretrained" if ":" in model else "trained"
     content = {"model": model, "weights": weights, "seed": config.seed}
     if file.exists():
         before = yaml.safe_load(file.read_text()) or {}
         # of random weights the seed is a part
         networks = [f"{d.get('model')} ({d.get('weights')} weights, seed {d.get('seed')})" for d in (before, content)]
         if (before.get("model"), before.get("weights")) != (model, weights) or (
-            subject == "random" and before.get("seed") != config.seed
+            subject == Subject.RANDOM and before.get("seed") != config.seed
         ):
             raise UserError(
                 f"{folder} holds measurements of {networks[0]}, and this is {networks[1]}; choose another --out"

@@ -31,7 +31,7 @@ from equimid.errors import UserError
 from equimid.evaluation.registry import MEASUREMENTS
 from equimid.files import BusyError, held, write_text
 from equimid.recipes import configured
-from equimid.records import Record, read_records
+from equimid.records import Record, Subject, read_records
 from equimid.runs.evaluate import evaluate
 from equimid.runs.pretrain import on_one_device, pretrain
 from equimid.settings import explain, setting, settings
@@ -43,7 +43,7 @@ logger = logging.getLogger("equimid")
 
 SCHEMA = 1  # of a cell's file
 # kept of a cell: the network's values and its references of place; pictures and the other references stay in the run
-_REFERENCES = {"not_carried", "mismatched"}
+_REFERENCES = {Subject.NOT_CARRIED, Subject.MISMATCHED}
 _KEPT = {"place", "retrieval", "centred_cosine", "between_images", "between_positions", "inside_images"}
 
 
@@ -223,8 +223,8 @@ def _is_kept(r: Record, experiment: Experiment) -> bool:
         return False
     if r.evaluation == "equivariance":
         kept = r.metric in _KEPT and "angle" not in r.details
-        return kept and (r.subject == "backbone" or (r.subject in _REFERENCES and r.metric == "place"))
-    return r.subject == "backbone"
+        return kept and (r.subject == Subject.BACKBONE or (r.subject in _REFERENCES and r.metric == "place"))
+    return r.subject == Subject.BACKBONE
 
 
 def _compact(r: Record, data: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from equimid.config import Config, load_config
 from equimid.errors import UserError
 from equimid.export import load_backbone
 from equimid.randomness import counted_torch_seed
+from equimid.records import Subject
 
 __all__ = ["first_seed", "images_of", "open_encoder", "open_network", "run_of"]
 
@@ -37,7 +38,7 @@ def open_network(model: str, weights: Weights, seed: int) -> tuple[Encoder, str,
     """Also the subject of its records, and the identity of its checkpoint."""
     if model.startswith(("timm:", "hf:")):
         encoder, pretrained = open_pretrained(model, weights, seed)
-        return (encoder, "backbone", encoder.identity) if pretrained else (encoder, "random", "")
+        return (encoder, Subject.BACKBONE, encoder.identity) if pretrained else (encoder, Subject.RANDOM, "")
     if not Path(model).exists():
         raise UserError(f"no model {model!r}: expected a run's folder, a backbone's folder, timm:NAME or hf:NAME")
     if weights == "random":
@@ -49,7 +50,7 @@ def open_network(model: str, weights: Weights, seed: int) -> tuple[Encoder, str,
     random = _like_run(load_config(run / "config.yaml")) if run else _like_backbone(Path(model))
 
     opened = TimmEncoder(backbone, model, random)
-    return opened, "backbone", backbone.checkpoint or opened.identity
+    return opened, Subject.BACKBONE, backbone.checkpoint or opened.identity
 
 
 def run_of(model: str) -> Path | None:

@@ -27,11 +27,10 @@ from equimid.evaluation.figures.detections import draw_detections
 from equimid.evaluation.study import Details, Scope, Study
 from equimid.files import write_text
 from equimid.randomness import counted_generator
-from equimid.records import Record
+from equimid.records import Record, Subject
 
-__all__ = ["UNTRAINED", "measure_detection", "measure_posed", "posed_canvas", "posed_records"]
+__all__ = ["measure_detection", "measure_posed", "posed_canvas", "posed_records"]
 
-UNTRAINED = "untrained neck"
 _PICTURED = 4
 
 
@@ -52,9 +51,9 @@ def measure_detection(study: Study, data: str, train: str | None = None) -> list
     canvas = Canvas.around((fit, test), config.image_size, _patch(study))
     detector = build_detector(study, fit, canvas)
     records = []
-    if study.scope.subject not in ("random", "pixels"):  # one reference is enough
+    if study.scope.subject not in (Subject.RANDOM, Subject.PIXELS):  # one reference is enough
         before = detect(study, detector, test, canvas)
-        about = study.about(study.encoder, UNTRAINED)
+        about = study.about(study.encoder, Subject.UNTRAINED_NECK)
         records += _records(about, fit, test, score(test, before, study.scope.seed))
     losses = train_detector(study, detector, fit, canvas)
     detections = detect(study, detector, test, canvas)

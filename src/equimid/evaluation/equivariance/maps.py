@@ -37,14 +37,14 @@ from equimid.evaluation.equivariance.agreement import (
 )
 from equimid.evaluation.equivariance.transforms import Grid, Transform, transforms_of
 from equimid.evaluation.study import Scope, Study, images_of, sample_images
-from equimid.records import Record
+from equimid.records import Record, Subject
 
 __all__ = ["NOT_FINITE", "compare", "input_grid", "measure_equivariance", "neighbourhood"]
 
 logger = logging.getLogger("equimid")
 
 Key = tuple[str, str, str, float | None, int]  # metric, subject, kind, angle (None = the kind's mean), layer
-SAME, NOT_CARRIED, OTHER = "same", "not_carried", "mismatched"
+SAME = "same"  # the carried map of the same image: the network's own value
 NOT_FINITE = "features that are not finite"
 
 
@@ -124,8 +124,8 @@ def compare(
             there, carried = Tokens.of(change.select(changed[layer])), Tokens.of(change.transport(base))
             compared = {
                 SAME: agreement(there, carried, mean) | retrieval(there, carried, mean, near),
-                NOT_CARRIED: agreement(there, Tokens.of(change.leave(base)), mean),
-                OTHER: agreement(there, carried.roll(), mean),
+                Subject.NOT_CARRIED: agreement(there, Tokens.of(change.leave(base)), mean),
+                Subject.MISMATCHED: agreement(there, carried.roll(), mean),
             }
             for subject, metrics in compared.items():
                 for metric, value in metrics.items():
@@ -159,7 +159,7 @@ def _records(
 ) -> list[Record]:
     records = []
     for (metric, subject, kind, angle, layer), parts in values.items():
-        if subject != SAME and scope.subject != "backbone":
+        if subject != SAME and scope.subject != Subject.BACKBONE:
             continue
         details: dict[str, Any] = {"layer": layer, "kind": kind} | ({} if angle is None else {"angle": angle})
         if metric.startswith("retrieval"):
