@@ -57,8 +57,6 @@ def _row(name: str, parent: str = "", published: str = "") -> Callable[[Callable
 
 # ---- base methods, as the SER comparison trains them: ViT-S/16 at 224 px, batch 2048, 100 epochs ------------------
 
-_TRAIN = TrainConfig(batch_size=2048, epochs=100)
-_RUNTIME = RuntimeConfig(workers=8)
 # the comparison's linear probe as published: 50 passes of random crops over the images, CLS of the last four blocks;
 # the bases as they were published have crops too, with their own features and rates. Detection as on COCO.
 _MEASURED = EvaluationConfig(
@@ -68,7 +66,14 @@ _MEASURED = EvaluationConfig(
         steps=90_000, batch_size=16, image_size=1024, width=256, proposals=1000, anchor=32, rate=1e-4
     ),
 )  # fmt: skip
+_SHARED: dict[str, Any] = {
+    "train": TrainConfig(batch_size=2048, epochs=100), "evaluation": _MEASURED, "runtime": RuntimeConfig(workers=8),
+}  # fmt: skip
 _TRAINED_PATCHES: dict[str, Any] = {"positions": "learned", "init": "dino", "freeze_patch_embed": False}
+
+
+def _views(config: Config, **changes: Any) -> Config:
+    return replace(config, views=replace(config.views, **changes))
 
 
 def _moco_like(method: MethodConfig) -> Config:
@@ -77,9 +82,7 @@ def _moco_like(method: MethodConfig) -> Config:
         backbone=BackboneConfig(cls_layer=0),
         method=method,
         optim=OptimConfig(lr=3e-4, warmup_epochs=10),
-        train=_TRAIN,
-        evaluation=_MEASURED,
-        runtime=_RUNTIME,
+        **_SHARED,
     )
 
 
@@ -101,9 +104,7 @@ def dino() -> Config:
             lr=1e-4, final_lr=1.25e-6, warmup_epochs=10, schedule="dino", weight_decay=0.04, weight_decay_end=0.4,
             decay_1d=False, clip=0.3, clip_per_parameter=True,
         ),
-        train=_TRAIN,
-        evaluation=_MEASURED,
-        runtime=_RUNTIME,
+        **_SHARED,
     )  # fmt: skip
 
 
@@ -115,9 +116,7 @@ def barlow() -> Config:
         views=ViewsConfig(interpolation="bicubic"),
         method=BarlowTwinsConfig(),
         optim=OptimConfig(lr=1e-4, final_lr=1e-7, warmup_epochs=10, clip=0.3, clip_per_parameter=True),
-        train=_TRAIN,
-        evaluation=_MEASURED,
-        runtime=_RUNTIME,
+        **_SHARED,
     )
 
 
@@ -158,10 +157,9 @@ def mocov3_published() -> Config:
 def dino_published() -> Config:
     """DINO as published: eight small views, batch 1024, here for 100 epochs"""
     local = LocalViews(count=8, size=96, scale=(0.05, 0.4), photometric=Photometric(blur=0.5))
-    config = dino()
+    config = _views(dino(), crop_scale=(0.4, 1.0), local=local)
     return replace(
         config,
-        views=replace(config.views, crop_scale=(0.4, 1.0), local=local),
         method=DINOConfig(),
         evaluation=replace(_MEASURED, network="momentum", linear_epochs=100, linear_batch=1024, linear_rates=(0.001,)),
         # final_lr: 1e-6 at batch 1024
@@ -196,21 +194,15 @@ def with_ser(config: Config, layer: int = 3) -> Config:
 def with_augself(config: Config, layer: int = 0, pool: Literal["mean", "cls"] = "mean") -> Config:
     """AugSelf, with its own colours in both views"""
     own = Photometric(saturation=0.4, blur=0.5)
-    return replace(
-        config,
-        views=replace(config.views, first=own, second=own),
-        addons={"augself": AugSelfConfig(layer=layer, pool=pool)},
-    )
+    config = _views(config, first=own, second=own)
+    return replace(config, addons={"augself": AugSelfConfig(layer=layer, pool=pool)})
 
 
 def with_stl(config: Config, layer: int = 0) -> Config:
     """STL, with its own crops and colours, shared by pairs of images"""
     own = Photometric(blur=0.5)
-    return replace(
-        config,
-        views=replace(config.views, crop_scale=(0.2, 1.0), first=own, second=own),
-        addons={"stl": STLConfig(layer=layer)},
-    )
+    config = _views(config, crop_scale=(0.2, 1.0), first=own, second=own)
+    return replace(config, addons={"stl": STLConfig(layer=layer)})
 
 
 def with_equimod(config: Config, layer: int = 0) -> Config:
@@ -346,36 +338,28 @@ def barlow_ser() -> Config:
 # ---- view settings -------------------------------------------------------------------------------------------------
 
 
-def _multicrop(config: Config) -> Config:
-    return replace(config, views=replace(config.views, local=LocalViews(count=4)))
-
-
-def _three_views(config: Config) -> Config:
-    return replace(config, views=replace(config.views, full=3))
-
-
 @_row("mocov3-3view", parent="mocov3")
 def mocov3_3view() -> Config:
     """MoCo-v3 on three views: what EquiMod's views alone are worth"""
-    return _three_views(mocov3())
+    return _views(mocov3(), full=3)
 
 
 @_row("ser-3view", parent="ser")
 def ser_3view() -> Config:
     """SER on three views"""
-    return _three_views(ser())
+    return _views(ser(), full=3)
 
 
 @_row("mocov3-multicrop", parent="mocov3")
 def mocov3_multicrop() -> Config:
     """MoCo-v3 on 2 + 4 views: what E-SSL's views alone are worth"""
-    return _multicrop(mocov3())
+    return _views(mocov3(), local=LocalViews(count=4))
 
 
 @_row("ser-multicrop", parent="ser", published="71.56")
 def ser_multicrop() -> Config:
     """SER on 2 + 4 views"""
-    return _multicrop(ser())
+    return _views(ser(), local=LocalViews(count=4))
 
 
 # ---- controls ------------------------------------------------------------------------------------------------------
