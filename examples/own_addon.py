@@ -12,13 +12,14 @@ from typing import Annotated, ClassVar
 import torch
 from torch import nn
 
-from equimid.addons import ADDONS, Addon, EmbeddingAddonConfig
+from equimid.addons import ADDONS, Addon, EmbeddingAddonConfig, StudentOutputs
 from equimid.config import override
 from equimid.distributed import mean_over_ranks
 from equimid.errors import UserError
 from equimid.recipes import recipe
 from equimid.runs.pretrain import pretrain
 from equimid.settings import setting, settings
+from equimid.views import ViewPlan
 
 
 @ADDONS.register
@@ -27,20 +28,20 @@ class MeanColourConfig(EmbeddingAddonConfig):  # gives weight, layer and pool
     name: ClassVar[str] = "meancolour"
     hidden: Annotated[int, setting("width of the head", ge=1)] = 64
 
-    def build(self, embed_dim, plan):
+    def build(self, embed_dim: int, plan: ViewPlan) -> Addon:
         return MeanColour(self, embed_dim)
 
 
 class MeanColour(Addon):
-    def __init__(self, config, embed_dim):
+    def __init__(self, config: MeanColourConfig, embed_dim: int) -> None:
         super().__init__()
         self.config = config
         self.head = nn.Sequential(nn.Linear(embed_dim, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 3))
 
-    def forward(self, outputs):
-        found = torch.cat([self.head(self.config.read(features)) for features in outputs.crops])
+    def forward(self, outputs: StudentOutputs) -> torch.Tensor:
+        predicted = torch.cat([self.head(self.config.read(features)) for features in outputs.crops])
         colour = torch.cat([images.mean((2, 3)) for images in outputs.views.crops])
-        return mean_over_ranks((found - colour).pow(2).mean(1))
+        return mean_over_ranks((predicted - colour).pow(2).mean(1))
 
 
 if __name__ == "__main__":
