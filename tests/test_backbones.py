@@ -199,6 +199,9 @@ def test_sincos_positions_follow_the_definition():
     ("call", "message"),
     [
         (lambda: create_backbone("vit_smal_patch16_224"), "no model"),
+        (lambda: create_backbone("vit_small_patch16_224.dino"), r"weights \(dino\).*'vit_small_patch16_224'"),
+        (lambda: create_backbone("vit_small_patch16_224", pretrained=True), "pretrained=True.*random weights"),
+        (lambda: build_backbone(BackboneConfig(name="vit_small_patch16_224.mae"), [], seed=0), "mae"),
         (lambda: create_backbone("resnet18"), "cannot build|not a plain"),
         (lambda: create_backbone("vit_small_patch16_224", cls_layer=12), "0..11"),
         (lambda: create_backbone("vit_small_patch16_224", taps=(13,)), "layers 1 to 12"),

@@ -148,6 +148,13 @@ def create_backbone(name: str, cls_layer: int = 3, taps: Sequence[int] = (3,), *
 
 def build(kind: type[V], name: str, cls_layer: int, taps: Sequence[int], **kwargs: Any) -> V:
     """The network as `kind`; see `create_backbone`."""
+    architecture, dot, tag = name.partition(".")
+    if dot or kwargs.get("pretrained"):
+        named = f"{name!r} names pretrained weights ({tag})" if dot else "pretrained=True asks for pretrained weights"
+        raise UserError(
+            f"{named}, and they are not loaded here: the network would start from random weights. Write {architecture!r} "
+            "to train it from random weights"
+        )
     if not timm.is_model(name):
         near = timm.list_models("*" + "*".join(name.split("_")[:2]) + "*")[:3] or timm.list_models("vit_small*")[:3]
         raise UserError(f"timm has no model {name!r}; plain vision transformers are named like {', '.join(near)}")
