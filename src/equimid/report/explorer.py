@@ -9,11 +9,10 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 from equimid.records import Record
-from equimid.report.blocks import template
+from equimid.report.blocks import read, template
 from equimid.report.read_run import Run
 from equimid.report.series import NAMES
 
@@ -65,7 +64,7 @@ def explorer(runs: Sequence[Run]) -> Explorer | None:
 
 
 def _rendered(subjects: list[dict[str, Any]], photographs: list[str], missing: list[str]) -> Explorer:
-    style, script = (files("equimid.report").joinpath(f"explorer.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    style, script = read("explorer.css"), read("explorer.js")
     data = json.dumps({"subjects": subjects, "photographs": photographs}, separators=(",", ":"))
     # a class may be called </script>: no < of the data stays one
     data = data.replace("<", r"\u003c")

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
-__all__ = ["INK", "Dot", "Line", "colour_and_marker", "dots", "lines", "swatch", "thin"]
+__all__ = ["INK", "Line", "colour_and_marker", "dots", "lines", "swatch", "thin"]
 
 INK = "#010203"  # drawn so, shown as currentColor: legible on light and on dark
 # Okabe and Ito's colours for every kind of colour vision, those with the best contrast first
@@ -51,19 +51,6 @@ class Line:
     low: Sequence[float | None] = ()
     high: Sequence[float | None] = ()
     rings: Sequence[float] = ()
-
-
-@dataclass(frozen=True)
-class Dot:
-    """One row of a dot plot: a value and its interval; `points` are what it is the mean of."""
-
-    label: str
-    value: float
-    low: float | None
-    high: float | None
-    colour: str = INK
-    marker: str = "o"
-    points: Sequence[float] = ()
 
 
 def colour_and_marker(index: int) -> tuple[str, str]:
@@ -150,15 +137,17 @@ def lines(
 
 
 @_styled
-def dots(name: str, alt: str, rows: Sequence[Dot], x_label: str) -> str:
-    """One row per subject, first on top: its value and its interval."""
+def dots(name: str, alt: str, rows: Sequence[Line], x_label: str) -> str:
+    """One row per subject, first on top: the only value of its line, its interval, and rings for what it is the mean
+    of."""
     figure = Figure(figsize=(4.2, 0.6 + 0.26 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for y, row in enumerate(rows):
-        if row.low is not None and row.high is not None:
-            axes.plot([row.low, row.high], [y, y], color=row.colour, linewidth=2, solid_capstyle="round")
-        _rings(axes, [(x, y) for x in row.points], row.colour, 6, alpha=0.75)
-        axes.plot([row.value], [y], row.marker, color=row.colour)
+        interval = [x for x in (*row.low, *row.high) if x is not None]
+        if len(interval) == 2:
+            axes.plot(interval, [y, y], color=row.colour, linewidth=2, solid_capstyle="round")
+        _rings(axes, [(x, y) for x in row.rings], row.colour, 6, alpha=0.75)
+        axes.plot(row.y, [y], row.marker or "x", color=row.colour)
     axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from equimid.records import Record
 from equimid.report import figures
 from equimid.report.blocks import Block, Entry, Figure, Figures, Pairs, Row, Table, Text
-from equimid.report.figures import INK, Dot, Line
+from equimid.report.figures import INK, Line
 from equimid.report.formatting import describe, digits, entry, gathered, metric_name, signed, title
 from equimid.report.series import NAMES, RANDOM, SHARED, Point, Series, grouped
 
@@ -60,10 +60,10 @@ def scores(name: str, label: str, points: Sequence[Point], short: bool = False) 
     shots = sum("per_class" in column[-1].details for column in columns.values())
     plots: list[Figure] = []
     for (caption, unit, *_), column in columns.items():
-        dots = [_dot(p) for p in column if _known(p)]
+        dots = [_line(p.series, [(0.0, p)]) for p in column if _known(p)]
         # numbers of shots are one curve, and scores that drop are drawn by pose
         if len(dots) > 1 and not _is_drop(column[-1]) and not ("per_class" in column[-1].details and shots > 1):
-            alt = f"{caption}: " + ", ".join(f"{dot.label} {digits(dot.value, unit)}" for dot in dots)
+            alt = f"{caption}: " + ", ".join(f"{dot.label} {digits(dot.y[0], unit)}" for dot in dots)
             plots.append(Figure(caption, figures.dots(f"{name}-{len(plots)}", alt, dots, unit or caption)))
     table = pivot(
         label, "Subject", points, lambda p: p.series, lambda p: _column(p, short), _entries,
@@ -108,9 +108,8 @@ def curves(
 
 
 def marks(
-    name: str, what: str, caption: str, points: Sequence[Point], place: Callable[[Point], str], unit: str = "%",
-    **look: Any,
-) -> Figure:  # fmt: skip
+    name: str, what: str, caption: str, points: Sequence[Point], place: Callable[[Point], str], **look: Any
+) -> Figure:
     """A mark for each place, subjects beside each other: an interval would hide another's."""
     places = list(dict.fromkeys(map(place, points)))
     subjects = grouped(points, lambda p: p.series)
@@ -120,7 +119,7 @@ def marks(
         line = _line(s, [(places.index(place(p)) + aside, p) for p in own if _known(p)])
         lines.append(replace(line, dash="", marker=s.line.marker or "_"))
     names = [place.removesuffix(" patches") for place in places]
-    return line_figure(name, what, caption, lines, unit, x_label="", x_names=names, width=4.2, **look)
+    return line_figure(name, what, caption, lines, "%", x_label="", x_names=names, width=4.2, **look)
 
 
 def line_figure(
@@ -206,10 +205,6 @@ def _subjects(points: Sequence[Point]) -> list[Series]:
 def _known(r: Record) -> bool:
     """Whether it has a value that can be drawn."""
     return r.value is not None and math.isfinite(r.value)
-
-
-def _dot(p: Point) -> Dot:
-    return Dot(p.series.label, p.value or 0.0, p.low, p.high, p.series.line.colour, p.series.line.marker or "x")
 
 
 def _line(s: Series, points: Sequence[tuple[float, Point]], rings: Sequence[float] = ()) -> Line:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from equimid.records import Record
-from equimid.report.blocks import Block, Entry, Group, Row, Section, Table, Text
+from equimid.report.blocks import Block, Entry, Group, Row, Section, Table, Text, explained
 from equimid.report.formatting import entry, plain, title
 from equimid.report.published import (
     CONDITIONS,
@@ -21,19 +21,14 @@ from equimid.report.published import (
     Published,
 )
 from equimid.report.read_run import Run
+from equimid.report.series import grouped
+from equimid.report.views import pivot
 
 __all__ = ["published_row", "published_section"]
 
 WITH_SER = ("mocov3", "dino", "barlow_twins")
 Beside = Sequence[tuple[Run, Published | None]]  # runs, and the row that each stands beside
 NAMED = 3  # differences that a note names
-TEXT = (
-    f"Published: {CONDITIONS} ({SOURCE}), without intervals. These values were not run here. A run stands beside the "
-    "row that has its method, its add-ons and every setting that decides (network, length of training, views, layer, "
-    "where CLS enters, form of the loss), or beside none. What it measured on the same test images with the paper's "
-    "linear probe stands in columns of their own. Weights, rates and the fraction of posed images are not compared. "
-    "Which selection of ImageNet-V2 the paper has, it does not say."
-)
 
 
 def published_section(runs: Sequence[Run]) -> Section:
@@ -45,7 +40,7 @@ def published_section(runs: Sequence[Run]) -> Section:
         "published",
         f"Published, {CONDITIONS}: not run here",
         [
-            Text(TEXT),
+            explained("published", conditions=CONDITIONS, source=SOURCE),
             *([_comparison(beside), *_notes(beside)] if any(map(_kin, trained)) else []),
             *([SER_TABLES] if with_ser else []),
         ],
@@ -101,28 +96,32 @@ def _unfit(r: Record) -> str:
 
 def _comparison(beside: Beside) -> Table:
     """All published rows, and beside each the runs that are trained like it."""
-    alike = [[run for run, beside_row in beside if beside_row is row] for row in PUBLISHED]
-    cells = [
-        {
-            name: [entry(r, below=[run.name]) for run in runs for r in _top1(run, name) if not _unfit(r)]
-            if name in row.top1
-            else []
-            for name in SETS
-        }
-        for row, runs in zip(PUBLISHED, alike, strict=True)
+
+    def head(row: Published) -> str:
+        names = ", ".join(run.name for run, like in beside if like is row)
+        return f"{row.label}, {row.views} views" + (f" (as {names})" if names else "")
+
+    published = [
+        (head(row), (name, "published"), Entry(f"{value:.2f} %"))
+        for row in PUBLISHED
+        for name, value in row.top1.items()
     ]
-    measured = [name for name in SETS if any(by_set[name] for by_set in cells)]
-    rows = []
-    for row, runs, by_set in zip(PUBLISHED, alike, cells, strict=True):
-        line: list[list[Entry]] = []
-        for name in SETS:
-            line.append([Entry(f"{row.top1[name]:.2f} %")] if name in row.top1 else [])
-            line += [by_set[name]] if name in measured else []
-        names = ", ".join(run.name for run in runs)
-        rows.append(Row(f"{row.label}, {row.views} views" + (f" (as {names})" if names else ""), line))
-    columns = [column for name in SETS for column in ("published", "measured here")[: 1 + (name in measured)]]
-    groups = [(images.title, 1 + (name in measured)) for name, images in SETS.items()]
-    return Table(f"Published: {CONDITIONS}", "Method", columns, rows, groups=groups, published=("published",))
+    measured = [
+        (head(row), (name, "measured here"), entry(r, below=[run.name]))
+        for run, row in beside
+        for name in (row.top1 if row else ())
+        for r in _top1(run, name)
+        if row and not _unfit(r)
+    ]
+    cells = [*published, *measured]
+    kinds = {column for _, column, _ in cells}
+    columns = [(name, kind) for name in SETS for kind in ("published", "measured here") if (name, kind) in kinds]
+    return pivot(
+        f"Published: {CONDITIONS}", "Method", cells, lambda cell: cell[0], lambda cell: cell[1],
+        lambda part: [value for _, _, value in part], rows=[head(row) for row in PUBLISHED], columns=columns,
+        name=lambda column: column[1], published=("published",),
+        groups=[(SETS[name].title, len(pair)) for name, pair in grouped(columns, lambda column: column[0]).items()],
+    )  # fmt: skip
 
 
 def _notes(beside: Beside) -> list[Block]:
@@ -160,7 +159,7 @@ SER_TABLES = Group(
         Group(
             "MoCo-v3 with SER at one layer",
             [
-                Text("Rotation equivariance is the paper's own measure; the values of this page are not it."),
+                explained("rotation"),
                 _quiet(
                     "SER at",
                     ["IN-1k linear, published", "rotation equivariance, published"],
