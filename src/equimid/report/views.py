@@ -36,12 +36,13 @@ def pivot(
     quiet: Callable[[Any], bool] = lambda _: False,
     **look: Any,
 ) -> Table:
-    """A table of rows by columns, in the order that they come, behind those of `rows` and `columns`; `cell` makes the
-    entries of the items that meet in one. By default the items are points,
-    and the columns subjects.
+    """The table of items by row and column, in the order that they come; by default points by subject.
 
-    name:  of a column, what stands above it
-    quiet: of a row, whether it is a reference
+    cell:    entries of the items that meet in one
+    rows:    that come first, and stand there without items; so do `columns`
+    name:    of a column, what stands above it
+    quiet:   of a row, whether it is a reference
+    look:    of the table
     """
     cells = grouped(items, lambda item: (row(item), column(item)))
     heads = dict.fromkeys([*rows, *map(row, items)])
@@ -102,8 +103,8 @@ def curves(
             lines.append(_line(s, sorted(by_place.items()), s.regularised if x == "layer" else ()))
             chance.append(_chance(own, x))
         if len({place for line in lines for place in line.x}) >= least:
-            lines += dict.fromkeys(chance)
-            plots.append(line_figure(f"{name}-{len(plots)}", what, panel_title, lines, unit, note(part), **look))
+            plot_name, levels = f"{name}-{len(plots)}", list(dict.fromkeys(chance))
+            plots.append(line_figure(plot_name, what, panel_title, lines, unit, levels, note(part), **look))
     return plots
 
 
@@ -123,7 +124,14 @@ def marks(
 
 
 def line_figure(
-    name: str, what: str, caption: str, lines: Sequence[Line], unit: str | None, note: str = "", **look: Any
+    name: str,
+    what: str,
+    caption: str,
+    lines: Sequence[Line],
+    unit: str | None,
+    chance: Sequence[Line] = (),
+    note: str = "",
+    **look: Any,
 ) -> Figure:
     """A plot of named lines, whose description names their points. unit: of values, for their digits; None: of any
     size."""
@@ -139,24 +147,23 @@ def line_figure(
         places = [names[round(place)] if names else f"{place:g}" for place, _ in points]
         return ", ".join(f"{value} at {place}" for value, place in zip(values, places, strict=True))
 
-    said = [f"{line.label} {spoken(line)}" for line in lines if line.label != CHANCE.label]
-    if levels := sorted({y for line in lines if line.label == CHANCE.label for y in line.y}):
+    said = [f"{line.label} {spoken(line)}" for line in lines]
+    if levels := sorted({y for line in chance for y in line.y}):
         said.append(f"chance {', '.join(digits(level, '%') for level in levels)}")
     alt = f"{what}, {caption}: {'; '.join(said) or 'no finite value'}"
-    return Figure(caption, figures.lines(name, alt, lines, **look), note)
+    return Figure(caption, figures.lines(name, alt, [*lines, *(line for line in chance if line.x)], **look), note)
 
 
 def legend(name: str, points: Sequence[Point]) -> Pairs:
     """A piece of line and its name for each subject, for layers that SER acts on, and for chance, where the points
     have such; what depends on several runs shares one entry."""
-    lines = [replace(s.line, label=s.label) for s in _subjects(points)]
-    dependent = grouped((s for s in _subjects(points) if not s.own and s.subject not in SHARED), lambda s: s.subject)
-    for subject, several in sorted(dependent.items()):
-        if len(several) > 1:
-            labels = [s.label for s in several]
-            lines = [line for line in lines if line.label not in labels]
-            label = f"{NAMES.get(subject, subject)}, in the colour of the run"
-            lines.append(replace(several[0].line, label=label, colour=INK))
+    subjects = list(dict.fromkeys(p.series for p in points))
+    dependent = grouped((s for s in subjects if not s.own and s.subject not in SHARED), lambda s: s.subject)
+    shared = {subject: several for subject, several in sorted(dependent.items()) if len(several) > 1}
+    lines = [replace(s.line, label=s.label) for s in subjects if s.own or s.subject not in shared]
+    for subject, several in shared.items():
+        label = f"{NAMES.get(subject, subject)}, in the colour of the run"
+        lines.append(replace(several[0].line, label=label, colour=INK))
     if any("layer" in p.details and p.series.regularised for p in points):
         lines.append(Line("a layer that SER regularises", dash="", rings=(1,)))
     if any("chance" in p.details for p in points):
@@ -196,10 +203,6 @@ def warnings(points: Sequence[Point]) -> list[Block]:
         for text in texts:
             concerned.setdefault(f"{title(p)}: {text}.", {})[p.series.label] = None
     return [Text(text, "note", ", ".join(labels)) for text, labels in concerned.items()]
-
-
-def _subjects(points: Sequence[Point]) -> list[Series]:
-    return list(dict.fromkeys(p.series for p in points))
 
 
 def _known(r: Record) -> bool:

@@ -152,4 +152,4 @@ def _curves(name: str, column: str, runs: Sequence[Run]) -> Figure | None:
     log = column.startswith("gradient/") and min(drawn, default=0.0) > 0 and max(drawn) > 30 * min(drawn)
     note = " (logarithmic)" * log + (f" ({bad:,} values not finite, left out)" if bad else "")
     caption = column.rpartition("/")[2].replace("_", " ")
-    return line_figure(name, f"{column} by step", caption, lines, None, note, x_label="step", log=log, height=1.8)
+    return line_figure(name, f"{column} by step", caption, lines, None, note=note, x_label="step", log=log, height=1.8)
