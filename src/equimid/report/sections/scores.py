@@ -66,18 +66,19 @@ def robustness(points: Sequence[Point]) -> list[Block]:
     title = "Other images of the same classes"
     texts: list[Block] = [explained("other sets"), *warnings(others)]
     blocks: list[Block] = [Group(title, [*texts, *scores("variants", title, others)])]
-    for evaluation, view in views.items():
-        for name, title, data, part in _by_data(evaluation, points):
-            label = f"{title}, {data}"
-            blocks.append(Group(label, [explained(evaluation), *warnings(part), *view(name, label, part)]))
+    for name, label, part in _by_data([p for p in points if p.evaluation in views], ", "):
+        evaluation = part[0].evaluation
+        view = views[evaluation](name, label, part)
+        blocks.append(Group(label, [explained(evaluation), *warnings(part), *view]))
     return blocks
 
 
-def _by_data(evaluation: str, points: Sequence[Point]) -> list[tuple[str, str, str, list[Point]]]:
-    """Names of plots, the measurement's title, the data, and the points of each data set."""
-    title = capital(measurement_of(evaluation).title)
-    parts = grouped([p for p in points if p.evaluation == evaluation], lambda p: p.data)
-    return [(f"{evaluation}-{number}", title, data, part) for number, (data, part) in enumerate(parts.items())]
+def _by_data(points: Sequence[Point], between: str = " on ") -> list[tuple[str, str, list[Point]]]:
+    """A name, a label and the points of each measurement on each data set."""
+    parts = grouped(in_page_order(points), lambda p: (p.evaluation, p.data))
+    titles = [capital(measurement_of(evaluation).title) + between + data for evaluation, data in parts]
+    names = [f"{evaluation}-{number}" for number, (evaluation, _) in enumerate(parts)]
+    return list(zip(names, titles, parts.values(), strict=True))
 
 
 def _videos(name: str, label: str, points: Sequence[Point]) -> list[Block]:
@@ -132,20 +133,16 @@ def geometry(points: Sequence[Point]) -> list[Block]:
     return [
         explained("geometry"),
         *warnings(points),
-        *(
-            Group(f"On {data}", _poses(name, f"{title} on {data}", "Top-1", part))
-            for name, title, data, part in _by_data("geometry", points)
-        ),
+        *(Group(f"On {part[0].data}", _poses(name, label, "Top-1", part)) for name, label, part in _by_data(points)),
     ]
 
 
 def dense(points: Sequence[Point]) -> list[Block]:
     """Detection and segmentation: overall, by pose, by class, and as pictures."""
     blocks: list[Block] = [explained("dense")]
-    for evaluation, own in grouped(in_page_order(points), lambda p: p.evaluation).items():
+    for own in grouped(in_page_order(points), lambda p: p.evaluation).values():
         blocks += warnings(own)
-        for name, title, data, part in _by_data(evaluation, [p for p in own if p.metric != "picture"]):
-            label = f"{title} on {data}"
+        for name, label, part in _by_data([p for p in own if p.metric != "picture"]):
             whole = [p for p in part if not {"class", "pose"} & set(p.details)]
             classes = [p for p in part if "class" in p.details]
             table = pivot(f"{label}, by class", "Class", classes, _detail("class"))
