@@ -129,9 +129,9 @@ def drawn(blocks: Iterable[Block]) -> list[Block]:
     return kept if any(not isinstance(block, Text) or block.style != "hint" for block in kept) else []
 
 
-def explained(*names: str, **words: str) -> Text:
-    """Texts of texts.yaml as one; `words` stand for their names in braces."""
-    return Text(" ".join(_texts()[name] for name in names).format(**words))
+def explained(*names: str, **values: str) -> Text:
+    """Texts of texts.yaml as one; `values` stand for the names in braces."""
+    return Text(" ".join(_texts()[name] for name in names).format(**values))
 
 
 @cache

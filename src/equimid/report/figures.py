@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
+import matplotlib
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,7 +24,7 @@ POINTS = 240  # a curve is thinned to about so many
 NARROW = 2.5  # inches: below that, lines and marks are finer and numbers fewer
 
 RC = {
-    "svg.fonttype": "none", "svg.hashsalt": "equimid", "font.family": "DejaVu Sans", "font.size": 9,
+    "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 9,
     "text.parse_math": False,  # a dollar in a run's name is a dollar
     "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -84,7 +85,7 @@ def lines(
     x_names: Sequence[str] = (),
     x_step: float | None = None,
 ) -> str:
-    """Lines over steps, layers or what else `x_label` says. `name` is unique on the page: the SVG's ids begin with it.
+    """Lines over steps, layers or what else `x_label` says. `name` is unique on the page: the SVG's ids depend on it.
 
     x_names: of x = 0, 1, ..., where x is no number
     x_step: between numbers of x; by default what fits
@@ -188,23 +189,17 @@ def _short(label: str, length: int = 26) -> str:
 def _svg(figure: Figure, name: str, alt: str) -> str:
     """The figure as an element of a page: no style, fixed size or id of its own that could meet another's."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # its ids are hashes, unlike those of other figures
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     root = ET.fromstring(buffer.getvalue())
     used = set(re.findall(rb'(?:"|url\()#([\w-]+)', buffer.getvalue()))
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
-        attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
-        if attributes.get("id", "").encode() not in used:
-            attributes.pop("id", None)
-        if "id" in attributes:
-            attributes["id"] = f"{name}-{attributes['id']}"
-        # hundredths of a point are not seen, and half of the page would be digits
-        attributes = {k: _DIGITS.sub(r"\1", v) if k in DRAWN else v for k, v in attributes.items()}
         element.attrib = {
-            key: re.sub(r"(^|url\()#(?=[\w-]+\)?$)", rf"\1#{name}-", value)
-            if key in ("href", "clip-path")
-            else value.replace(INK, "currentColor")
-            for key, value in attributes.items()
+            # hundredths of a point are not seen, and half of the page would be digits
+            key.rpartition("}")[2]: _DIGITS.sub(r"\1", value) if key in DRAWN else value.replace(INK, "currentColor")
+            for key, value in element.attrib.items()
+            if key != "id" or value.encode() in used
         }
         for child in list(element):
             if child.tag.endswith(("}metadata", "}style")):

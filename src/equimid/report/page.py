@@ -141,7 +141,7 @@ def _summary(runs: Sequence[Run]) -> str:
 
 
 def _origin(run: Run) -> str:
-    """What network it is, in words."""
+    """What network it is."""
     if not run.trained_here:
         return f"{run.model}, {run.setting('weights') or 'unknown'} weights"
     trained = plain(run.setting("method.name") or "an unnamed method")
@@ -162,12 +162,12 @@ def _reached(run: Run, subject: str) -> str | None:
 
 def _command(plan: SweepPlan, out: Path) -> str:
     """What makes the sweep, or goes on with it."""
-    words = ["equimid", "sweep", plan.recipe, "--data", plan.data]
+    command = ["equimid", "sweep", plan.recipe, "--data", plan.data]
     for key, values in plan.vary.items():
-        words += ["--vary", f"{key}={','.join(values)}"]
+        command += ["--vary", f"{key}={','.join(values)}"]
     # --seeds after --vary: a setting after --vary would be taken for one more to vary
-    words += ["--seeds", *(str(seed) for seed in plan.seeds), "--out", str(out)]
-    return shlex.join([*words, *plan.settings])
+    command += ["--seeds", *(str(seed) for seed in plan.seeds), "--out", str(out)]
+    return shlex.join([*command, *plan.settings])
 
 
 def _unfinished(plan: SweepPlan, run: str) -> str:

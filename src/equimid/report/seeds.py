@@ -183,8 +183,8 @@ def _each(each: str, records: Sequence[Record], regularised: Collection[Any]) ->
     values = sorted({r.details[each] for r in records if isinstance(r.details[each], int)})
     if each != "layer":
         return {value: f", {value} a class" for value in values}
-    words = {v: ["SER"] * (v in regularised) + ["last"] * (v == values[-1]) for v in values}
-    return {value: f", layer {value} ({', '.join(why)})" for value, why in words.items() if why}
+    reasons = {v: ["SER"] * (v in regularised) + ["last"] * (v == values[-1]) for v in values}
+    return {value: f", layer {value} ({', '.join(why)})" for value, why in reasons.items() if why}
 
 
 def _mean_text(values: Sequence[Value]) -> str:
@@ -193,13 +193,13 @@ def _mean_text(values: Sequence[Value]) -> str:
 
 def _plot(combinations: Sequence[Combination], values: Sequence[Value], number: int) -> Figure:
     """All combinations on one axis: each seed, their mean and its interval."""
-    dots, said, metric = [], [], values[0].metric
+    dots, texts, metric = [], [], values[0].metric
     for combination, part in grouped(values, lambda v: v.combination).items():
         seeds = [v.value for v in part]
         mean, look = mean_of(seeds), figures.colour_and_marker(combinations.index(combination))
         dots.append(Line(combination.name, [0.0], [mean.value], *look, low=[mean.low], high=[mean.high], rings=seeds))
-        said.append(f"{combination} {_mean_text(part)}")
-    alt = f"{metric}: {'; '.join(said)}"
+        texts.append(f"{combination} {_mean_text(part)}")
+    alt = f"{metric}: {'; '.join(texts)}"
     return Figure(metric.label, figures.dots(f"seeds-{number}", alt, dots, metric.axis))
 
 

@@ -17,7 +17,7 @@ __all__ = ["curves", "key", "legend", "line_figure", "marks", "panel", "pivot", 
 
 T = TypeVar("T", bound=Any)
 CHANCE = Line("chance", dash=":")
-SPOKEN = 6  # points of a line that its description names; of more the first, the last, the lowest and the highest
+NAMED_POINTS = 6  # points of a line that its description names; of more the first, the last, the lowest and the highest
 # what a record's values are not named by
 ASIDE = ("caption", "warning", "missing", "set", "resized", "label", "not_measurable", "left_out")
 
@@ -138,19 +138,19 @@ def line_figure(
     lines = [line for line in lines if line.x]
     names = look.get("x_names", ())
 
-    def spoken(line: Line) -> str:
+    def points_text(line: Line) -> str:
         points = list(zip(line.x, line.y, strict=True))
-        if len(points) > SPOKEN:
+        if len(points) > NAMED_POINTS:
             ends = min(points, key=lambda point: point[1]), max(points, key=lambda point: point[1])
             points = sorted({points[0], *ends, points[-1]})
         values = [f"{value:.4g}" if unit is None else digits(value, unit) for _, value in points]
         places = [names[round(place)] if names else f"{place:g}" for place, _ in points]
         return ", ".join(f"{value} at {place}" for value, place in zip(values, places, strict=True))
 
-    said = [f"{line.label} {spoken(line)}" for line in lines]
+    texts = [f"{line.label} {points_text(line)}" for line in lines]
     if levels := sorted({y for line in chance for y in line.y}):
-        said.append(f"chance {', '.join(digits(level, '%') for level in levels)}")
-    alt = f"{what}, {caption}: {'; '.join(said) or 'no finite value'}"
+        texts.append(f"chance {', '.join(digits(level, '%') for level in levels)}")
+    alt = f"{what}, {caption}: {'; '.join(texts) or 'no finite value'}"
     return Figure(caption, figures.lines(name, alt, [*lines, *(line for line in chance if line.x)], **look), note)
 
 
@@ -174,9 +174,11 @@ def legend(name: str, points: Sequence[Point]) -> Pairs:
 def key(name: str, lines: Sequence[Line]) -> Pairs:
     """A piece of each line, and its label."""
     looks = {"-": "solid line", "--": "dashed line", ":": "dotted line", "-.": "line of dots and dashes"}
-    said = [looks.get(line.dash, "ring" if line.rings else "mark") for line in lines]
-    swatches = [figures.swatch(f"legend-{name}-{i}", *look) for i, look in enumerate(zip(said, lines, strict=True))]
-    return Pairs([(line.label, svg) for line, svg in zip(lines, swatches, strict=True)], "key")
+    pairs = []
+    for number, line in enumerate(lines):
+        alt = looks.get(line.dash, "ring" if line.rings else "mark")
+        pairs.append((line.label, figures.swatch(f"legend-{name}-{number}", alt, line)))
+    return Pairs(pairs, "key")
 
 
 def panel(points: Sequence[Point], name: Callable[[Point], str]) -> Callable[[Point], str]:

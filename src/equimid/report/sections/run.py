@@ -16,12 +16,12 @@ __all__ = ["addons_of", "run_section", "training_section"]
 # plots of curves by what stands before the "/" of the column
 PANELS = {"loss": "Loss", "gradient": "Gradient norm", "feature": "Features", "": "Schedule and speed"}
 
-FOREIGN = ("model", "weights")  # what a network of others is told by
+FOREIGN = ("model", "weights")  # what names a network of others
 Rows = dict[str, list[str]]  # {label: a value for each run}
 
 
 def addons_of(run: Run) -> str:
-    """Names and weights in words."""
+    """Names and weights."""
     return ", ".join(f"{name} (weight {plain(weight)})" for name, weight in run.addons.items()) or "none"
 
 
@@ -60,7 +60,7 @@ FACTS: Mapping[str, str | Callable[[Run], str]] = {
 
 
 def run_section(runs: Sequence[Run]) -> Section:
-    """The settings asked for first, then all; of several runs what differs as a table, apart from what does not."""
+    """Facts first, then all settings; of several runs what differs as a table, apart from what does not."""
     rows = _first(runs) | (_others(runs) if len(runs) > 1 else {})
     trained = [run.trained_here for run in runs]
     first = trained.index(True) if any(trained) else 0
