@@ -3,10 +3,12 @@
 import itertools
 import re
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from equimid.evaluation.registry import MEASUREMENTS, Headline, Measurement
@@ -377,3 +379,10 @@ def test_what_a_measurement_reads_are_settings() -> None:
     # of every network, whatever is measured
     shared = ("network", "crop")
     assert [key for key in keys if not key.startswith((*read, *shared))] == []
+
+
+def test_every_explanation_is_used() -> None:
+    room = Path(str(files("equimid.report")))
+    sources = "".join(path.read_text() for path in room.rglob("*.py"))
+    texts = yaml.safe_load((room / "texts.yaml").read_text())
+    assert [name for name in texts if f'"{name}"' not in sources] == []
