@@ -36,9 +36,10 @@ LEVEL = 0.05  # of p, below which a difference counts
 @dataclass(frozen=True)
 class Mean:
     """
-    value: mean of the seeds
-    half:  half the width of its 95 % interval; None where the values have no spread to tell it by
-    n:     seeds
+    Attributes:
+        value: mean of the seeds.
+        half:  half the width of its 95 % interval; None where the values have no spread to tell it by.
+        n:     seeds.
     """
 
     value: float
@@ -62,8 +63,9 @@ class Mean:
 @dataclass(frozen=True)
 class Difference:
     """
-    mean: of the differences over the seeds that both have
-    p:    of the paired t test, not corrected; None where the differences have no spread
+    Attributes:
+        mean: of the differences over the seeds that both have.
+        p:    of the paired t test, not corrected; None where the differences have no spread.
     """
 
     mean: Mean

@@ -14,7 +14,7 @@ from typing import Any
 from equimid.records import Record
 from equimid.report.blocks import read, template
 from equimid.report.read_run import Run
-from equimid.report.series import NAMES
+from equimid.report.series import NAMES, grouped
 
 __all__ = ["Explorer", "explorer"]
 
@@ -23,9 +23,10 @@ __all__ = ["Explorer", "explorer"]
 class Explorer:
     """Pieces of the page.
 
-    html:   the section
-    style:  its rules
-    policy: the source that script-src allows
+    Attributes:
+        html:   the section.
+        style:  its rules.
+        policy: the source that script-src allows.
     """
 
     html: str
@@ -40,10 +41,10 @@ def explorer(runs: Sequence[Run]) -> Explorer | None:
     missing: list[str] = []
     for run in runs:
         recorded = [r for r in run.records if r.evaluation == "explorer" and r.picture is not None]
-        places = list(dict.fromkeys((r.subject, r.data) for r in recorded))
-        for subject, data in places:
+        places = grouped(recorded, lambda r: (r.subject, r.data))
+        for (subject, data), records in places.items():
             images: dict[int, dict[str, Any]] = {}
-            for r in (r for r in recorded if (r.subject, r.data) == (subject, data)):
+            for r in records:
                 try:
                     layer, number = _layer(run, r), r.details["image"]
                     photograph = photographs.setdefault(_picture(run, str(r.details["photograph"])), len(photographs))

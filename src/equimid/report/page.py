@@ -24,7 +24,10 @@ __all__ = ["write_report", "write_sweep_report"]
 def write_report(runs: Sequence[Path], out: Path, title: str | None = None) -> Path:
     """Write one self-contained HTML page on one folder, or on several compared, and return its path.
 
-    runs: folders of runs, and of measurements of networks of others
+    Args:
+        runs:  folders of runs, and of measurements of networks of others.
+        out:   the page.
+        title: by default the run's name, or how many there are.
 
     Raises:
         UserError: a folder is neither, or a file in it cannot be read.

@@ -41,8 +41,9 @@ Settings = Mapping[str, tuple[Any, ...]]  # {setting: the values that a row admi
 class ImageSet:
     """Test images of a published number.
 
-    images, classes: how many, where that tells them from others
-    unknown:         what the paper does not say though it decides: nothing stands beside such numbers
+    Attributes:
+        images, classes: how many, where that tells them from others.
+        unknown:         what the paper does not say though it decides: nothing stands beside such numbers.
     """
 
     title: str
@@ -65,12 +66,13 @@ SETS = {
 class Published:
     """A trained network of the comparison.
 
-    addons:   all that it has; METHOD is its base
-    top1:     by evaluation, of SETS
-    settings: what decides that a run is this row, beside its base and its add-ons
-    control:  its add-ons have weight 0, else none has
-    rotation: the paper's rotation equivariance, None where it gives none
-    note:     what must be known where a run stands beside it
+    Attributes:
+        addons:   all that it has; METHOD is its base.
+        top1:     by evaluation, of SETS.
+        settings: what decides that a run is this row, beside its base and its add-ons.
+        control:  its add-ons have weight 0, else none has.
+        rotation: the paper's rotation equivariance, None where it gives none.
+        note:     what must be known where a run stands beside it.
     """
 
     label: str

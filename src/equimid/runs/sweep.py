@@ -38,9 +38,10 @@ _LONGEST = 150  # characters of a folder's name; file systems end at 255 bytes
 class Combination:
     """One value of every varied setting.
 
-    name:   "ser.weight=0.1 train.epochs=10", or the recipe where nothing is varied
-    values: {key: value as in a setting}
-    config: with the first seed
+    Attributes:
+        name:   "ser.weight=0.1 train.epochs=10", or the recipe where nothing is varied.
+        values: {key: value as in a setting}.
+        config: with the first seed.
     """
 
     name: str
