@@ -5,6 +5,7 @@ from itertools import groupby
 from pathlib import Path
 
 from equimid.addons import ADDONS
+from equimid.evaluation import MEASUREMENTS
 from equimid.methods import METHODS
 from equimid.recipes.describe import every_setting, written
 from equimid.settings import Described, described
@@ -34,6 +35,8 @@ def page() -> str:
             parts.append(_table(f"{group}, an add-on", list(found)))
         else:
             parts.append(_table(group, list(found)))
+        if group == "evaluation":
+            parts.append(_readers())
     return "\n".join(parts)
 
 
@@ -44,6 +47,16 @@ def _table(title: str, rows: list[Described]) -> str:
         limits = row.limits or row.kind
         cells = (f"`{row.key}`", f"`{written(row.default)}`" if row.default != "" else "", text, limits)
         lines.append("| " + " | ".join(re.sub(r"([|*])", r"\\\1", cell) for cell in cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _readers() -> str:
+    """Which of these settings each measurement reads, besides `evaluation.network` and `evaluation.crop`."""
+    lines = ["| measurement | reads |", "|---|---|"]
+    for name, measurement in MEASUREMENTS.items():
+        if measurement.settings:
+            keys = [f"`evaluation.{start}{'*' * start.endswith(('_', '.'))}`" for start in measurement.settings]
+            lines.append(f"| `{name}` | {', '.join(keys)} |")
     return "\n".join([*lines, ""])
 
 

@@ -13,9 +13,8 @@ from equimid.config import save_config
 from equimid.errors import UserError
 from equimid.recipes import ROWS, configured
 from equimid.records import Record, write_records
-from equimid.report.published import LAYERS, PUBLISHED
+from equimid.report.published import LAYERS, PUBLISHED, published_row
 from equimid.report.read_run import read_run
-from equimid.report.sections.published import published_row
 from helpers.fake_runs import Page, fake_measured, fake_run, record, report
 
 PROBE = {"crops": True, "features": "last4", "epochs": 50, "rate": 1.0}

@@ -3,10 +3,12 @@
 import itertools
 import re
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from equimid.evaluation.registry import MEASUREMENTS, Headline, Measurement
@@ -371,12 +373,16 @@ def test_a_new_measurement_is_an_entry_in_the_registry_and_has_its_table(tmp_pat
 
 
 def test_what_a_measurement_reads_are_settings() -> None:
-    keys = [setting.key for setting in every_setting()]
-    for measurement in MEASUREMENTS.values():
-        for start in measurement.settings:
-            assert any(key.startswith(start) for key in keys), (measurement.name, start)
-    read = [start for measurement in MEASUREMENTS.values() for start in measurement.settings]
+    keys = [s.key.removeprefix("evaluation.") for s in every_setting() if s.key.startswith("evaluation.")]
+    read = {start for measurement in MEASUREMENTS.values() for start in measurement.settings}
+    assert [start for start in read if not any(key.startswith(start) for key in keys)] == []
     # of every network, whatever is measured
-    shared = ("evaluation.network", "evaluation.crop")
-    evaluation = [key for key in keys if key.startswith("evaluation.") and not key.startswith(shared)]
-    assert [key for key in evaluation if not key.startswith(tuple(read))] == []
+    shared = ("network", "crop")
+    assert [key for key in keys if not key.startswith((*read, *shared))] == []
+
+
+def test_every_explanation_is_used() -> None:
+    room = Path(str(files("equimid.report")))
+    sources = "".join(path.read_text() for path in room.rglob("*.py"))
+    texts = yaml.safe_load((room / "texts.yaml").read_text())
+    assert [name for name in texts if f'"{name}"' not in sources] == []

@@ -7,12 +7,12 @@ n is the number of trainings, one a seed; measuring one training again adds noth
     paired    the same of d, and p of a two-sided t test of d̄ = 0
     Holm      the k-th smallest of m values of p times m - k + 1, never below the one before  (Holm, 1979)
 
-One rule decides what is told apart: p after Holm's correction over all comparisons of a table below 0.05. The interval
-of a difference is not corrected, so it may leave out 0 where the rule says "not distinguishable". Values without any
-spread (n of 1, or the same in every seed) say nothing of the spread: they have no interval and no p, and differences
-of this kind are not distinguishable.
+One rule decides which settings differ: p after Holm's correction over all comparisons of a table is below 0.05. The
+interval of a difference is not corrected, so it may leave out 0 where the rule says "not distinguishable". Values
+without any spread (n of 1, or the same in every seed) say nothing of the spread: they have no interval and no p, and
+differences of this kind are not distinguishable.
 
-The power of the paired t test tells how many seeds would decide, from the spread of the differences that were seen.
+The power of the paired t test tells how many seeds would decide, from the spread of the observed differences.
 """
 
 import math
@@ -36,9 +36,10 @@ LEVEL = 0.05  # of p, below which a difference counts
 @dataclass(frozen=True)
 class Mean:
     """
-    value: mean of the seeds
-    half:  half the width of its 95 % interval; None where the values have no spread to tell it by
-    n:     seeds
+    Attributes:
+        value: mean of the seeds.
+        half:  half the width of its 95 % interval; None where the values have no spread to tell it by.
+        n:     seeds.
     """
 
     value: float
@@ -62,8 +63,9 @@ class Mean:
 @dataclass(frozen=True)
 class Difference:
     """
-    mean: of the differences over the seeds that both have
-    p:    of the paired t test, not corrected; None where the differences have no spread
+    Attributes:
+        mean: of the differences over the seeds that both have.
+        p:    of the paired t test, not corrected; None where the differences have no spread.
     """
 
     mean: Mean
@@ -132,8 +134,8 @@ def seeds_needed(
     for n in range(2, most + 1):
         critical = float(stats.t.ppf(1 - level / 2, n - 1))
         shift = abs(effect) / spread * math.sqrt(n)
-        found = stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift)
-        if found >= power:
+        reached = stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift)
+        if reached >= power:
             return n
     return None
 
@@ -142,8 +144,8 @@ def _mean(values: npt.NDArray[np.float64], scale: float) -> Mean:
     if not len(values):
         raise UserError("no value to take the mean of; give one for each seed")
     if not np.isfinite(values).all():
-        found = next(v for v in values if not math.isfinite(v))
-        raise UserError(f"a value of a seed is {found}; means take finite values, leave that seed out")
+        bad = next(v for v in values if not math.isfinite(v))
+        raise UserError(f"a value of a seed is {bad}; means take finite values, leave that seed out")
     n, value = len(values), float(values.mean())
     # below that it is the rounding of the values, not a spread
     if n < 2 or np.ptp(values) <= 1e-9 * scale:

@@ -17,11 +17,13 @@ SCHEMA = 1  # of sweep.yaml
 class SweepPlan:
     """What sweep.yaml holds.
 
-    settings:     of every run, key=value
-    vary:         {key: values}, the first of each is the baseline
-    combinations: {folder: name}, the baseline first
-    finished:     runs as "folder/seed=0"
-    failed:       {run: why}
+    Attributes:
+        recipe:       of every run; so are `data` and `seeds`.
+        settings:     of every run, key=value.
+        vary:         {key: values}, the first of each is the baseline.
+        combinations: {folder: name}, the baseline first.
+        finished:     runs as "folder/seed=0".
+        failed:       {run: why}.
     """
 
     recipe: str

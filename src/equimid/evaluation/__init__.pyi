@@ -5,6 +5,7 @@ from .preprocessing import FeatureTable as FeatureTable
 from .preprocessing import Pixels as Pixels
 from .preprocessing import Preprocessing as Preprocessing
 from .registry import MEASUREMENTS as MEASUREMENTS
+from .registry import Headline as Headline
 from .registry import Measurement as Measurement
 from .registry import find_measurement as find_measurement
 from .study import Scope as Scope

@@ -52,9 +52,10 @@ class Measurement:
         title:      on the page, within a sentence.
         text:       what it measures, one line.
         function:   "module:name" below equimid.evaluation, of (study, data, train) -> records.
-        section:    id of the page's section that shows its records; "evaluation" shows a table of scores.
         references: subjects that are measured beside the network by default: "random", "pixels", "patch_colours".
-        settings:   the settings that it reads: how their keys begin, such as "evaluation.knn_".
+        settings:   those of the group `evaluation` that it reads: how their keys begin, such as "knn_".
+        section:    id of the page's section that shows its records; one that the page does not know shows a table of
+                    scores, as "evaluation" does.
         headlines:  what stands for it where runs are compared over seeds.
         metrics:    {metric: its title}, where that is not the metric's name with spaces.
         evaluation: what its records call it; "" = the name with "_" for "-".
@@ -64,10 +65,10 @@ class Measurement:
     title: str
     text: str
     function: str
-    section: str = "evaluation"
     references: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
-    headlines: tuple[Headline, ...] = ()
+    section: str = "evaluation"
+    headlines: tuple[Headline, ...] = (Headline(),)
     metrics: Mapping[str, str] = field(default_factory=dict)
     evaluation: str = ""
 
@@ -84,151 +85,87 @@ class Measurement:
 
 
 _RANDOM = ("random",)
-_HELD_OUT = "evaluation.held_out"
-_FEATURES = "evaluation.linear_features"
-_LINEAR = ("evaluation.linear_", _HELD_OUT)
-_TOP1 = (Headline(),)
-_OTHER_SETS: Mapping[str, Any] = {
-    "section": "robustness", "settings": _LINEAR, "headlines": _TOP1, "metrics": {"top1_all": "top-1 among all classes"}
-}  # fmt: skip
+_PIXELS = ("random", "pixels")
+_PROBE = ("held_out", "linear_features")
+_LINEAR = ("held_out", "linear_")
+_ROBUST: Mapping[str, Any] = {"section": "robustness", "settings": _LINEAR}
+_OTHER_SET = {**_ROBUST, "metrics": {"top1_all": "top-1 among all classes"}}
 # quarter turns stand for equivariance: they are exact, without resampling
 _TURNS = {"kind": "quarter turns"}
+_PLACE = (
+    "Place: the cosine, patch by patch, of the map of a turned image and the turned map of the image, after the mean "
+    "token of each image is taken away; of quarter turns."
+)
+_RETRIEVAL = (
+    "Retrieval: how often the partner of a patch is the nearest of all patches of the turned image; of quarter turns."
+)
+_CORRESPONDENCE = "Correspondence: retrieval on the images that correspondence is measured on; of quarter turns."
 
 _ALL = (
-    Measurement(
-        "knn", "kNN", "weighted nearest neighbours", "probes:measure_knn",
-        references=("random", "pixels"), settings=("evaluation.knn_",), headlines=_TOP1,
-    ),
-    Measurement(
-        "linear", "linear", "linear probe, a grid of learning rates", "probes:measure_linear",
-        references=("random", "pixels"), settings=_LINEAR, headlines=_TOP1,
-    ),
-    Measurement(
-        "logistic", "logistic", "logistic regression, a grid of penalties", "probes:measure_logistic",
-        references=_RANDOM, settings=(_FEATURES, _HELD_OUT), headlines=_TOP1,
-    ),
-    Measurement(
-        "mlp", "MLP", "two-layer probe", "probes:measure_mlp",
-        references=_RANDOM, settings=("evaluation.mlp_", _FEATURES, _HELD_OUT), headlines=_TOP1,
-    ),
-    Measurement(
-        "attentive", "attentive", "a learned query's attention over the tokens", "probes:measure_attentive",
-        references=_RANDOM, settings=("evaluation.attentive_", _HELD_OUT), headlines=_TOP1,
-    ),
-    Measurement(
-        "fewshot", "few-shot", "logistic regression on 1, 5 and 10 images a class", "probes:measure_fewshot",
-        references=_RANDOM, settings=("evaluation.fewshot_", _FEATURES), headlines=(Headline(each="per_class"),),
-    ),
-    Measurement(
-        "corruptions", "generated corruptions", "accuracy under generated corruptions: 15 kinds, or 19",
-        "robustness:measure_generated", section="robustness",
-        settings=("evaluation.robustness.kinds", "evaluation.robustness.severities", "evaluation.robustness.images",
-                  *_LINEAR),
-        headlines=(Headline("mean_top1"),), evaluation="generated_corruptions",
-    ),
-    Measurement(
-        "imagenet-c", "ImageNet-C", "ImageNet-C: top-1 and mCE; needs --train", "robustness:measure_imagenet_c",
-        section="robustness", settings=_LINEAR, headlines=(Headline("mean_top1"), Headline("mce")),
-        metrics={"ce": "CE", "mce": "mCE"},
-    ),
-    Measurement(
-        "imagenet-p", "ImageNet-P", "ImageNet-P: flip rate, top-5 distance; needs --train",
-        "robustness:measure_imagenet_p",
-        section="robustness", settings=("evaluation.robustness.alexnet_p", *_LINEAR),
-        headlines=(Headline("mean_top1"), Headline("mfr")),
-        metrics={"top5_distance": "top-5 distance", "mfr": "mFR", "mt5d": "mT5D"},
-    ),
-    Measurement("imagenet-v2", "ImageNet-V2", "ImageNet-V2; needs --train", "robustness:measure_v2", **_OTHER_SETS),
-    Measurement("imagenet-r", "ImageNet-R", "ImageNet-R; needs --train", "robustness:measure_r", **_OTHER_SETS),
-    Measurement(
-        "imagenet-sketch", "ImageNet-Sketch", "ImageNet-Sketch; needs --train", "robustness:measure_sketch",
-        **_OTHER_SETS,
-    ),
-    Measurement("imagenet-a", "ImageNet-A", "ImageNet-A; needs --train", "robustness:measure_a", **_OTHER_SETS),
-    Measurement(
-        "geometry", "geometry", "accuracy under turns, flips, scales and any angle", "robustness:measure_geometry",
-        section="geometry", references=_RANDOM,
-        settings=("evaluation.robustness.angles", "evaluation.robustness.images",
-                  "evaluation.equivariance.interpolation", *_LINEAR),
-        headlines=(
-            Headline(title="geometry, mean top-1 over quarter turns", details=_TURNS, mean="pose"),
-            Headline(title="geometry, mean top-1 over angles", details={"kind": "angle"}, mean="pose"),
-        ),
-    ),
-    Measurement(
-        "detection", "detection", "Faster R-CNN over frozen tokens; VOC or COCO boxes", "detection:measure_detection",
-        section="dense", references=_RANDOM, settings=("evaluation.detection.", "evaluation.robustness.images"),
-        headlines=(Headline("map"),),
-        metrics={
-            "map": "mAP", "map_50": "mAP at IoU 0.50", "map_75": "mAP at IoU 0.75", "mar_100": "mAR, 100 boxes",
-            "map_posed": "mAP in other poses", "map_drop": "drop of mAP",
-        },
-    ),
-    Measurement(
-        "segmentation", "segmentation", "linear segmentation on tokens; images/ and masks/",
-        "segmentation:measure_segmentation", section="dense", references=_RANDOM,
-        settings=("evaluation.segmentation.", "evaluation.robustness.images",
-                  "evaluation.equivariance.interpolation", _HELD_OUT),
-        headlines=(Headline("miou"),),
-        metrics={
-            "miou": "mean IoU", "iou": "IoU", "miou_posed": "mean IoU in other poses", "miou_drop": "drop of mean IoU",
-        },
-    ),
-    Measurement(
-        "equivariance", "equivariance", "every layer under every pose", "equivariance:measure_equivariance",
-        section="equivariance", references=_RANDOM,
-        settings=("evaluation.equivariance_images", "evaluation.equivariance.interpolation",
-                  "evaluation.equivariance.angles"),
-        headlines=(
-            Headline(
-                "place", "place", _TURNS, each="layer",
-                text="Place: the cosine, patch by patch, of the map of a turned image and the turned map of the image, "
-                "after the mean token of each image is taken away; of quarter turns.",
-            ),
-            Headline(
-                "retrieval", "retrieval", _TURNS, each="layer",
-                text="Retrieval: how often the partner of a patch is the nearest of all patches of the turned image; "
-                "of quarter turns.",
-            ),
-        ),
-        metrics={"retrieval_near": "retrieval within one patch"},
-    ),
-    Measurement(
-        "correspondence", "correspondence", "the same patch found again in a transformed image",
-        "equivariance:measure_correspondence", section="correspondence", references=("random", "patch_colours"),
-        settings=("evaluation.equivariance.",),
-        headlines=(
-            Headline(
-                title="correspondence, top-1 within the image", details=_TURNS | {"among": "image"}, each="layer",
-                text="Correspondence: retrieval on the images that correspondence is measured on; of quarter turns.",
-            ),
-        ),
-        metrics={"near_top1": "top-1 within one patch"},
-    ),
-    Measurement(
-        "pose-probe", "pose probe", "how well turn and flip can be read", "equivariance:measure_pose_probe",
-        section="pose-probe", references=_RANDOM,
-        settings=("evaluation.equivariance_images", "evaluation.equivariance.probe_layers"),
-        headlines=(
-            Headline(title="turn read from the map", details={"target": "turn", "from": "map"}, each="layer"),
-        ),
-    ),
-    Measurement(
-        "feature-maps", "feature maps", "pictures: token maps under a pose", "figures:draw_feature_maps",
-        section="feature-maps", metrics={"picture": "token maps"},
-    ),
-    Measurement(
-        "attention", "attention", "pictures: what CLS attends to in the last block", "figures:draw_attention",
-        section="attention", metrics={"picture": "what the class token attends to"},
-    ),
-    Measurement(
-        "neighbours", "nearest neighbours", "pictures: nearest neighbours", "figures:draw_neighbours",
-        section="neighbours", metrics={"picture": "images and those nearest to them"},
-    ),
-    Measurement(
-        "explorer", "explorer", "token maps under every pose of a small set, for the page to explore",
-        "figures:record_explorer", section="explore",
-    ),
+    Measurement("knn", "kNN", "weighted nearest neighbours", "probes:measure_knn", _PIXELS, ("knn_",)),
+    Measurement("linear", "linear", "linear probe, a grid of learning rates", "probes:measure_linear", _PIXELS,
+                _LINEAR),
+    Measurement("logistic", "logistic", "logistic regression, a grid of penalties", "probes:measure_logistic", _RANDOM,
+                _PROBE),
+    Measurement("mlp", "MLP", "two-layer probe", "probes:measure_mlp", _RANDOM, ("mlp_", *_PROBE)),
+    Measurement("attentive", "attentive", "a learned query's attention over the tokens", "probes:measure_attentive",
+                _RANDOM, ("attentive_", "held_out")),
+    Measurement("fewshot", "few-shot", "logistic regression on 1, 5 and 10 images a class", "probes:measure_fewshot",
+                _RANDOM, ("fewshot_", "linear_features"), headlines=(Headline(each="per_class"),)),
+    Measurement("corruptions", "generated corruptions", "accuracy under generated corruptions: 15 kinds, or 19",
+                "robustness:measure_generated", section="robustness",
+                settings=("robustness.kinds", "robustness.severities", "robustness.images", *_LINEAR),
+                headlines=(Headline("mean_top1"),), evaluation="generated_corruptions"),
+    Measurement("imagenet-c", "ImageNet-C", "ImageNet-C: top-1 and mCE; needs --train",
+                "robustness:measure_imagenet_c", **_ROBUST, headlines=(Headline("mean_top1"), Headline("mce")),
+                metrics={"ce": "CE", "mce": "mCE"}),
+    Measurement("imagenet-p", "ImageNet-P", "ImageNet-P: flip rate, top-5 distance; needs --train",
+                "robustness:measure_imagenet_p", settings=("robustness.alexnet_p", *_LINEAR), section="robustness",
+                headlines=(Headline("mean_top1"), Headline("mfr")),
+                metrics={"top5_distance": "top-5 distance", "mfr": "mFR", "mt5d": "mT5D"}),
+    Measurement("imagenet-v2", "ImageNet-V2", "ImageNet-V2; needs --train", "robustness:measure_v2", **_OTHER_SET),
+    Measurement("imagenet-r", "ImageNet-R", "ImageNet-R; needs --train", "robustness:measure_r", **_OTHER_SET),
+    Measurement("imagenet-sketch", "ImageNet-Sketch", "ImageNet-Sketch; needs --train", "robustness:measure_sketch",
+                **_OTHER_SET),
+    Measurement("imagenet-a", "ImageNet-A", "ImageNet-A; needs --train", "robustness:measure_a", **_OTHER_SET),
+    Measurement("geometry", "geometry", "accuracy under turns, flips, scales and any angle",
+                "robustness:measure_geometry", _RANDOM,
+                ("robustness.angles", "robustness.images", "equivariance.interpolation", *_LINEAR), "geometry",
+                (Headline(title="geometry, mean top-1 over quarter turns", details=_TURNS, mean="pose"),
+                 Headline(title="geometry, mean top-1 over angles", details={"kind": "angle"}, mean="pose"))),
+    Measurement("detection", "detection", "Faster R-CNN over frozen tokens; VOC or COCO boxes",
+                "detection:measure_detection", _RANDOM, ("detection.", "robustness.images"), "dense",
+                (Headline("map"),),
+                {"map": "mAP", "map_50": "mAP at IoU 0.50", "map_75": "mAP at IoU 0.75",
+                 "mar_100": "mAR, 100 boxes", "map_posed": "mAP in other poses", "map_drop": "drop of mAP"}),
+    Measurement("segmentation", "segmentation", "linear segmentation on tokens; images/ and masks/",
+                "segmentation:measure_segmentation", _RANDOM,
+                ("segmentation.", "robustness.images", "equivariance.interpolation", "held_out"), "dense",
+                (Headline("miou"),),
+                {"miou": "mean IoU", "iou": "IoU", "miou_posed": "mean IoU in other poses",
+                 "miou_drop": "drop of mean IoU"}),
+    Measurement("equivariance", "equivariance", "every layer under every pose", "equivariance:measure_equivariance",
+                _RANDOM, ("equivariance_images", "equivariance.interpolation", "equivariance.angles"), "equivariance",
+                (Headline("place", "place", _TURNS, each="layer", text=_PLACE),
+                 Headline("retrieval", "retrieval", _TURNS, each="layer", text=_RETRIEVAL)),
+                {"retrieval_near": "retrieval within one patch"}),
+    Measurement("correspondence", "correspondence", "the same patch found again in a transformed image",
+                "equivariance:measure_correspondence", ("random", "patch_colours"), ("equivariance.",),
+                "correspondence",
+                (Headline(title="correspondence, top-1 within the image", details=_TURNS | {"among": "image"},
+                          each="layer", text=_CORRESPONDENCE),),
+                {"near_top1": "top-1 within one patch"}),
+    Measurement("pose-probe", "pose probe", "how well turn and flip can be read", "equivariance:measure_pose_probe",
+                _RANDOM, ("equivariance_images", "equivariance.probe_layers"), "pose-probe",
+                (Headline(title="turn read from the map", details={"target": "turn", "from": "map"}, each="layer"),)),
+    Measurement("feature-maps", "feature maps", "pictures: token maps under a pose", "figures:draw_feature_maps",
+                section="feature-maps", metrics={"picture": "token maps"}),
+    Measurement("attention", "attention", "pictures: what CLS attends to in the last block", "figures:draw_attention",
+                section="attention", metrics={"picture": "what the class token attends to"}),
+    Measurement("neighbours", "nearest neighbours", "pictures: nearest neighbours", "figures:draw_neighbours",
+                section="neighbours", metrics={"picture": "images and those nearest to them"}),
+    Measurement("explorer", "explorer", "token maps under every pose of a small set, for the page to explore",
+                "figures:record_explorer", section="explore"),
 )  # fmt: skip
 MEASUREMENTS: Mapping[str, Measurement] = {measurement.name: measurement for measurement in _ALL}
 

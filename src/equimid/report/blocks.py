@@ -5,12 +5,15 @@ A block without content is not drawn, and no group of such blocks: sections name
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.resources import files
 
+import yaml
 from jinja2 import Environment, StrictUndefined, Template
 
 __all__ = [
-    "Block", "Entry", "Figure", "Figures", "Group", "Pairs", "Row", "Section", "Table", "Text", "drawn", "template",
+    "Block", "Entry", "Figure", "Figures", "Group", "Pairs", "Row", "Section", "Table", "Text", "drawn", "explained",
+    "read", "template",
 ]  # fmt: skip
 
 
@@ -126,7 +129,23 @@ def drawn(blocks: Iterable[Block]) -> list[Block]:
     return kept if any(not isinstance(block, Text) or block.style != "hint" for block in kept) else []
 
 
+def explained(*names: str, **values: str) -> Text:
+    """Texts of texts.yaml as one; `values` stand for the names in braces."""
+    return Text(" ".join(_texts()[name] for name in names).format(**values))
+
+
+@cache
+def _texts() -> dict[str, str]:
+    texts: dict[str, str] = yaml.safe_load(read("texts.yaml"))
+    return texts
+
+
 def template(name: str) -> Template:
     """A template of this folder."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(files("equimid.report").joinpath(name).read_text(encoding="utf-8"))
+    return environment.from_string(read(name))
+
+
+def read(name: str) -> str:
+    """A file of this folder."""
+    return files("equimid.report").joinpath(name).read_text(encoding="utf-8")

@@ -9,13 +9,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 from equimid.records import Record
-from equimid.report.blocks import template
+from equimid.report.blocks import read, template
 from equimid.report.read_run import Run
-from equimid.report.series import NAMES
+from equimid.report.series import NAMES, grouped
 
 __all__ = ["Explorer", "explorer"]
 
@@ -24,9 +23,10 @@ __all__ = ["Explorer", "explorer"]
 class Explorer:
     """Pieces of the page.
 
-    html:   the section
-    style:  its rules
-    policy: the source that script-src allows
+    Attributes:
+        html:   the section.
+        style:  its rules.
+        policy: the source that script-src allows.
     """
 
     html: str
@@ -41,10 +41,10 @@ def explorer(runs: Sequence[Run]) -> Explorer | None:
     missing: list[str] = []
     for run in runs:
         recorded = [r for r in run.records if r.evaluation == "explorer" and r.picture is not None]
-        places = list(dict.fromkeys((r.subject, r.data) for r in recorded))
-        for subject, data in places:
+        places = grouped(recorded, lambda r: (r.subject, r.data))
+        for (subject, data), records in places.items():
             images: dict[int, dict[str, Any]] = {}
-            for r in (r for r in recorded if (r.subject, r.data) == (subject, data)):
+            for r in records:
                 try:
                     layer, number = _layer(run, r), r.details["image"]
                     photograph = photographs.setdefault(_picture(run, str(r.details["photograph"])), len(photographs))
@@ -65,7 +65,7 @@ def explorer(runs: Sequence[Run]) -> Explorer | None:
 
 
 def _rendered(subjects: list[dict[str, Any]], photographs: list[str], missing: list[str]) -> Explorer:
-    style, script = (files("equimid.report").joinpath(f"explorer.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    style, script = read("explorer.css"), read("explorer.js")
     data = json.dumps({"subjects": subjects, "photographs": photographs}, separators=(",", ":"))
     # a class may be called </script>: no < of the data stays one
     data = data.replace("<", r"\u003c")

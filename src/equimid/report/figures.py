@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
+import matplotlib
 import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, MultipleLocator, NullFormatter
 
-__all__ = ["INK", "Dot", "Line", "colour_and_marker", "dots", "lines", "swatch", "thin"]
+__all__ = ["INK", "Line", "colour_and_marker", "dots", "lines", "swatch", "thin"]
 
 INK = "#010203"  # drawn so, shown as currentColor: legible on light and on dark
 # Okabe and Ito's colours for every kind of colour vision, those with the best contrast first
@@ -23,7 +24,7 @@ POINTS = 240  # a curve is thinned to about so many
 NARROW = 2.5  # inches: below that, lines and marks are finer and numbers fewer
 
 RC = {
-    "svg.fonttype": "none", "svg.hashsalt": "equimid", "font.family": "DejaVu Sans", "font.size": 9,
+    "svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 9,
     "text.parse_math": False,  # a dollar in a run's name is a dollar
     "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.linewidth": 0.6, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -51,19 +52,6 @@ class Line:
     low: Sequence[float | None] = ()
     high: Sequence[float | None] = ()
     rings: Sequence[float] = ()
-
-
-@dataclass(frozen=True)
-class Dot:
-    """One row of a dot plot: a value and its interval; `points` are what it is the mean of."""
-
-    label: str
-    value: float
-    low: float | None
-    high: float | None
-    colour: str = INK
-    marker: str = "o"
-    points: Sequence[float] = ()
 
 
 def colour_and_marker(index: int) -> tuple[str, str]:
@@ -97,7 +85,7 @@ def lines(
     x_names: Sequence[str] = (),
     x_step: float | None = None,
 ) -> str:
-    """Lines over steps, layers or what else `x_label` says. `name` is unique on the page: the SVG's ids begin with it.
+    """Lines over steps, layers or what else `x_label` says. `name` is unique on the page: the SVG's ids depend on it.
 
     x_names: of x = 0, 1, ..., where x is no number
     x_step: between numbers of x; by default what fits
@@ -150,15 +138,17 @@ def lines(
 
 
 @_styled
-def dots(name: str, alt: str, rows: Sequence[Dot], x_label: str) -> str:
-    """One row per subject, first on top: its value and its interval."""
+def dots(name: str, alt: str, rows: Sequence[Line], x_label: str) -> str:
+    """One row per subject, first on top: the only value of its line, its interval, and rings for what it is the mean
+    of."""
     figure = Figure(figsize=(4.2, 0.6 + 0.26 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for y, row in enumerate(rows):
-        if row.low is not None and row.high is not None:
-            axes.plot([row.low, row.high], [y, y], color=row.colour, linewidth=2, solid_capstyle="round")
-        _rings(axes, [(x, y) for x in row.points], row.colour, 6, alpha=0.75)
-        axes.plot([row.value], [y], row.marker, color=row.colour)
+        interval = [x for x in (*row.low, *row.high) if x is not None]
+        if len(interval) == 2:
+            axes.plot(interval, [y, y], color=row.colour, linewidth=2, solid_capstyle="round")
+        _rings(axes, [(x, y) for x in row.rings], row.colour, 6, alpha=0.75)
+        axes.plot(row.y, [y], row.marker or "x", color=row.colour)
     axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -199,23 +189,17 @@ def _short(label: str, length: int = 26) -> str:
 def _svg(figure: Figure, name: str, alt: str) -> str:
     """The figure as an element of a page: no style, fixed size or id of its own that could meet another's."""
     buffer = BytesIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # its ids are hashes, unlike those of other figures
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     root = ET.fromstring(buffer.getvalue())
     used = set(re.findall(rb'(?:"|url\()#([\w-]+)', buffer.getvalue()))
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
-        attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
-        if attributes.get("id", "").encode() not in used:
-            attributes.pop("id", None)
-        if "id" in attributes:
-            attributes["id"] = f"{name}-{attributes['id']}"
-        # hundredths of a point are not seen, and half of the page would be digits
-        attributes = {k: _DIGITS.sub(r"\1", v) if k in DRAWN else v for k, v in attributes.items()}
         element.attrib = {
-            key: re.sub(r"(^|url\()#(?=[\w-]+\)?$)", rf"\1#{name}-", value)
-            if key in ("href", "clip-path")
-            else value.replace(INK, "currentColor")
-            for key, value in attributes.items()
+            # hundredths of a point are not seen, and half of the page would be digits
+            key.rpartition("}")[2]: _DIGITS.sub(r"\1", value) if key in DRAWN else value.replace(INK, "currentColor")
+            for key, value in element.attrib.items()
+            if key != "id" or value.encode() in used
         }
         for child in list(element):
             if child.tag.endswith(("}metadata", "}style")):

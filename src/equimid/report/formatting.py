@@ -57,7 +57,7 @@ def signed(change: float, unit: str) -> str:
 
 
 def describe(r: Record, keys: Iterable[str]) -> str:
-    """Those details of a record in words."""
+    """Those details of a record: "layer 3, kind flip"."""
     return ", ".join(f"{k.replace('_', ' ')} {plain(r.details[k])}" for k in keys if k in r.details)
 
 

@@ -1,5 +1,6 @@
-"""The page: read the folders of runs, say what was run, fill the template. Nothing is measured here."""
+"""The pages of runs and of sweeps: read the folders, say what was run, fill the template. Nothing is measured here."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
@@ -8,20 +9,25 @@ from pathlib import Path
 
 from equimid.errors import UserError
 from equimid.files import write_text
-from equimid.report.blocks import Section, drawn, template
+from equimid.report.blocks import Pairs, Section, Text, drawn, template
 from equimid.report.explorer import Explorer, explorer
 from equimid.report.formatting import measured, plain
 from equimid.report.read_run import Run, names, read_run
 from equimid.report.sections import all_sections
 from equimid.report.sections.run import addons_of
+from equimid.report.seeds import Combination, compare
+from equimid.sweep_plan import SweepPlan, read_sweep
 
-__all__ = ["write_page", "write_report"]
+__all__ = ["write_report", "write_sweep_report"]
 
 
 def write_report(runs: Sequence[Path], out: Path, title: str | None = None) -> Path:
     """Write one self-contained HTML page on one folder, or on several compared, and return its path.
 
-    runs: folders of runs, and of measurements of networks of others
+    Args:
+        runs:  folders of runs, and of measurements of networks of others.
+        out:   the page.
+        title: by default the run's name, or how many there are.
 
     Raises:
         UserError: a folder is neither, or a file in it cannot be read.
@@ -31,7 +37,7 @@ def write_report(runs: Sequence[Path], out: Path, title: str | None = None) -> P
         raise UserError("no run was given; name at least one run folder")
     read = [read_run(path, name, i) for i, (path, name) in enumerate(zip(paths, names(paths), strict=True))]
     explore = explorer(read)
-    return write_page(
+    return _write(
         out,
         title=title or (read[0].name if len(read) == 1 else f"{len(read)} runs compared"),
         summary=_summary(read),
@@ -41,7 +47,43 @@ def write_report(runs: Sequence[Path], out: Path, title: str | None = None) -> P
     )
 
 
-def write_page(
+def write_sweep_report(out: Path) -> Path:
+    """Write FOLDER/report.html on the sweep in `out`, finished or not, and return its path.
+
+    Raises:
+        UserError: the folder holds no sweep, or a file in it cannot be read.
+    """
+    plan = read_sweep(out)
+    combinations = []
+    for folder, name in plan.combinations.items():
+        runs, missing = {}, []
+        for seed in plan.seeds:
+            run, place = f"{folder}/seed={seed}", out / folder / f"seed={seed}"
+            if run in plan.finished and (place / "config.yaml").is_file():
+                runs[seed] = read_run(place, run, seed)
+            else:
+                missing.append((f"{name} seed {seed}", _unfinished(plan, run)))
+        combinations.append(Combination(name, runs, missing))
+    done = sum(len(c.runs) for c in combinations)
+    facts = [
+        ("recipe", plan.recipe),
+        ("data", plan.data),
+        ("varied", "; ".join(f"{key} {', '.join(values)}" for key, values in plan.vary.items()) or "the seed alone"),
+        ("seeds", ", ".join(map(str, plan.seeds))),
+        ("runs", f"{done} of {len(plan.combinations) * len(plan.seeds)} finished"),
+    ]
+    return _write(
+        out / "report.html",
+        title=f"{plan.recipe} on {plan.data}: a sweep",
+        summary=_sweep_summary(combinations),
+        sections=[
+            Section("run", "What was run", [Pairs(facts), Text(_command(plan, out), "code")]),
+            Section("seeds", "What it came to", compare(combinations)),
+        ],
+    )
+
+
+def _write(
     out: Path,
     *,
     title: str,
@@ -102,7 +144,7 @@ def _summary(runs: Sequence[Run]) -> str:
 
 
 def _origin(run: Run) -> str:
-    """What network it is, in words."""
+    """What network it is."""
     if not run.trained_here:
         return f"{run.model}, {run.setting('weights') or 'unknown'} weights"
     trained = plain(run.setting("method.name") or "an unnamed method")
@@ -119,3 +161,26 @@ def _reached(run: Run, subject: str) -> str | None:
             if (r.evaluation, r.metric, r.subject) == (evaluation, "top1", subject):
                 return measured(r)
     return None
+
+
+def _command(plan: SweepPlan, out: Path) -> str:
+    """What makes the sweep, or goes on with it."""
+    command = ["equimid", "sweep", plan.recipe, "--data", plan.data]
+    for key, values in plan.vary.items():
+        command += ["--vary", f"{key}={','.join(values)}"]
+    # --seeds after --vary: a setting after --vary would be taken for one more to vary
+    command += ["--seeds", *(str(seed) for seed in plan.seeds), "--out", str(out)]
+    return shlex.join([*command, *plan.settings])
+
+
+def _unfinished(plan: SweepPlan, run: str) -> str:
+    return f"failed: {plan.failed[run]}" if run in plan.failed else "is not finished: run the sweep's command again"
+
+
+def _sweep_summary(combinations: Sequence[Combination]) -> str:
+    counted = sorted({len(c.runs) for c in combinations})
+    n = " to ".join(map(str, [counted[0], counted[-1]][: len(counted)]))
+    settings = (
+        f"{len(combinations)} combinations of settings" if len(combinations) > 1 else "One combination of settings"
+    )
+    return f"{settings}, n = {n} seeds each, measured on frozen features."

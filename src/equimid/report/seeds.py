@@ -14,8 +14,8 @@ from typing import Any
 from equimid.evaluation.registry import MEASUREMENTS, Headline, measurement_of
 from equimid.records import Record
 from equimid.report import figures
-from equimid.report.blocks import Block, Entry, Figure, Figures, Group, Section, Text
-from equimid.report.figures import Dot
+from equimid.report.blocks import Block, Entry, Figure, Figures, Group, Section, Text, explained
+from equimid.report.figures import Line
 from equimid.report.formatting import digits, places, title
 from equimid.report.read_run import Run
 from equimid.report.series import grouped
@@ -23,17 +23,6 @@ from equimid.report.views import pivot
 from equimid.statistics import holm, mean_of, paired_difference, verdict
 
 __all__ = ["Combination", "Value", "compare", "seeds_section", "values_of"]
-
-MEANS = (
-    "n is the number of trainings with different seeds; a seed changes initial weights, order of the data, views, "
-    "poses and the probes. ± is half of Student's 95 % interval of the mean; one seed, or seeds that agree to the "
-    "digit, have none."
-)
-DIFFERENCES = (
-    "Paired over the seeds that both have, with Student's 95 % interval; p is of the paired t test after Holm's "
-    "correction over all comparisons of this table. “Higher” and “lower” are said where it is below 0.05; all else is "
-    "not distinguishable with so many seeds. The intervals are not corrected."
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,12 +125,11 @@ def compare(combinations: Sequence[Combination]) -> list[Block]:
         cell=lambda part: [Entry(digits(part[0].value, part[0].metric.unit))],
     )  # fmt: skip
     plots = [_plot(combinations, part, number) for number, part in enumerate(metrics.values())]
-    rings = Text("Each ring is a seed, each filled mark their mean, each bar its interval.")
-    explained = [Text(text) for text in dict.fromkeys(metric.text for metric in metrics)]
+    texts = [Text(text) for text in dict.fromkeys(metric.text for metric in metrics)]
     return [
         *notes,
-        Group(means.label, [Text(MEANS), *explained, means, rings, Figures(plots, "wide")]),
-        Group(versus.label, [Text(DIFFERENCES), versus]),
+        Group(means.label, [explained("means"), *texts, means, explained("rings"), Figures(plots, "wide")]),
+        Group(versus.label, [explained("differences"), versus]),
         Group("Every seed in numbers", [every], folded=True),
     ]
 
@@ -195,8 +183,8 @@ def _each(each: str, records: Sequence[Record], regularised: Collection[Any]) ->
     values = sorted({r.details[each] for r in records if isinstance(r.details[each], int)})
     if each != "layer":
         return {value: f", {value} a class" for value in values}
-    words = {v: ["SER"] * (v in regularised) + ["last"] * (v == values[-1]) for v in values}
-    return {value: f", layer {value} ({', '.join(why)})" for value, why in words.items() if why}
+    reasons = {v: ["SER"] * (v in regularised) + ["last"] * (v == values[-1]) for v in values}
+    return {value: f", layer {value} ({', '.join(why)})" for value, why in reasons.items() if why}
 
 
 def _mean_text(values: Sequence[Value]) -> str:
@@ -205,13 +193,13 @@ def _mean_text(values: Sequence[Value]) -> str:
 
 def _plot(combinations: Sequence[Combination], values: Sequence[Value], number: int) -> Figure:
     """All combinations on one axis: each seed, their mean and its interval."""
-    dots, said, metric = [], [], values[0].metric
+    dots, texts, metric = [], [], values[0].metric
     for combination, part in grouped(values, lambda v: v.combination).items():
         seeds = [v.value for v in part]
         mean, look = mean_of(seeds), figures.colour_and_marker(combinations.index(combination))
-        dots.append(Dot(combination.name, mean.value, mean.low, mean.high, *look, seeds))
-        said.append(f"{combination} {_mean_text(part)}")
-    alt = f"{metric}: {'; '.join(said)}"
+        dots.append(Line(combination.name, [0.0], [mean.value], *look, low=[mean.low], high=[mean.high], rings=seeds))
+        texts.append(f"{combination} {_mean_text(part)}")
+    alt = f"{metric}: {'; '.join(texts)}"
     return Figure(metric.label, figures.dots(f"seeds-{number}", alt, dots, metric.axis))
 
 

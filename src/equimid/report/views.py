@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from equimid.records import Record
 from equimid.report import figures
 from equimid.report.blocks import Block, Entry, Figure, Figures, Pairs, Row, Table, Text
-from equimid.report.figures import INK, Dot, Line
+from equimid.report.figures import INK, Line
 from equimid.report.formatting import describe, digits, entry, gathered, metric_name, signed, title
 from equimid.report.series import NAMES, RANDOM, SHARED, Point, Series, grouped
 
@@ -17,7 +17,7 @@ __all__ = ["curves", "key", "legend", "line_figure", "marks", "panel", "pivot", 
 
 T = TypeVar("T", bound=Any)
 CHANCE = Line("chance", dash=":")
-SPOKEN = 6  # points of a line that its description names; of more the first, the last, the lowest and the highest
+NAMED_POINTS = 6  # points of a line that its description names; of more the first, the last, the lowest and the highest
 # what a record's values are not named by
 ASIDE = ("caption", "warning", "missing", "set", "resized", "label", "not_measurable", "left_out")
 
@@ -36,12 +36,13 @@ def pivot(
     quiet: Callable[[Any], bool] = lambda _: False,
     **look: Any,
 ) -> Table:
-    """A table of rows by columns, in the order that they come, behind those of `rows` and `columns`; `cell` makes the
-    entries of the items that meet in one. By default the items are points,
-    and the columns subjects.
+    """The table of items by row and column, in the order that they come; by default points by subject.
 
-    name:  of a column, what stands above it
-    quiet: of a row, whether it is a reference
+    cell:    entries of the items that meet in one
+    rows:    that come first, and stand there without items; so do `columns`
+    name:    of a column, what stands above it
+    quiet:   of a row, whether it is a reference
+    look:    of the table
     """
     cells = grouped(items, lambda item: (row(item), column(item)))
     heads = dict.fromkeys([*rows, *map(row, items)])
@@ -60,10 +61,10 @@ def scores(name: str, label: str, points: Sequence[Point], short: bool = False) 
     shots = sum("per_class" in column[-1].details for column in columns.values())
     plots: list[Figure] = []
     for (caption, unit, *_), column in columns.items():
-        dots = [_dot(p) for p in column if _known(p)]
+        dots = [_line(p.series, [(0.0, p)]) for p in column if _known(p)]
         # numbers of shots are one curve, and scores that drop are drawn by pose
         if len(dots) > 1 and not _is_drop(column[-1]) and not ("per_class" in column[-1].details and shots > 1):
-            alt = f"{caption}: " + ", ".join(f"{dot.label} {digits(dot.value, unit)}" for dot in dots)
+            alt = f"{caption}: " + ", ".join(f"{dot.label} {digits(dot.y[0], unit)}" for dot in dots)
             plots.append(Figure(caption, figures.dots(f"{name}-{len(plots)}", alt, dots, unit or caption)))
     table = pivot(
         label, "Subject", points, lambda p: p.series, lambda p: _column(p, short), _entries,
@@ -102,15 +103,14 @@ def curves(
             lines.append(_line(s, sorted(by_place.items()), s.regularised if x == "layer" else ()))
             chance.append(_chance(own, x))
         if len({place for line in lines for place in line.x}) >= least:
-            lines += dict.fromkeys(chance)
-            plots.append(line_figure(f"{name}-{len(plots)}", what, panel_title, lines, unit, note(part), **look))
+            plot_name, levels = f"{name}-{len(plots)}", list(dict.fromkeys(chance))
+            plots.append(line_figure(plot_name, what, panel_title, lines, unit, levels, note(part), **look))
     return plots
 
 
 def marks(
-    name: str, what: str, caption: str, points: Sequence[Point], place: Callable[[Point], str], unit: str = "%",
-    **look: Any,
-) -> Figure:  # fmt: skip
+    name: str, what: str, caption: str, points: Sequence[Point], place: Callable[[Point], str], **look: Any
+) -> Figure:
     """A mark for each place, subjects beside each other: an interval would hide another's."""
     places = list(dict.fromkeys(map(place, points)))
     subjects = grouped(points, lambda p: p.series)
@@ -120,44 +120,50 @@ def marks(
         line = _line(s, [(places.index(place(p)) + aside, p) for p in own if _known(p)])
         lines.append(replace(line, dash="", marker=s.line.marker or "_"))
     names = [place.removesuffix(" patches") for place in places]
-    return line_figure(name, what, caption, lines, unit, x_label="", x_names=names, width=4.2, **look)
+    return line_figure(name, what, caption, lines, "%", x_label="", x_names=names, width=4.2, **look)
 
 
 def line_figure(
-    name: str, what: str, caption: str, lines: Sequence[Line], unit: str | None, note: str = "", **look: Any
+    name: str,
+    what: str,
+    caption: str,
+    lines: Sequence[Line],
+    unit: str | None,
+    chance: Sequence[Line] = (),
+    note: str = "",
+    **look: Any,
 ) -> Figure:
     """A plot of named lines, whose description names their points. unit: of values, for their digits; None: of any
     size."""
     lines = [line for line in lines if line.x]
     names = look.get("x_names", ())
 
-    def spoken(line: Line) -> str:
+    def points_text(line: Line) -> str:
         points = list(zip(line.x, line.y, strict=True))
-        if len(points) > SPOKEN:
+        if len(points) > NAMED_POINTS:
             ends = min(points, key=lambda point: point[1]), max(points, key=lambda point: point[1])
             points = sorted({points[0], *ends, points[-1]})
         values = [f"{value:.4g}" if unit is None else digits(value, unit) for _, value in points]
         places = [names[round(place)] if names else f"{place:g}" for place, _ in points]
         return ", ".join(f"{value} at {place}" for value, place in zip(values, places, strict=True))
 
-    said = [f"{line.label} {spoken(line)}" for line in lines if line.label != CHANCE.label]
-    if levels := sorted({y for line in lines if line.label == CHANCE.label for y in line.y}):
-        said.append(f"chance {', '.join(digits(level, '%') for level in levels)}")
-    alt = f"{what}, {caption}: {'; '.join(said) or 'no finite value'}"
-    return Figure(caption, figures.lines(name, alt, lines, **look), note)
+    texts = [f"{line.label} {points_text(line)}" for line in lines]
+    if levels := sorted({y for line in chance for y in line.y}):
+        texts.append(f"chance {', '.join(digits(level, '%') for level in levels)}")
+    alt = f"{what}, {caption}: {'; '.join(texts) or 'no finite value'}"
+    return Figure(caption, figures.lines(name, alt, [*lines, *(line for line in chance if line.x)], **look), note)
 
 
 def legend(name: str, points: Sequence[Point]) -> Pairs:
     """A piece of line and its name for each subject, for layers that SER acts on, and for chance, where the points
     have such; what depends on several runs shares one entry."""
-    lines = [replace(s.line, label=s.label) for s in _subjects(points)]
-    dependent = grouped((s for s in _subjects(points) if not s.own and s.subject not in SHARED), lambda s: s.subject)
-    for subject, several in sorted(dependent.items()):
-        if len(several) > 1:
-            labels = [s.label for s in several]
-            lines = [line for line in lines if line.label not in labels]
-            label = f"{NAMES.get(subject, subject)}, in the colour of the run"
-            lines.append(replace(several[0].line, label=label, colour=INK))
+    subjects = list(dict.fromkeys(p.series for p in points))
+    dependent = grouped((s for s in subjects if not s.own and s.subject not in SHARED), lambda s: s.subject)
+    shared = {subject: several for subject, several in sorted(dependent.items()) if len(several) > 1}
+    lines = [replace(s.line, label=s.label) for s in subjects if s.own or s.subject not in shared]
+    for subject, several in shared.items():
+        label = f"{NAMES.get(subject, subject)}, in the colour of the run"
+        lines.append(replace(several[0].line, label=label, colour=INK))
     if any("layer" in p.details and p.series.regularised for p in points):
         lines.append(Line("a layer that SER regularises", dash="", rings=(1,)))
     if any("chance" in p.details for p in points):
@@ -168,9 +174,11 @@ def legend(name: str, points: Sequence[Point]) -> Pairs:
 def key(name: str, lines: Sequence[Line]) -> Pairs:
     """A piece of each line, and its label."""
     looks = {"-": "solid line", "--": "dashed line", ":": "dotted line", "-.": "line of dots and dashes"}
-    said = [looks.get(line.dash, "ring" if line.rings else "mark") for line in lines]
-    swatches = [figures.swatch(f"legend-{name}-{i}", *look) for i, look in enumerate(zip(said, lines, strict=True))]
-    return Pairs([(line.label, svg) for line, svg in zip(lines, swatches, strict=True)], "key")
+    pairs = []
+    for number, line in enumerate(lines):
+        alt = looks.get(line.dash, "ring" if line.rings else "mark")
+        pairs.append((line.label, figures.swatch(f"legend-{name}-{number}", alt, line)))
+    return Pairs(pairs, "key")
 
 
 def panel(points: Sequence[Point], name: Callable[[Point], str]) -> Callable[[Point], str]:
@@ -199,17 +207,9 @@ def warnings(points: Sequence[Point]) -> list[Block]:
     return [Text(text, "note", ", ".join(labels)) for text, labels in concerned.items()]
 
 
-def _subjects(points: Sequence[Point]) -> list[Series]:
-    return list(dict.fromkeys(p.series for p in points))
-
-
 def _known(r: Record) -> bool:
     """Whether it has a value that can be drawn."""
     return r.value is not None and math.isfinite(r.value)
-
-
-def _dot(p: Point) -> Dot:
-    return Dot(p.series.label, p.value or 0.0, p.low, p.high, p.series.line.colour, p.series.line.marker or "x")
 
 
 def _line(s: Series, points: Sequence[tuple[float, Point]], rings: Sequence[float] = ()) -> Line:

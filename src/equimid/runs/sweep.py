@@ -38,9 +38,10 @@ _LONGEST = 150  # characters of a folder's name; file systems end at 255 bytes
 class Combination:
     """One value of every varied setting.
 
-    name:   "ser.weight=0.1 train.epochs=10", or the recipe where nothing is varied
-    values: {key: value as in a setting}
-    config: with the first seed
+    Attributes:
+        name:   "ser.weight=0.1 train.epochs=10", or the recipe where nothing is varied.
+        values: {key: value as in a setting}.
+        config: with the first seed.
     """
 
     name: str
@@ -71,14 +72,14 @@ class Sweep(SweepPlan):
         Raises:
             UserError: an unknown setting, or values that do not go together.
         """
-        found = []
+        combinations = []
         for chosen in itertools.product(*self.vary.values()):
             config = self.configured(dict(zip(self.vary, chosen, strict=True)))
             flat = flatten(config)
             values = {key: _as_setting(flat.get(key, text)) for key, text in zip(self.vary, chosen, strict=True)}
             name = " ".join(f"{key}={value}" for key, value in values.items()) or self.recipe
-            found.append(Combination(name, values, config))
-        return found
+            combinations.append(Combination(name, values, config))
+        return combinations
 
 
 def run_sweep(
@@ -96,12 +97,12 @@ def run_sweep(
         UserError: before anything runs, where a setting, a value, the data or the folder is wrong.
         KeyboardInterrupt: a run was stopped by a signal; its checkpoint is written.
     """
-    asked = _asked(recipe, data, seeds, vary, settings)
+    wanted = _wanted(recipe, data, seeds, vary, settings)
     if (out / "config.yaml").exists():
         raise UserError(f"{out} is the folder of a run; a sweep needs one of its own, choose another --out")
     with locked(out):
         file = out / "sweep.yaml"
-        sweep = _joined(Sweep(**vars(read_sweep(out))), asked, out) if file.exists() else asked
+        sweep = _joined(Sweep(**vars(read_sweep(out))), wanted, out) if file.exists() else wanted
         grid = sweep.grid()
         for combination in grid:
             # a mistake that only the network shows, such as a layer that it does not have, is an error now
@@ -137,28 +138,28 @@ def _run_one(sweep: Sweep, combination: Combination, seed: int, out: Path) -> Sw
     return replace(sweep, finished=[*finished, run], failed=failed)
 
 
-def parse_vary(words: Sequence[str]) -> dict[str, list[str]]:
-    """{key: values} of "key=a,b" words; commas inside brackets belong to a value.
+def parse_vary(settings: Sequence[str]) -> dict[str, list[str]]:
+    """{key: values} of "key=a,b" texts; commas inside brackets belong to a value.
 
     Raises:
-        UserError: a word that is no such list, or a setting that is named twice or has a flag of its own.
+        UserError: a text that is no such list, or a setting that is named twice or has a flag of its own.
     """
     vary: dict[str, list[str]] = {}
-    for word in words:
-        key, equals, text = word.partition("=")
+    for setting in settings:
+        key, equals, text = setting.partition("=")
         values = [value.strip() for value in re.split(r",(?![^\[]*\])", text)]
         if not equals or not key or not all(values):
-            raise UserError(f"--vary {word}: expected a setting and its values, such as --vary ser.weight=0,0.1,1")
+            raise UserError(f"--vary {setting}: expected a setting and its values, such as --vary ser.weight=0,0.1,1")
         if key in ("seed", "data.source", "recipe"):
             flag = {"seed": "--seeds 0 1 2", "data.source": "--data", "recipe": "one sweep for each recipe"}[key]
-            raise UserError(f"--vary {word}: {key} is not varied here; use {flag}")
+            raise UserError(f"--vary {setting}: {key} is not varied here; use {flag}")
         if key in vary:
             raise UserError(f"--vary names {key} twice; give all its values at once, such as {key}={','.join(values)}")
         vary[key] = values
     return vary
 
 
-def _asked(recipe: str, data: str, seeds: Sequence[int], vary: Sequence[str], settings: Sequence[str]) -> Sweep:
+def _wanted(recipe: str, data: str, seeds: Sequence[int], vary: Sequence[str], settings: Sequence[str]) -> Sweep:
     """What the command says, with values as the configuration has them.
 
     Raises:
@@ -178,31 +179,31 @@ def _asked(recipe: str, data: str, seeds: Sequence[int], vary: Sequence[str], se
     grid = Sweep(recipe, data, list(settings), list(seeds), values).grid()
     for seed in seeds:
         replace(grid[0].config, seed=seed)
-    for key, given in values.items():
+    for key, texts in values.items():
         # in the grid's order, so as given: 0.10 and 0.1 are one value
         known = list(dict.fromkeys(c.values[key] for c in grid))
-        if len(known) < len(given):
-            raise UserError(f"--vary {key}={','.join(given)} names a value twice; name every value once")
+        if len(known) < len(texts):
+            raise UserError(f"--vary {key}={','.join(texts)} names a value twice; name every value once")
         values[key] = known
     return Sweep(recipe, data, list(settings), list(seeds), values)
 
 
-def _joined(before: Sweep, asked: Sweep, out: Path) -> Sweep:
+def _joined(before: Sweep, wanted: Sweep, out: Path) -> Sweep:
     """The folder's sweep with the seeds and values that were asked for beside its own.
 
     Raises:
         UserError: they differ in more than that.
     """
     named = [
-        ("recipe", before.recipe, asked.recipe),
-        ("data", before.data, asked.data),
-        ("what is varied", ", ".join(sorted(before.vary)) or "nothing", ", ".join(sorted(asked.vary)) or "nothing"),
+        ("recipe", before.recipe, wanted.recipe),
+        ("data", before.data, wanted.data),
+        ("what is varied", ", ".join(sorted(before.vary)) or "nothing", ", ".join(sorted(wanted.vary)) or "nothing"),
     ]
     differing = {what: (old, new) for what, old, new in named if old != new}
     measured_anew = False
     if not differing:
-        first = {key: values[0] for key, values in asked.vary.items()}
-        was, now = replace(before, seeds=asked.seeds).configured(first), asked.configured(first)
+        first = {key: values[0] for key, values in wanted.vary.items()}
+        was, now = replace(before, seeds=wanted.seeds).configured(first), wanted.configured(first)
         differing = differences(was, now)
         measured_anew = was.evaluation != now.evaluation
     if differing:
@@ -212,9 +213,9 @@ def _joined(before: Sweep, asked: Sweep, out: Path) -> Sweep:
         before,
         # numbers of two ways to measure are not set beside each other while the rest is measured anew
         finished=() if measured_anew else before.finished,
-        settings=asked.settings,
-        seeds=_union(before.seeds, asked.seeds),
-        vary={key: _union(values, asked.vary[key]) for key, values in before.vary.items()},
+        settings=wanted.settings,
+        seeds=_union(before.seeds, wanted.seeds),
+        vary={key: _union(values, wanted.vary[key]) for key, values in before.vary.items()},
     )
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from equimid.evaluation.registry import MEASUREMENTS, measurement_of
 from equimid.report.blocks import Section
 from equimid.report.formatting import capital
+from equimid.report.published import published_section
 from equimid.report.read_run import Run
-from equimid.report.sections import layers, published, run, scores
+from equimid.report.sections import layers, run, scores
 from equimid.report.seeds import seeds_section
 from equimid.report.series import Point, all_series, grouped, points_of
 
@@ -25,7 +26,7 @@ def all_sections(runs: Sequence[Run], explore: Section) -> list[Section]:
         run.run_section(runs),
         Section("evaluation", "Evaluation", scores.evaluation(runs, of["evaluation"])),
         seeds_section(runs),
-        published.published_section(runs),
+        published_section(runs),
         Section("robustness", "Robustness", scores.robustness(of["robustness"])),
         Section("geometry", "Turned, mirrored and scaled images", scores.geometry(of["geometry"]), "Geometry"),
         Section("equivariance", "Equivariance", layers.equivariance(runs, of["equivariance"])),

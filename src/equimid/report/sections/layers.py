@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from equimid.records import Record
-from equimid.report.blocks import Block, Figure, Figures, Group, Text
+from equimid.report.blocks import Block, Figure, Figures, Group, Text, explained
 from equimid.report.formatting import gathered, metric_name
 from equimid.report.read_run import Run
 from equimid.report.sections.scores import unmeasured
@@ -20,51 +20,9 @@ AMONG = {"image": "the patches of the same image", "images": "the patches of all
 SOURCES = {"map": "token map", "cls": "class token", "mean": "mean token", "embedding": "final embedding"}
 EVERY = "Every layer and kind in numbers"
 
-PLACE_TEXT = (
-    "Place compares, patch by patch, the token map of a transformed image with the transformed token map of the image, "
-    "after each image's own mean token is taken away. 1: every patch takes its token with it. 0: patch by patch the "
-    "two maps have nothing in common. A patch without content of its own does not count, and a map that is the same "
-    "everywhere has no place: it is not measurable."
-)
-REFERENCES = (
-    "Each reference shows what else could raise place. “Not carried” leaves the map of the image where it was: it is "
-    "high where tokens say where they stand, or where maps are smooth. “Other images” takes the transformed map of "
-    "another image: it is high where all maps have something in common. The random network shows what the architecture "
-    "gives without training. What place has above all of them comes from training and follows the image."
-)
-NUMBERS = "Place with its 95 % interval and the number of images; below it other measures. "
-OTHER_MEASURES = (
-    "Retrieval: how often the partner of a patch is the nearest of all patches of the image, and how often it or a "
-    "patch beside it is. Centred cosine: the mean cosine after the mean token of all images is taken away; it is 1 "
-    "also for a map that is the same everywhere. Relative error: the distance of the two maps over the spread of the "
-    "first."
-)
-VARIANCE = (
-    "The variance of a layer's maps in three parts. Between images: what a whole image shares; place is lost where "
-    "this is all. Between positions: what a position has in every image. Inside images: what tells the patches of an "
-    "image apart beyond their position."
-)
-CORRESPONDENCE_TEXT = (
-    "Every patch of the transformed image looks for the patch that shows the same place, by its token alone: it takes "
-    "the nearest token of the transformed map of the image. Shown is how often this is the right one, in %. Chance is "
-    "a guess among all patches that are searched. “Mean colours of patches” searches by colour, without a network: "
-    "what it finds needs no features."
-)
-CORRESPONDENCE_NUMBERS = (
-    "Top-1 with its 95 % interval, the number of images and chance; below it how often the partner or one of the "
-    "patches around it was found."
-)
-PROBE_TEXT = (
-    "A linear probe reads from the features how the image was turned or mirrored: top-1 in %, by layer. High where the "
-    "pose is kept, at chance where it is lost."
-)
-
 
 def equivariance(runs: Sequence[Run], points: Sequence[Point]) -> list[Block]:
     """One plot of place per kind of transformation, the parts of the variance, and tables of layers by kinds."""
-    if not points:
-        measured = any(run.records for run in runs)
-        return [*unmeasured(runs), *([Text("The records hold no equivariance.", "note")] if measured else [])]
     kind, part = panel(points, _kind), panel(points, metric_name)
     measures = [p for p in points if p.metric not in PARTS]
     place = [p for p in measures if p.metric == PLACE and "angle" not in p.details]
@@ -76,25 +34,26 @@ def equivariance(runs: Sequence[Run], points: Sequence[Point]) -> list[Block]:
     parts = _ranked([p for p in points if p.metric in PARTS], PARTS)
     title = "Where the variance of the maps lies"
     variance = curves("variance", "Share of the variance in % by layer", parts, part, "layer", y_range=(-2.0, 102.0))
-    numbers = Text((NUMBERS if place else "") + OTHER_MEASURES)
-    explained = [PLACE_TEXT, REFERENCES] if any(p.metric == PLACE for p in measures) else []
+    fractions = _every("Every fraction in numbers", title, parts, part)
+    texts = ["place", "references"] if any(p.metric == PLACE for p in measures) else []
+    numbers = ["place, numbers", "other measures"] if place else ["other measures"]
     return [
-        *unmeasured(runs),
+        *unmeasured(runs, points, "equivariance"),
         *_without_place(runs),
-        *(Text(text) for text in explained),
+        *map(explained, texts),
         *warnings(points),
         legend("layers", place if lines else []),
         Figures(lines),
-        Group(title, [Text(VARIANCE), Figures(variance), _every("Every fraction in numbers", title, parts, part)]),
-        _every(EVERY, "Equivariance", _ranked(measures, MEASURES), kind, PLACE, numbers),
+        Group(title, [explained("variance"), Figures(variance), fractions]),
+        _every(EVERY, "Equivariance", _ranked(measures, MEASURES), kind, PLACE, explained(*numbers)),
     ]
 
 
 def correspondence(points: Sequence[Point]) -> list[Block]:
     """Plots by layer, one per kind, within an image and among all; by angle for rotations; tables in a fold."""
     kind = panel(points, _kind)
-    blocks: list[Block] = [Text(CORRESPONDENCE_TEXT), *warnings(points), legend("correspondence", points)]
-    tables: list[Block] = [Text(CORRESPONDENCE_NUMBERS)]
+    blocks: list[Block] = [explained("correspondence"), *warnings(points), legend("correspondence", points)]
+    tables: list[Block] = [explained("correspondence, numbers")]
     for among, where in AMONG.items():
         part = [p for p in points if p.detail("among") == among]
         top1 = _at_all_layers([p for p in part if p.metric == "top1"])
@@ -113,7 +72,7 @@ def pose_probe(points: Sequence[Point]) -> list[Block]:
     what = "Reading the pose, top-1 in % by layer"
     plots = curves("pose-probe", what, points, reading, "layer", least=2, y_range=(0.0, 102.0))
     return [
-        Text(PROBE_TEXT),
+        explained("pose probe"),
         *warnings(points),
         legend("pose-probe", points),
         Figures(plots),

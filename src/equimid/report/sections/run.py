@@ -1,7 +1,7 @@
 """What was run: the settings, how far the training came, and its curves."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from equimid.report import figures
 from equimid.report.blocks import Block, Entry, Figure, Figures, Group, Pairs, Row, Section, Table, Text
@@ -13,24 +13,54 @@ from equimid.report.views import key, line_figure
 
 __all__ = ["addons_of", "run_section", "training_section"]
 
-# what a reader asks first: its name on the page, its key in the resolved configuration
-SETTINGS = {
-    "model": "model", "weights": "weights", "recipe": "recipe", "data": "data.source", "backbone": "backbone.name",
-    "image size": "backbone.image_size", "patch size": "backbone.patch_size", "width": "backbone.embed_dim",
-    "depth": "backbone.depth", "heads": "backbone.num_heads", "initial weights": "backbone.init",
-    "CLS enters after block": "backbone.cls_layer", "method": "method.name", "SER weight": "ser.weight",
-    "SER temperature": "ser.temperature", "SER layers": "ser.layers", "SER fraction of the batch": "ser.fraction",
-    "batch size": "train.batch_size", "epochs": "train.epochs", "seed": "seed",
-}  # fmt: skip
-FOREIGN = ("model", "weights")  # what a network of others is told by
 # plots of curves by what stands before the "/" of the column
 PANELS = {"loss": "Loss", "gradient": "Gradient norm", "feature": "Features", "": "Schedule and speed"}
 
+FOREIGN = ("model", "weights")  # what names a network of others
 Rows = dict[str, list[str]]  # {label: a value for each run}
 
 
+def addons_of(run: Run) -> str:
+    """Names and weights."""
+    return ", ".join(f"{name} (weight {plain(weight)})" for name, weight in run.addons.items()) or "none"
+
+
+def _images(run: Run) -> str:
+    usable, listed = run.counts.get("usable"), run.counts.get("listed")
+    return "–" if usable is None or listed is None else f"{usable:,}, {listed - usable:,} left out"
+
+
+def _steps(run: Run) -> str:
+    return f"{step:,.0f}" if (step := run.last("step")) else "–"
+
+
+def _time(run: Run) -> str:
+    minutes, rest = divmod(round(run.last("seconds") or 0.0), 60)
+    hours, more = divmod(minutes, 60)
+    known = f"{hours} h {more:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    return known if run.last("seconds") else "–"
+
+
+def _ser_weight(run: Run) -> str:
+    weight = run.setting("ser.weight")
+    return "off" if weight is None else plain(weight)
+
+
+# what a reader asks first: its name on the page, and its key in the resolved configuration, or what a trained run says
+FACTS: Mapping[str, str | Callable[[Run], str]] = {
+    "model": "model", "weights": "weights", "recipe": "recipe", "data": "data.source", "images": _images,
+    "backbone": "backbone.name", "image size": "backbone.image_size", "patch size": "backbone.patch_size",
+    "width": "backbone.embed_dim", "depth": "backbone.depth", "heads": "backbone.num_heads",
+    "initial weights": "backbone.init", "CLS enters after block": "backbone.cls_layer", "method": "method.name",
+    "SER weight": _ser_weight, "SER temperature": "ser.temperature", "SER layers": "ser.layers",
+    "SER fraction of the batch": "ser.fraction", "batch size": "train.batch_size", "epochs": "train.epochs",
+    "seed": "seed", "add-ons": addons_of, "views of an image": lambda run: run.views or "–", "steps done": _steps,
+    "time": _time,
+}  # fmt: skip
+
+
 def run_section(runs: Sequence[Run]) -> Section:
-    """The settings asked for first, then all; of several runs what differs as a table, apart from what does not."""
+    """Facts first, then all settings; of several runs what differs as a table, apart from what does not."""
     rows = _first(runs) | (_others(runs) if len(runs) > 1 else {})
     trained = [run.trained_here for run in runs]
     first = trained.index(True) if any(trained) else 0
@@ -52,34 +82,20 @@ def run_section(runs: Sequence[Run]) -> Section:
     return Section("run", "What was run", blocks)
 
 
-def addons_of(run: Run) -> str:
-    """Names and weights in words."""
-    if not run.trained_here:
-        return "–"
-    return ", ".join(f"{name} (weight {plain(weight)})" for name, weight in run.addons.items()) or "none"
-
-
 def _first(runs: Sequence[Run]) -> Rows:
     rows: Rows = {}
-    trained = any(run.trained_here for run in runs)
-    for label, name in SETTINGS.items():
-        off = "off" if name == "ser.weight" else "–"
-        if any(run.setting(name) is not None for run in runs) or (trained and name == "ser.weight"):
-            values = [(run, run.setting(name)) for run in runs]
-            rows[label] = [off if run.trained_here and value is None else plain(value) for run, value in values]
-        if trained and name == "data.source":
-            rows["images"] = [_images(run) for run in runs]
-    if trained:
-        rows["add-ons"] = [addons_of(run) for run in runs]
-        rows["views of an image"] = [run.views or "–" for run in runs]
-        rows["steps done"] = [f"{step:,.0f}" if (step := run.last("step")) else "–" for run in runs]
-        rows["time"] = [_time(seconds) if (seconds := run.last("seconds")) else "–" for run in runs]
+    for label, read in FACTS.items():
+        values = [
+            run.setting(read) if isinstance(read, str) else read(run) if run.trained_here else None for run in runs
+        ]
+        if any(value is not None for value in values):
+            rows[label] = [plain(value) for value in values]
     return rows
 
 
 def _others(runs: Sequence[Run]) -> Rows:
     """What else differs between runs that both have it: a group of settings that only some have is another group."""
-    keys = dict.fromkeys(key for run in runs for key in run.settings if key not in SETTINGS.values())
+    keys = dict.fromkeys(key for run in runs for key in run.settings if key not in (*FACTS.values(), "ser.weight"))
     several = [key for key in keys if len({str(run.settings[key]) for run in runs if key in run.settings}) > 1]
     return {key: [plain(run.setting(key)) for run in runs] for key in several}
 
@@ -89,17 +105,6 @@ def _differs(label: str, values: Sequence[str], trained: Sequence[bool]) -> bool
     if label not in FOREIGN and any(trained):
         values = [value for value, here in zip(values, trained, strict=True) if here]
     return len(set(values)) > 1
-
-
-def _images(run: Run) -> str:
-    usable, listed = run.counts.get("usable"), run.counts.get("listed")
-    return "–" if usable is None or listed is None else f"{usable:,}, {listed - usable:,} left out"
-
-
-def _time(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, more = divmod(minutes, 60)
-    return f"{hours} h {more:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
 def training_section(runs: Sequence[Run]) -> Section:
@@ -152,4 +157,4 @@ def _curves(name: str, column: str, runs: Sequence[Run]) -> Figure | None:
     log = column.startswith("gradient/") and min(drawn, default=0.0) > 0 and max(drawn) > 30 * min(drawn)
     note = " (logarithmic)" * log + (f" ({bad:,} values not finite, left out)" if bad else "")
     caption = column.rpartition("/")[2].replace("_", " ")
-    return line_figure(name, f"{column} by step", caption, lines, None, note, x_label="step", log=log, height=1.8)
+    return line_figure(name, f"{column} by step", caption, lines, None, note=note, x_label="step", log=log, height=1.8)

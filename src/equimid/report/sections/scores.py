@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from equimid.evaluation.registry import measurement_of
 from equimid.records import Record
-from equimid.report.blocks import Block, Figure, Figures, Group, Text
+from equimid.report.blocks import Block, Figure, Figures, Group, Text, explained
 from equimid.report.formatting import capital, gathered
 from equimid.report.read_run import Run
 from equimid.report.series import Point, grouped, in_page_order
@@ -14,64 +14,31 @@ from equimid.report.views import curves, legend, marks, pivot, scores, value_ran
 __all__ = ["dense", "evaluation", "geometry", "plain_section", "robustness", "unmeasured"]
 
 UPRIGHT, ANGLE, CLEAN = "none", "angle", "none"  # kinds of poses, and the corruption of a clean image
-SCORES_TEXT = (
-    "Measured on frozen features. In brackets the 95 % interval; below it the number of images and the difference to "
-    "the random network of the same shape."
-)
-GEOMETRY_TEXT = (
-    "Top-1 in % of a linear probe that was fitted to upright images, on test images in other poses; all plots on one "
-    "scale. Over the angle only the disc that turns into itself is shown, at 0 degrees too."
-)
-DENSE_TEXT = (
-    "A detector or a linear layer is trained on the frozen network's patches; the network itself does not change. In "
-    "brackets the 95 % interval where one is known."
-)
-OTHER_SETS_TEXT = (
-    "The linear probe on sets that it was not fitted to. ImageNet-R and -A have 200 of the 1,000 classes: top-1 is "
-    "among these, top-1 among all classes is among those of the training images."
-)
-VIDEOS, GENERATED, IMAGENET_C = "imagenet_p", "generated_corruptions", "imagenet_c"
-ROBUSTNESS_TEXTS = {
-    GENERATED: (
-        "Corruptions that this library makes of clean images, after published formulas. They are not the files of "
-        "ImageNet-C, and their values are no ImageNet-C values. Severity 0 is the clean image."
-    ),
-    IMAGENET_C: (
-        "The published files. CE is the error over the five severities relative to AlexNet's, mCE its mean over "
-        "the 15 test corruptions: lower is better."
-    ),
-    VIDEOS: (
-        "How often the prediction changes from frame to frame of a slowly perturbed image (flip rate), and how far the "
-        "five highest classes move (top-5 distance): lower is better. mFR and mT5D are relative to AlexNet's. Mean "
-        "top-1 is the mean over the ten test perturbations of the fraction of frames that are classified rightly: "
-        "higher is better."
-    ),
-}
-CLASS_METRICS = {"detection": "map", "segmentation": "iou"}  # of their values by class
 
 
 def evaluation(runs: Sequence[Run], points: Sequence[Point]) -> list[Block]:
     """Every measurement that has no section of its own."""
-    if not points and any(run.records for run in runs):
-        return [*unmeasured(runs), Text("The records hold no accuracy.", "note")]
-    return [*unmeasured(runs), *plain_section("evaluation", "Evaluation", runs, points)]
+    return [*unmeasured(runs, points, "accuracy"), *plain_section("evaluation", "Evaluation", runs, points)]
 
 
-def unmeasured(runs: Sequence[Run]) -> list[Block]:
-    """Who has no records yet."""
-    return [
+def unmeasured(runs: Sequence[Run], points: Sequence[Point], what: str) -> list[Block]:
+    """Who has no records yet, and that no run has this."""
+    notes: list[Block] = [
         Text(f"is not evaluated yet: equimid evaluate {run.path}", "note", run.name)
         if run.trained_here
         else Text(f"holds no records: equimid evaluate knn linear --model {run.model} --data DATA", "note", run.name)
         for run in runs
         if not run.records
     ]
+    if not points and len(notes) < len(runs):
+        notes.append(Text(f"The records hold no {what}.", "note"))
+    return notes
 
 
 def plain_section(name: str, title: str, runs: Sequence[Run], points: Sequence[Point]) -> list[Block]:
     """A table of scores for each data set, and the pictures."""
     values = [p for p in points if p.metric != "picture"]
-    blocks: list[Block] = [Text(SCORES_TEXT), *warnings(values)] if values else []
+    blocks: list[Block] = [explained("scores"), *warnings(values)] if values else []
     for number, (data, part) in enumerate(grouped(values, lambda p: p.data).items()):
         table_and_plots = scores(f"{name}-{number}", f"{title} on {data}", part)
         blocks.append(Group(f"On {data}", [*table_and_plots, *_fewshot(f"fewshot-{number}", f"On {data}", part)]))
@@ -94,22 +61,24 @@ def _fewshot(name: str, what: str, points: Sequence[Point]) -> list[Block]:
 
 def robustness(points: Sequence[Point]) -> list[Block]:
     """Other sets of the same classes, corruptions by severity, and videos."""
-    others = [p for p in in_page_order(points) if p.evaluation not in ROBUSTNESS_TEXTS]
+    views = {"generated_corruptions": _corruptions, "imagenet_c": _corruptions, "imagenet_p": _videos}
+    others = [p for p in in_page_order(points) if p.evaluation not in views]
     title = "Other images of the same classes"
-    texts: list[Block] = [Text(OTHER_SETS_TEXT), *warnings(others)]
+    texts: list[Block] = [explained("other sets"), *warnings(others)]
     blocks: list[Block] = [Group(title, [*texts, *scores("variants", title, others)])]
-    for evaluation, text in ROBUSTNESS_TEXTS.items():
-        for name, title, data, part in _by_data(evaluation, points):
-            label, view = f"{title}, {data}", _videos if evaluation == VIDEOS else _corruptions
-            blocks.append(Group(label, [Text(text), *warnings(part), *view(name, label, part)]))
+    for name, label, part in _by_data([p for p in points if p.evaluation in views], ", "):
+        evaluation = part[0].evaluation
+        view = views[evaluation](name, label, part)
+        blocks.append(Group(label, [explained(evaluation), *warnings(part), *view]))
     return blocks
 
 
-def _by_data(evaluation: str, points: Sequence[Point]) -> list[tuple[str, str, str, list[Point]]]:
-    """Names of plots, the measurement's title, the data, and the points of each data set."""
-    title = capital(measurement_of(evaluation).title)
-    parts = grouped([p for p in points if p.evaluation == evaluation], lambda p: p.data)
-    return [(f"{evaluation}-{number}", title, data, part) for number, (data, part) in enumerate(parts.items())]
+def _by_data(points: Sequence[Point], between: str = " on ") -> list[tuple[str, str, list[Point]]]:
+    """A name, a label and the points of each measurement on each data set."""
+    parts = grouped(in_page_order(points), lambda p: (p.evaluation, p.data))
+    titles = [capital(measurement_of(evaluation).title) + between + data for evaluation, data in parts]
+    names = [f"{evaluation}-{number}" for number, (evaluation, _) in enumerate(parts)]
+    return list(zip(names, titles, parts.values(), strict=True))
 
 
 def _videos(name: str, label: str, points: Sequence[Point]) -> list[Block]:
@@ -146,7 +115,7 @@ def _corruptions(name: str, label: str, points: Sequence[Point]) -> list[Block]:
         for s, part in subjects.items()
     ]
     by_severity: list[Block] = [
-        Text("Top-1 in % (up) by severity (across), one plot for each corruption, all on one scale."),
+        explained("severities"),
         legend(name, levels),
         Figures(lines, "small"),
         Group("Every corruption and severity in numbers", tables, folded=True),
@@ -162,22 +131,18 @@ def _corruptions(name: str, label: str, points: Sequence[Point]) -> list[Block]:
 def geometry(points: Sequence[Point]) -> list[Block]:
     """Accuracy on turned, mirrored and scaled images."""
     return [
-        Text(GEOMETRY_TEXT),
+        explained("geometry"),
         *warnings(points),
-        *(
-            Group(f"On {data}", _poses(name, f"{title} on {data}", "Top-1", part))
-            for name, title, data, part in _by_data("geometry", points)
-        ),
+        *(Group(f"On {part[0].data}", _poses(name, label, "Top-1", part)) for name, label, part in _by_data(points)),
     ]
 
 
 def dense(points: Sequence[Point]) -> list[Block]:
     """Detection and segmentation: overall, by pose, by class, and as pictures."""
-    blocks: list[Block] = [Text(DENSE_TEXT)]
-    for evaluation, own in grouped(in_page_order(points), lambda p: p.evaluation).items():
+    blocks: list[Block] = [explained("dense")]
+    for own in grouped(in_page_order(points), lambda p: p.evaluation).values():
         blocks += warnings(own)
-        for name, title, data, part in _by_data(evaluation, [p for p in own if p.metric != "picture"]):
-            label = f"{title} on {data}"
+        for name, label, part in _by_data([p for p in own if p.metric != "picture"]):
             whole = [p for p in part if not {"class", "pose"} & set(p.details)]
             classes = [p for p in part if "class" in p.details]
             table = pivot(f"{label}, by class", "Class", classes, _detail("class"))
@@ -200,12 +165,7 @@ def _posed(name: str, label: str, points: Sequence[Point]) -> list[Block]:
         for p in points
         if p.metric == metric and "class" not in p.details and p.series in subjects
     ]
-    text = Text(
-        f"Trained on upright images, tested in other poses: {title} in %, all plots on one scale. The drop in the "
-        "table above is the upright value less the mean over the poses of a kind, in points, with the 95 % interval of "
-        "the paired difference."
-    )
-    return [text, *_poses(name, label, title, [*upright, *posed])] if posed else []
+    return [explained("posed", metric=title), *_poses(name, label, title, [*upright, *posed])] if posed else []
 
 
 def _poses(name: str, label: str, what: str, points: Sequence[Point]) -> list[Block]:
