@@ -21,18 +21,21 @@ PROBE = {"crops": True, "features": "last4", "epochs": 50, "rate": 1.0}
 
 
 def trained(
-    path: Path, recipe: str, *records: Record, settings: tuple[str, ...] = (), views: str | None = "", images: int = 0
-) -> Path:
-    """A run of the recipe at size imagenet, as it lies there when it is measured. views: what its record of them says,
-    by default what is true, None = no such record; images: that it was trained on, by default ImageNet-1k's."""
+    path: Path, recipe: str, *records: Record, settings: tuple[str, ...] = (), views: str | None = "", images: int = 0,
+    **facts: int,
+) -> Path:  # fmt: skip
+    """A run of the recipe at size imagenet, as it lies there when it is measured. views: what run.json says of them,
+    by default what is true, None = no such file; images: that it was trained on, by default ImageNet-1k's; facts: what
+    run.json says beside."""
     config = configured(f"{recipe}-imagenet", settings)
     path.mkdir()
     save_config(config, path / "config.yaml")
     listed = images or 1_281_167
     (path / "data.json").write_text(json.dumps({"schema": 1, "usable": listed, "listed": listed, "unreadable": []}))
-    told = config.plan().label if views == "" else views
-    seen = [] if told is None else [record("training", "views", 2.0, details={"setting": told})]
-    write_records(path / "records.jsonl", [*records, *seen])
+    label = config.plan().label if views == "" else views
+    if label is not None:
+        (path / "run.json").write_text(json.dumps({"views": label, **facts}))
+    write_records(path / "records.jsonl", [*records])
     return path
 
 
@@ -155,8 +158,7 @@ def test_images_or_steps_of_another_number_are_another_training(tmp_path: Path) 
     unknown = trained(tmp_path / "unknown", "ser")
     (unknown / "data.json").unlink()
     assert row_of(unknown) is None
-    stopped = record("training", "views", 2.0, details={"setting": "2 x 224", "steps": 9, "total_steps": 62_500})
-    assert row_of(trained(tmp_path / "stopped", "ser", stopped, views=None)) is None
+    assert row_of(trained(tmp_path / "stopped", "ser", steps=9, total_steps=62_500)) is None
     older = trained(tmp_path / "older", "ser")
     config = yaml.safe_load((older / "config.yaml").read_text())
     del config["views"]

@@ -81,6 +81,8 @@ def read_records(path: Path) -> list[Record]:
                     f"{path}, line {number}: written by a newer version (schema {entry['schema']}, "
                     f"this one reads {SCHEMA}); update equimid"
                 )
+            if entry["evaluation"] == "training":
+                continue  # of an older version: run.json has these facts now
             entry["evaluation"] = _RENAMED.get(entry["evaluation"], entry["evaluation"])
             records.append(Record(**{k: v for k, v in entry.items() if k in known}))
         except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:

@@ -5,7 +5,6 @@ import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ class Run:
         file:     of the settings: config.yaml or model.yaml.
         text:     of that file.
         settings: {dotted name: value}; a group that is off is a name whose value is None.
+        facts:    of run.json: "views", "steps" and "total_steps"; {} where it is not there.
         counts:   "usable" and "listed" images, where they are known.
         curves:   {column of metrics.csv: (steps, values)}.
     """
@@ -39,6 +39,7 @@ class Run:
     file: str
     text: str
     settings: Mapping[str, Any]
+    facts: Mapping[str, Any]
     counts: Mapping[str, int]
     curves: Mapping[str, tuple[list[float], list[float]]]
     records: Sequence[Record]
@@ -71,23 +72,17 @@ class Run:
         groups = {key.removesuffix(".weight"): value for key, value in weights.items()}
         return {name: weight for name, weight in groups.items() if "." not in name and name != "method"}
 
-    @cached_property
-    def _training(self) -> Sequence[Mapping[str, Any]]:
-        return [r.details for r in self.records if (r.evaluation, r.metric) == ("training", "views")]
-
     @property
     def stopped_at(self) -> tuple[int, int] | None:
         """(steps done, steps wanted) of a run that was measured before its training ended."""
-        for details in self._training:
-            done, wanted = details.get("steps"), details.get("total_steps")
-            if isinstance(done, int) and isinstance(wanted, int) and done < wanted:
-                return done, wanted
-        return None
+        done, total = self.facts.get("steps"), self.facts.get("total_steps")
+        return (done, total) if isinstance(done, int) and isinstance(total, int) and done < total else None
 
     @property
     def views(self) -> str | None:
-        """The view setting that it was trained with, such as "2 x 224 + 4 x 96"; None where no record has it."""
-        return str(self._training[-1].get("setting")) if self._training else None
+        """The view setting that it was trained with, such as "2 x 224 + 4 x 96"; None where it is not known."""
+        views = self.facts.get("views")
+        return None if views is None else str(views)
 
     def setting(self, name: str) -> Any:
         """The setting of that dotted name, None where there is none."""
@@ -112,7 +107,7 @@ def read_run(path: Path, name: str, index: int) -> Run:
     Raises:
         UserError: the folder is neither, or a file in it cannot be read.
     """
-    counts, metrics, records = (path / n for n in ("data.json", "metrics.csv", "records.jsonl"))
+    counts, facts, metrics, records = (path / n for n in ("data.json", "run.json", "metrics.csv", "records.jsonl"))
     settings = next((path / n for n in SETTINGS if (path / n).is_file()), None)
     if settings is None:
         raise UserError(
@@ -128,6 +123,7 @@ def read_run(path: Path, name: str, index: int) -> Run:
         file=settings.name,
         text=text,
         settings=dict(_flat(_mapping(settings, text, "YAML", "restore it"))),
+        facts=_mapping(facts, _read(facts), "JSON", "delete it") if facts.is_file() else {},
         counts={name: counted[name] for name in ("usable", "listed") if type(counted.get(name)) is int},
         curves=_read_metrics(metrics) if metrics.is_file() else {},
         records=read_records(records) if records.is_file() else [],

@@ -24,7 +24,7 @@ from equimid.evaluation import (
     find_measurement,
     labelled_splits,
 )
-from equimid.files import locked, write_text
+from equimid.files import locked, write_json, write_text
 from equimid.records import Record, Subject, read_records, write_records
 from equimid.report import write_report
 from equimid.runs.networks import first_seed, images_of, open_network, run_of
@@ -41,7 +41,7 @@ ROUTINE = ("equivariance", "feature-maps", "attention", "neighbours", "explorer"
 def measure_run(config: Config, folder: Path, data: str, device: torch.device) -> Path:
     """The routine measurements of a run's network on `data`; then the report, whose path is returned."""
     study = study_of(str(folder), data, config, folder, device)
-    write_records(folder / "records.jsonl", [_training(config, folder, study.scope)])
+    _write_facts(config, folder)
     _measure(study, [find_measurement(name) for name in _routine(data)], data, None)
     return write_report([folder], folder / "report.html")
 
@@ -91,7 +91,7 @@ def evaluate(
         if folder != run:
             _describe(folder, model, study.scope.subject, config)
         elif not names and is_main_process():
-            write_records(folder / "records.jsonl", [_training(config, folder, study.scope)])
+            _write_facts(config, folder)
         details = {"settings": " ".join(changed)} if changed else {}
         try:
             alone = [replace(measurement, references=()) for measurement in chosen]
@@ -231,17 +231,14 @@ def _file_name(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-_.@" else "-" for c in text)
 
 
-def _training(config: Config, folder: Path, scope: Scope) -> Record:
-    """How many views of an image it was trained on (runs with other numbers are no fair comparison), and how far it
-    came of how many steps (a run that was stopped is not one of several seeds)."""
+def _write_facts(config: Config, folder: Path) -> None:
+    """run.json: how many views of an image the run was trained on (runs with other numbers are no fair comparison), and
+    how many steps it did of how many (a run that was stopped is not one of several seeds)."""
     plan = config.plan()
     count = len(plan.crops) + sum(extra.turns for extra in plan.extra.values())
-    details: dict[str, object] = {"setting": plan.label}
+    facts: dict[str, object] = {"views": plan.label, "views_of_an_image": count}
     checkpoint, image_check = latest_checkpoint(folder / "checkpoints"), ImageCheck.load(folder)
     if checkpoint and image_check:
         total = config.train.total_steps(image_check.listed - len(image_check.unreadable))
-        details |= {"steps": checkpoint.step, "total_steps": total}
-    return Record(
-        "training", "views", count, config.train.batch_size, scope.subject, scope.data, scope.seed, scope.checkpoint,
-        details=details,
-    )  # fmt: skip
+        facts |= {"steps": checkpoint.step, "total_steps": total}
+    write_json(folder / "run.json", facts)
