@@ -10,10 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from equimid.errors import UserError
+from equimid.records import Record, Subject
 
 if TYPE_CHECKING:
     from equimid.evaluation.study import Study
-    from equimid.records import Record
 
 __all__ = ["MEASUREMENTS", "Headline", "Measurement", "find_measurement", "measurement_of"]
 
@@ -52,7 +52,7 @@ class Measurement:
         title:      on the page, within a sentence.
         text:       what it measures, one line.
         function:   "module:name" below equimid.evaluation, of (study, data, train) -> records.
-        references: subjects that are measured beside the network by default: "random", "pixels", "patch_colours".
+        references: subjects that are measured beside the network by default.
         settings:   those of the group `evaluation` that it reads: how their keys begin, such as "knn_".
         section:    id of the page's section that shows its records; one that the page does not know shows a table of
                     scores, as "evaluation" does.
@@ -72,7 +72,7 @@ class Measurement:
     metrics: Mapping[str, str] = field(default_factory=dict)
     evaluation: str = ""
 
-    def run(self, study: "Study", data: str, train: str | None) -> "list[Record]":
+    def run(self, study: "Study", data: str, train: str | None) -> list[Record]:
         """The records of a network on these data; see `equimid.evaluation.study`."""
         module, name = self.function.split(":")
         function: Any = getattr(import_module(f"equimid.evaluation.{module}"), name)
@@ -84,8 +84,8 @@ class Measurement:
         return self.metrics.get(metric) or _METRICS.get(metric) or metric.replace("_", " ")
 
 
-_RANDOM = ("random",)
-_PIXELS = ("random", "pixels")
+_RANDOM = (Subject.RANDOM,)
+_PIXELS = (Subject.RANDOM, Subject.PIXELS)
 _PROBE = ("held_out", "linear_features")
 _LINEAR = ("held_out", "linear_")
 _ROBUST: Mapping[str, Any] = {"section": "robustness", "settings": _LINEAR}
@@ -150,7 +150,7 @@ _ALL = (
                  Headline("retrieval", "retrieval", _TURNS, each="layer", text=_RETRIEVAL)),
                 {"retrieval_near": "retrieval within one patch"}),
     Measurement("correspondence", "correspondence", "the same patch found again in a transformed image",
-                "equivariance:measure_correspondence", ("random", "patch_colours"), ("equivariance.",),
+                "equivariance:measure_correspondence", (Subject.RANDOM, Subject.PATCH_COLOURS), ("equivariance.",),
                 "correspondence",
                 (Headline(title="correspondence, top-1 within the image", details=_TURNS | {"among": "image"},
                           each="layer", text=_CORRESPONDENCE),),

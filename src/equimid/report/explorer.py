@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from equimid.records import Record
+from equimid.records import Record, Subject
 from equimid.report.blocks import read, template
 from equimid.report.read_run import Run
 from equimid.report.series import NAMES, grouped
@@ -86,7 +86,7 @@ def _layer(run: Run, r: Record) -> dict[str, Any]:
         raise ValueError("a number for each pose, None where it is not measurable")
     return {
         "layer": int(details["layer"]),
-        "regularised": details["layer"] in run.ser_layers and r.subject == "backbone",
+        "regularised": details["layer"] in run.ser_layers and r.subject == Subject.BACKBONE,
         "side": int(details["side"]),
         "grids": grids,
         "upright": int(details["upright"]),

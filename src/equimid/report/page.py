@@ -9,6 +9,7 @@ from pathlib import Path
 
 from equimid.errors import UserError
 from equimid.files import write_text
+from equimid.records import Subject
 from equimid.report.blocks import Pairs, Section, Text, drawn, template
 from equimid.report.explorer import Explorer, explorer
 from equimid.report.formatting import measured, plain
@@ -136,10 +137,10 @@ def _summary(runs: Sequence[Run]) -> str:
         return f"Runs side by side, measured on frozen features: {', '.join(reached)}."
     run = runs[0]
     text = _origin(run)
-    score, random = _reached(run, run.subject), _reached(run, "random")
+    score, random = _reached(run, run.subject), _reached(run, Subject.RANDOM)
     if score is None:
         return f"{text}; {'not evaluated yet' if not run.records else 'without a measured accuracy'}."
-    beside = f"; a random network has {random}" if random and run.subject != "random" else ""
+    beside = f"; a random network has {random}" if random and run.subject != Subject.RANDOM else ""
     return f"{text}: {score} on frozen features{beside}."
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from equimid.errors import UserError
-from equimid.records import Record, read_records
+from equimid.records import Record, Subject, read_records
 
 __all__ = ["Run", "names", "read_run"]
 
@@ -57,7 +57,7 @@ class Run:
     @property
     def subject(self) -> str:
         """What records call the folder's own network."""
-        return "random" if self.model and self.setting("weights") == "random" else "backbone"
+        return Subject.RANDOM if self.model and self.setting("weights") == "random" else Subject.BACKBONE
 
     @property
     def ser_layers(self) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from equimid.evaluation.registry import MEASUREMENTS, Headline, measurement_of
-from equimid.records import Record
+from equimid.records import Record, Subject
 from equimid.report import figures
 from equimid.report.blocks import Block, Entry, Figure, Figures, Group, Section, Text, explained
 from equimid.report.figures import Line
@@ -168,7 +168,7 @@ def values_of(combinations: Sequence[Combination]) -> list[Value]:
 
 def _is_headline(headline: Headline, r: Record) -> bool:
     return (
-        (r.metric, r.subject) == (headline.metric, "backbone")
+        (r.metric, r.subject) == (headline.metric, Subject.BACKBONE)
         and r.value is not None
         and headline.details.items() <= r.details.items()
         and all(detail in r.details for detail in (headline.each, headline.mean) if detail)

@@ -14,15 +14,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from equimid.evaluation.registry import MEASUREMENTS, measurement_of
-from equimid.records import Record
+from equimid.records import Record, Subject
 from equimid.report import figures
 from equimid.report.figures import Line
 from equimid.report.read_run import Run
 
 __all__ = [
-    "COLOURS",
     "NAMES",
-    "RANDOM",
     "SHARED",
     "Point",
     "Series",
@@ -32,23 +30,22 @@ __all__ = [
     "points_of",
 ]
 
-RANDOM, PIXELS, COLOURS = "random", "pixels", "patch_colours"  # they do not depend on the training
-NAMES = {
-    RANDOM: "random network",
-    PIXELS: "raw pixels",
-    COLOURS: "mean colours of patches",
-    "mismatched": "other images",
-    "not_carried": "not carried",
+NAMES: Mapping[str, str] = {
+    Subject.RANDOM: "random network",
+    Subject.PIXELS: "raw pixels",
+    Subject.PATCH_COLOURS: "mean colours of patches",
+    Subject.MISMATCHED: "other images",
+    Subject.NOT_CARRIED: "not carried",
 }
-DASHES = {"not_carried": "-."}  # of those that depend on the weights; any other is dotted
+DASHES: Mapping[str, str] = {Subject.NOT_CARRIED: "-."}  # of those that depend on the weights; any other is dotted
 # what a reference depends on, of the settings; pixels have no network
 SHAPE = tuple(
     f"backbone.{name}" for name in ("name", "image_size", "patch_size", "embed_dim", "depth", "num_heads", "cls_layer")
 )
 SHARED = {
-    RANDOM: (*SHAPE, "model"),
-    PIXELS: ("backbone.image_size", "model"),
-    COLOURS: ("backbone.image_size", "backbone.patch_size", "model"),
+    Subject.RANDOM: (*SHAPE, "model"),
+    Subject.PIXELS: ("backbone.image_size", "model"),
+    Subject.PATCH_COLOURS: ("backbone.image_size", "backbone.patch_size", "model"),
 }
 T = TypeVar("T")
 
@@ -103,7 +100,7 @@ def all_series(runs: Sequence[Run]) -> list[Series]:
         for run in runs:
             if subject != run.subject and any(r.subject == subject for r in run.records):
                 groups.setdefault(_identity(run, subject, settings), []).append(run)
-        if subject != RANDOM:  # the image size of others' networks is not in their settings
+        if subject != Subject.RANDOM:  # the image size of others' networks is not in their settings
             merged: dict[str, list[Run]] = {}
             for group in groups.values():
                 merged.setdefault(_values(group[0], subject), []).extend(group)
@@ -111,7 +108,7 @@ def all_series(runs: Sequence[Run]) -> list[Series]:
         for i, group in enumerate(groups.values()):
             several = len(groups) > 1
             label = NAMES[subject] + (f" ({', '.join(run.name for run in group)})" if several else "")
-            line = Line(marker="xP*d"[i % 4] if several else "", dash="--" if subject == RANDOM else "-.")
+            line = Line(marker="xP*d"[i % 4] if several else "", dash="--" if subject == Subject.RANDOM else "-.")
             series.append(Series(label, subject, group[0], line))
     return series
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from equimid.records import Record
+from equimid.records import Record, Subject
 from equimid.report import figures
 from equimid.report.blocks import Block, Entry, Figure, Figures, Pairs, Row, Table, Text
 from equimid.report.figures import INK, Line
 from equimid.report.formatting import describe, digits, entry, gathered, metric_name, signed, title
-from equimid.report.series import NAMES, RANDOM, SHARED, Point, Series, grouped
+from equimid.report.series import NAMES, SHARED, Point, Series, grouped
 
 __all__ = ["curves", "key", "legend", "line_figure", "marks", "panel", "pivot", "scores", "value_range", "warnings"]
 
@@ -259,7 +259,9 @@ def _entries(points: Sequence[Point]) -> list[Entry]:
 def _change(p: Point) -> str:
     same = (_column(p, False), p.data)
     random = [
-        r for r in p.series.run.records if (_column(r, False), r.data) == same and r.subject == RANDOM != p.subject
+        r
+        for r in p.series.run.records
+        if (_column(r, False), r.data) == same and r.subject == Subject.RANDOM != p.subject
     ]
     if len(random) > 1:
         random = [r for r in random if r.details == p.details]

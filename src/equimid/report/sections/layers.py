@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from equimid.records import Record
+from equimid.records import Record, Subject
 from equimid.report.blocks import Block, Figure, Figures, Group, Text, explained
 from equimid.report.formatting import gathered, metric_name
 from equimid.report.read_run import Run
 from equimid.report.sections.scores import unmeasured
-from equimid.report.series import COLOURS, RANDOM, Point, grouped
+from equimid.report.series import Point, grouped
 from equimid.report.views import curves, legend, panel, pivot, warnings
 
 __all__ = ["correspondence", "equivariance", "pose_probe"]
@@ -111,7 +111,7 @@ def _depth(p: Point) -> float:
 
 
 def _layer(p: Point) -> str:
-    if p.subject == COLOURS:
+    if p.subject == Subject.PATCH_COLOURS:
         return "any"
     return f"{p.details['layer']}" + " (SER)" * (p.details["layer"] in p.series.regularised)
 
@@ -130,11 +130,11 @@ def _reading(r: Record) -> str:
 
 def _at_all_layers(points: Sequence[Point]) -> list[Point]:
     """Colours have no layers: their values at every layer of the others."""
-    layers = sorted({p.details["layer"] for p in points if p.subject != COLOURS})
+    layers = sorted({p.details["layer"] for p in points if p.subject != Subject.PATCH_COLOURS})
     return [
         replace(p, details=p.details | {"layer": layer})
         for p in points
-        for layer in (layers if p.subject == COLOURS else [p.details["layer"]])
+        for layer in (layers if p.subject == Subject.PATCH_COLOURS else [p.details["layer"]])
     ]
 
 
@@ -171,7 +171,9 @@ def _without_place(runs: Sequence[Run]) -> list[Block]:
 def _not_measurable(points: Sequence[Point]) -> str:
     """References are not measurable where the network is not."""
     parts = []
-    for s, own in grouped([p for p in points if p.series.own or p.subject == RANDOM], lambda p: p.series).items():
+    for s, own in grouped(
+        [p for p in points if p.series.own or p.subject == Subject.RANDOM], lambda p: p.series
+    ).items():
         if layers := [str(p.details["layer"]) for p in sorted(own, key=_depth) if p.value is None]:
             parts.append(f"{s.label} at layer{'s' * (len(layers) > 1)} {', '.join(layers)}")
     return f"Not measurable: {'; '.join(parts)}." if parts else ""
