@@ -31,10 +31,12 @@ __all__ = ["Config", "differences", "flatten", "load_config", "override", "save_
 
 @dataclass(frozen=True)
 class Config:
-    """
-    recipe: the name of the recipe that it was made from
-    seed:   of weights, order, views and poses
-    addons: by name; in settings and files each is a group of its own, `ser=null` leaves it out
+    """All settings of a run.
+
+    Attributes:
+        recipe: the name of the recipe that it was made from
+        seed:   of weights, order, views and poses
+        addons: by name; in settings and files each is a group of its own, `ser=null` leaves it out
 
     Raises:
         UserError: method, add-ons, views and batch do not go together.

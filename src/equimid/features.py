@@ -11,9 +11,10 @@ __all__ = ["Features"]
 class Features:
     """Features of a batch of B images, D columns.
 
-    cls:    (B, D) after the final norm
-    maps:   {layer: (B, D, h, w)} after that tap's norm
-    cls_at: {layer: (B, D)}, CLS after that block and tap's norm; layers above the one after which CLS enters
+    Attributes:
+        cls:    (B, D) after the final norm
+        maps:   {layer: (B, D, h, w)} after that tap's norm
+        cls_at: {layer: (B, D)}, CLS after that block and tap's norm; layers above the one after which CLS enters
     """
 
     cls: Tensor

@@ -37,7 +37,8 @@ class DINOHead(nn.Module):
     """DINO's head (dino `vision_transformer.py`, `DINOHead`): three linears with biases and GELU between, no batch
     norm; rows of unit length; then bias-free prototypes, weight = gain * direction with gain 1 at first.
 
-    norm_last_layer: whether the gain stays 1
+    Args:
+        norm_last_layer: whether the gain stays 1
     """
 
     def __init__(self, embed_dim: int, hidden: int, bottleneck: int, out_dim: int, norm_last_layer: bool) -> None:

@@ -19,9 +19,10 @@ class Registry(Generic[T]):
     """Configuration classes by name: our own, those registered by `register`, and those of installed packages that
     name one under the entry point group `group`.
 
-    what:     the word for messages, such as "add-on"
-    base:     what every class derives from
-    reserved: names that it cannot have
+    Args:
+        what:     the word for messages, such as "add-on"
+        base:     what every class derives from
+        reserved: names that it cannot have
     """
 
     def __init__(self, what: str, group: str, base: T, reserved: Collection[str] = ()) -> None:

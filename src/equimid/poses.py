@@ -32,9 +32,10 @@ Grid = tuple[int, int]
 class Pose:
     """Per image an element of the dihedral group of the square, and one target grid for the batch.
 
-    turns: (n,) int64, quarter turns counter-clockwise (taken modulo 4)
-    flip:  (n,) bool, mirror left-right before turning
-    grid:  (h, w) of the posed map, in patches
+    Attributes:
+        turns: (n,) int64, quarter turns counter-clockwise (taken modulo 4)
+        flip:  (n,) bool, mirror left-right before turning
+        grid:  (h, w) of the posed map, in patches
 
     `p @ q` poses by q first, then by p, and has the grid of p. `~p` undoes the element of p and keeps its grid
     (a resize has no inverse; `transport` returns to any grid).
@@ -195,7 +196,7 @@ def sample_grid(
     area: tuple[float, float] = (0.7, 1.3),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Grid:
-    """A grid of area U(area) times that of `grid` and log-uniform aspect h/w in `aspect`, sides rounded, at least 2.
+    """A grid of area U(area) times that of the upright grid and log-uniform aspect h/w in `aspect`, sides rounded, at least 2.
 
     Source: the SER release's ranges (its `builder/utils.py`), area fraction [0.7, 1.3], aspect [3/4, 4/3].
     """

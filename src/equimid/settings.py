@@ -161,7 +161,13 @@ def _in_words(limits: str) -> str:
 class Described:
     """A setting as documentation shows it.
 
-    key: dotted;  text: what it is;  unit, limits: "" where it has none;  kind: its type in words;  default: its value
+    Attributes:
+        key:     dotted.
+        text:    what it is.
+        unit:    "" where it has none.
+        limits:  its range; "" where it has none.
+        kind:    its type in words.
+        default: its value.
     """
 
     key: str

@@ -26,8 +26,9 @@ _START = StepInfo()
 class Losses(NamedTuple):
     """total = base + sum of weight * add-on; `named` holds every part, unweighted.
 
-    cls:  (b, D) final embedding of the first view, for health; without gradient
-    maps: {"layer_3": (n, D, h, w)} that an add-on regularises, likewise
+    Attributes:
+        cls:  (b, D) final embedding of the first view, for health; without gradient
+        maps: {"layer_3": (n, D, h, w)} that an add-on regularises, likewise
     """
 
     total: Tensor

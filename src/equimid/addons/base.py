@@ -16,12 +16,13 @@ __all__ = ["Addon", "StudentOutputs"]
 class StudentOutputs:
     """What an add-on sees of this rank's b1 cropped and b2 posed images. Features are the student's own but where said.
 
-    crops:          per standard view, of b1 images
-    extra:          {name: one Features per turn}, of the views that add-ons asked for, of the same b1 images
-    posed:          per posed view, of b2 images
-    momentum_posed: the same of the momentum network, without gradient; empty where there is none
-    momentum_crops: of the first two standard views, of the momentum network; empty where there is none
-    views:          poses, image_ids and what was drawn for every view
+    Attributes:
+        crops:          per standard view, of b1 images
+        extra:          {name: one Features per turn}, of the views that add-ons asked for, of the same b1 images
+        posed:          per posed view, of b2 images
+        momentum_posed: the same of the momentum network, without gradient; empty where there is none
+        momentum_crops: of the first two standard views, of the momentum network; empty where there is none
+        views:          poses, image_ids and what was drawn for every view
     """
 
     crops: Sequence[Features]

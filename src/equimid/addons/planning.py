@@ -23,7 +23,11 @@ __all__ = ["ADDONS", "AddonConfig", "AddonContext", "EmbeddingAddonConfig", "pla
 class AddonContext(NamedTuple):
     """What a run gives an add-on to plan with.
 
-    batch: images of a micro-batch over all ranks;  image_size, patch_size: px;  cls_layer: CLS enters after it
+    Attributes:
+        batch:      images of a micro-batch over all ranks.
+        image_size: side of a full view, pixels.
+        patch_size: side of a patch, pixels.
+        cls_layer:  CLS enters after this block.
     """
 
     batch: int

@@ -25,15 +25,16 @@ _NO_MATTER = {"training", "name", "taps", "checkpoint", "fused_attn", "dump_patc
 class Encoder(nn.Module, ABC):
     """A frozen vision transformer as evaluations see it; always in eval mode.
 
-    depth:          number of blocks, L
-    embed_dim:      columns of a token, D
-    patch_size:     side of a patch, pixels
-    pretrained_cfg: how its images must look, timm's keys: input_size, mean, std, crop_pct
-    any_size:       whether it takes images of any sides that patches divide, or those of `pretrained_cfg` alone
-    taps:           layers that its training read, if it is ours: pictures show them
-    reads_cls:      whether the final embedding is CLS through `final_norm`; else it is pooled from tokens
-    identity:       16 hex digits of architecture and weights; what is computed from it is cached by that
-    random:         seed -> the same network with random weights; None where there is no such thing
+    Attributes:
+        depth:          number of blocks, L
+        embed_dim:      columns of a token, D
+        patch_size:     side of a patch, pixels
+        pretrained_cfg: how its images must look, timm's keys: input_size, mean, std, crop_pct
+        any_size:       whether it takes images of any sides that patches divide, or those of `pretrained_cfg` alone
+        taps:           layers that its training read, if it is ours: pictures show them
+        reads_cls:      whether the final embedding is CLS through `final_norm`; else it is pooled from tokens
+        identity:       16 hex digits of architecture and weights; what is computed from it is cached by that
+        random:         seed -> the same network with random weights; None where there is no such thing
     """
 
     depth: int

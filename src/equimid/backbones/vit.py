@@ -69,8 +69,9 @@ class LateCLSViT(VisionTransformer):
 class Backbone(LateCLSViT):
     """The same network as methods use it: `forward(images)` gives Features.
 
-    whole_last_block: compute the last block for all tokens in training too, though only CLS is read after it (for
-                      counting the FLOPs of the network as they are published)
+    Attributes:
+        whole_last_block: compute the last block for all tokens in training too, though only CLS is read after it (for
+                          counting the FLOPs of the network as they are published)
     """
 
     whole_last_block: bool = False

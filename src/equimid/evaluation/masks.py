@@ -28,9 +28,11 @@ _LAYOUT = "expected images/ and masks/ in it, or train/ and test/ (or val/) with
 
 @dataclass(frozen=True)
 class MaskedImages:
-    """
-    source: n images
-    masks:  (n) files
+    """Images and the files of their masks.
+
+    Attributes:
+        source: n images
+        masks:  (n) files
     """
 
     source: FileSource

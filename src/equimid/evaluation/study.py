@@ -44,11 +44,13 @@ _Z = 1.959963984540054  # 97.5 % of the normal distribution lies below
 
 @dataclass(frozen=True)
 class Scope:
-    """
-    subject:    a `Subject`
-    data:       what the user named
-    seed:       of the probe's own randomness
-    checkpoint: short hash of the weights, "" for a reference
+    """What records are about: the fields that all records of a measurement share.
+
+    Attributes:
+        subject:    a `Subject`
+        data:       what the user named
+        seed:       of the probe's own randomness
+        checkpoint: short hash of the weights, "" for a reference
     """
 
     subject: str
@@ -96,14 +98,16 @@ def _no_bar(what: str) -> Iterator[Progress | None]:
 
 @dataclass(frozen=True)
 class Study:
-    """
-    encoder: the network, in eval mode
-    scope:   what its records say that they are about
-    config:  how it is measured
-    folder:  of the records; pictures go into its `pictures`
-    device:  where the network runs
-    workers: processes that load images
-    bar:     progress bar for what is named
+    """One network that is measured, and how.
+
+    Attributes:
+        encoder: the network, in eval mode
+        scope:   what its records say that they are about
+        config:  how it is measured
+        folder:  of the records; pictures go into its `pictures`
+        device:  where the network runs
+        workers: processes that load images
+        bar:     progress bar for what is named
     """
 
     encoder: Encoder
@@ -272,7 +276,7 @@ def _some(names: set[str]) -> str:
 
 
 def labelled_splits(data: str, train: str | None = None) -> tuple[Source, Source]:
-    """Training and test images with labels over the same classes; with `train`, all of `data` is tested on that is not
+    """Training and test images with labels over the same classes; with `train`, all of the data are tested on that are not
     its own training part.
 
     Raises:

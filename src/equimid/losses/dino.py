@@ -21,7 +21,10 @@ __all__ = ["DINOLoss"]
 class DINOLoss(nn.Module):
     """Cross-entropy of student views with the centered, sharpened teacher; keeps the center, a buffer (1, K).
 
-    student_temperature: tau_s;  center_momentum: m
+    Args:
+        out_dim: K.
+        student_temperature: tau_s, above 0.
+        center_momentum: m, in [0, 1].
 
     Example:
         >>> loss = DINOLoss(out_dim=64)

@@ -102,7 +102,8 @@ def patch_ntxent_cross_view(
 class _Patches:
     """Which rows are no negatives of each other: those of one image, all of them or those that lie near.
 
-    ids: (M,);  positions: (M, 2) or None
+    Attributes:
+        ids: (M,);  positions: (M, 2) or None
     """
 
     ids: Tensor

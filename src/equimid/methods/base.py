@@ -23,8 +23,10 @@ __all__ = ["Method", "unordered_pairs", "view_pairs"]
 class Method(nn.Module):
     """Embeddings of the views in, one scalar out. It never sees a backbone.
 
-    uses_momentum: whether the task keeps a momentum network
-    ema_last:      whether that network follows after the optimizer's step (DINO) or before the forward pass (MoCo-v3)
+    Attributes:
+        uses_momentum: whether the task keeps a momentum network
+        ema_last:      whether that network follows after the optimizer's step (DINO) or before the forward pass
+                       (MoCo-v3)
     """
 
     uses_momentum: bool = False

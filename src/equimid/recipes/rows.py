@@ -25,9 +25,10 @@ Edit = Callable[[Config], Config]
 class Row:
     """A recipe at ImageNet scale.
 
-    parent:    the row that it is an edit of, "" for a base
-    published: linear top-1 on ImageNet-1k in percent that the paper (arXiv 2603.06693) gives for these settings, ""
-               where it gives none; `equimid.report.published` has the settings that decide
+    Attributes:
+        parent:    the row that it is an edit of, "" for a base
+        published: linear top-1 on ImageNet-1k in percent that the paper (arXiv 2603.06693) gives for these settings, ""
+                   where it gives none; `equimid.report.published` has the settings that decide
     """
 
     make: Callable[[], Config]

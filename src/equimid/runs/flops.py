@@ -52,8 +52,9 @@ def step_flops(
 class StepMemory:
     """Bytes that a process needs for a step.
 
-    weights:     of both networks and all heads, with gradients and the optimizer's state
-    activations: what the forward pass keeps for the backward pass of a micro-batch
+    Attributes:
+        weights:     of both networks and all heads, with gradients and the optimizer's state
+        activations: what the forward pass keeps for the backward pass of a micro-batch
     """
 
     weights: int

@@ -35,19 +35,20 @@ _EXPECTED = (
 class DetectionSet:
     """n images, k boxes in each (a number that differs), C classes.
 
-    name:    what the user named
-    parts:   which lists of images it joins: "train+val"
-    images:  n paths
-    numbers: n image ids, COCO's or 1 to n
-    sizes:   (n, 2) width and height, pixels
-    boxes:   n arrays (k, 4) float64, xyxy, within the image and of positive area
-    labels:  n arrays (k,) int64, indices into classes
-    ignored: n arrays (k,) bool: COCO's crowds and VOC's difficult objects. Nothing is trained on them, and what is
-             found there is neither right nor wrong
-    classes: C names
-    categories: C category ids, COCO's or 1 to C
-    turns, flip: how the files are turned when they are opened (see `turned`); sizes and boxes are those of the turned
-             images
+    Attributes:
+        name:    what the user named
+        parts:   which lists of images it joins: "train+val"
+        images:  n paths
+        numbers: n image ids, COCO's or 1 to n
+        sizes:   (n, 2) width and height, pixels
+        boxes:   n arrays (k, 4) float64, xyxy, within the image and of positive area
+        labels:  n arrays (k,) int64, indices into classes
+        ignored: n arrays (k,) bool: COCO's crowds and VOC's difficult objects. Nothing is trained on them, and what is
+                 found there is neither right nor wrong
+        classes: C names
+        categories: C category ids, COCO's or 1 to C
+        turns, flip: how the files are turned when they are opened (see `turned`); sizes and boxes are those of the
+                 turned images
     """
 
     name: str

@@ -27,11 +27,12 @@ _AFFORDABLE = 100_000  # images times classes: COCO's 400,000 would take minutes
 class Scores:
     """Shares in [0, 1]; NaN where no box says anything.
 
-    values:   map, map_50, map_75, mar_100
-    classes:  {class: {map, map_50, map_75, mar_100}}
-    interval: {metric: (low, high)}, 95 %, images drawn with replacement; {} where it would take too long
-    draws:    {metric: (R,)}, what each draw of images gave. Which images are drawn depends on the seed and their number
-              alone, so that two scores of the same images are paired; {} where it would take too long
+    Attributes:
+        values:   map, map_50, map_75, mar_100
+        classes:  {class: {map, map_50, map_75, mar_100}}
+        interval: {metric: (low, high)}, 95 %, images drawn with replacement; {} where it would take too long
+        draws:    {metric: (R,)}, the values of each draw of images. The drawn images depend on the seed and on their
+                  number alone, so that two scores of the same images are paired; {} where it would take too long
     """
 
     values: Mapping[str, float]

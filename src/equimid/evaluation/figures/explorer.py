@@ -52,10 +52,11 @@ _LARGEST = 256  # side of a photograph, pixels
 class _Scaled:
     """One image and layer on one grid of side s, for the eight elements.
 
-    upright:  (1, D, s, s) f(x), resized to the grid
-    maps:     (8, D, s, s) f(g x)
-    error:    (8, s, s)
-    figures:  {"place", "centred_cosine", "relative_error": (8)}, NaN where it is not measurable
+    Attributes:
+        upright:  (1, D, s, s) f(x), resized to the grid
+        maps:     (8, D, s, s) f(g x)
+        error:    (8, s, s)
+        figures:  {"place", "centred_cosine", "relative_error": (8)}, NaN where it is not measurable
     """
 
     upright: Tensor

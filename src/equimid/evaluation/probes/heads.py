@@ -182,16 +182,18 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class HeadTrainer:
-    """
-    build:    indices of the images to fit -> a head with fresh weights, the same in train and eval mode; (b, ...) to
-              logits (b, C)
-    batches:  (indices, b) -> inputs (b, ...) of the training images at these indices, in order, on the device
-    labels:   (n,) of the training images
-    rates:    learning rates
-    epochs:   of the schedule
-    held_out: fraction of the training images that chooses
-    seed:     of weights, order and the held-out part
-    device:   of the heads
+    """Trains a head for each learning rate, and keeps the best.
+
+    Attributes:
+        build:    indices of the images to fit -> a head with fresh weights, the same in train and eval mode; it maps
+                  (b, ...) to logits (b, C)
+        batches:  (indices, b) -> inputs (b, ...) of the training images at these indices, in order, on the device
+        labels:   (n,) of the training images
+        rates:    learning rates
+        epochs:   of the schedule
+        held_out: fraction of the training images that chooses
+        seed:     of weights, order and the held-out part
+        device:   of the heads
     """
 
     build: Callable[[Indices], nn.Module]

@@ -96,9 +96,11 @@ def first_names(names: Iterable[str], count: int = 5) -> str:
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """
-    root:   folder that the class folders lie in
-    labels: index of the class of each of them, by name
+    """A folder of each class.
+
+    Attributes:
+        root:   folder that the class folders lie in
+        labels: index of the class of each of them, by name
     """
 
     root: Path

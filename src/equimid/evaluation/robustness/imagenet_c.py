@@ -75,10 +75,12 @@ def mce(errors: Mapping[str, Sequence[float]]) -> float:
 
 @dataclass(frozen=True)
 class CorruptedFolders:
-    """
-    name:    what the user typed
-    found:   class folders by (corruption, severity)
-    missing: "fog", "fog/3": of the 15 test corruptions, and of the severities of the others that are there
+    """What of ImageNet-C lies in a folder.
+
+    Attributes:
+        name:    what the user typed
+        found:   class folders by (corruption, severity)
+        missing: "fog", "fog/3": of the 15 test corruptions, and of the severities of the others that are there
     """
 
     name: str

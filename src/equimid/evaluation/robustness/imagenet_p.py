@@ -135,9 +135,11 @@ def normalised_mean(values: Mapping[str, float], alexnet: Mapping[str, float]) -
 
 @dataclass(frozen=True)
 class PerturbedVideos:
-    """
-    name:   what the user typed
-    videos: by perturbation, (files or folders of frames, class of each)
+    """What of ImageNet-P lies in a folder.
+
+    Attributes:
+        name:   what the user typed
+        videos: by perturbation, (files or folders of frames, class of each)
     """
 
     name: str

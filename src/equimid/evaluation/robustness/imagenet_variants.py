@@ -32,12 +32,14 @@ logger = logging.getLogger("equimid")
 
 @dataclass(frozen=True)
 class Variant:
-    """
-    evaluation: of its records
-    title:      for messages
-    classes:    number of them, as released
-    restricted: predictions are made among the classes that are there, and once more among all
-    numbered:   folders may be places of the wnids
+    """A set of images of ImageNet's classes.
+
+    Attributes:
+        evaluation: of its records
+        title:      for messages
+        classes:    number of them, as released
+        restricted: predictions are made among the classes that are there, and once more among all
+        numbered:   folders may be places of the wnids
     """
 
     evaluation: str
