@@ -276,8 +276,8 @@ def _some(names: set[str]) -> str:
 
 
 def labelled_splits(data: str, train: str | None = None) -> tuple[Source, Source]:
-    """Training and test images with labels over the same classes; with `train`, all of the data are tested on that are not
-    its own training part.
+    """Training and test images with labels over the same classes; with `train`, all of the data are tested on
+    that are not its own training part.
 
     Raises:
         UserError: no such data, no labels, or classes of the two parts that do not agree.
