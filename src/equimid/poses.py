@@ -196,7 +196,7 @@ def sample_grid(
     area: tuple[float, float] = (0.7, 1.3),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Grid:
-    """A grid of area U(area) times that of the upright grid and log-uniform aspect h/w in `aspect`, sides rounded and at
+    """A grid of area U(area) times that of the upright grid and log-uniform aspect h/w in `aspect`, sides rounded, at
     least 2.
 
     Source: the SER release's ranges (its `builder/utils.py`), area fraction [0.7, 1.3], aspect [3/4, 4/3].
