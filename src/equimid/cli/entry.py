@@ -28,7 +28,7 @@ _COMMANDS = {
     "demo": Demo(),
 }
 _RENAMED = {
-    "measure": "equimid evaluate is called equimid evaluate now",
+    "measure": "equimid measure is called equimid evaluate now",
     "bench": "the benchmarks lie in the repository: python benchmarks/bench.py",
     "constants": "EquiMod measures its constants itself now; leave equimod.constants out",
 }
