@@ -1,6 +1,6 @@
-"""The worker's side of the views: crop, flip, draw photometric parameters, and then decode once for all of them.
+"""What a loader's worker does: draw crops, flips and photometric parameters, then decode once for all of them.
 
-Everything drawn is a function of (seed, epoch, index): the number of workers and a resume change nothing.
+All draws are functions of (seed, epoch, index), so neither the number of workers nor a resume changes them.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from equimid.data.jpeg import ImageSource, JpegPicture, Picture, open_picture
 from equimid.errors import UnreadableImage, UserError
 from equimid.randomness import counted_generator
 from equimid.views.batch import EncodedImage, Item, Key
-from equimid.views.crops import _SQUASHED, Cut, _centre, _stretched, choose_scale, cut_out, sample_crop
+from equimid.views.crops import Cut, centre_crop, choose_scale, cut_out, sample_crop, sample_shared_crop
 from equimid.views.photometric import draw, share_colours, untouched
 from equimid.views.plan import CentreView, CropView, ViewPlan
 
@@ -30,8 +30,12 @@ _TOGETHER = 16  # JPEG files whose views are drawn before the first of them is d
 class ViewDataset(Dataset[Item]):
     """Views of images by Key.
 
-    decode: "workers" gives pixels; "device" gives plain JPEG files as they are, with what is to be cut from them, for
-        `decode_encoded`
+    Args:
+        source: of the images.
+        plan: which views.
+        seed: of all draws.
+        decode: "workers" gives pixels; "device" gives plain JPEG files as they are, with what is to be cut from them,
+            for `decode_encoded`.
     """
 
     def __init__(
@@ -46,8 +50,8 @@ class ViewDataset(Dataset[Item]):
         return self.item(key, encoded=self.decode == "device")
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Item]:
-        """The items of a batch, for the loader. A twelfth faster than one by one: between two decoded images, the
-        processor's caches no longer hold what Python does."""
+        """The items of a batch, for the loader. All views of a group are drawn before its first image is decoded. This
+        takes a twelfth less time, since decoding takes the processor's caches from Python."""
         groups = (keys[first : first + _TOGETHER] for first in range(0, len(keys), _TOGETHER))
         return [item for group in groups for item in self._together(group)]
 
@@ -66,7 +70,7 @@ class ViewDataset(Dataset[Item]):
             return [self.item(key, encoded=encoded) for key in keys]
 
     def item(self, key: Key, *, encoded: bool) -> Item:
-        """The views of an image, or of another one where it cannot be read: files can go bad after they were checked.
+        """The views of an image, or of another one where it cannot be read: a file can be damaged after the check.
 
         Args:
             encoded: leave plain JPEG files undecoded.
@@ -161,14 +165,10 @@ def _draw_view(
 ) -> tuple[Cut, npt.NDArray[np.float32]]:
     """What to cut from an image of (width, height) px, and the photometric row."""
     if isinstance(view, CentreView):
-        return Cut(_centre(size, view.fraction), view.size, False), untouched()
-    if shared is None:
-        box = sample_crop(size, view.scale, rng)
-        flipped = rng.random() < view.flip
-        row = draw(view.photometric, rng)
-    else:
-        # a box of the squashed image, as images of a pair may differ in shape
-        box = _stretched(sample_crop((_SQUASHED, _SQUASHED), view.scale, shared), size)
-        flipped = rng.random() < view.flip
-        row = share_colours(draw(view.photometric, shared), draw(view.photometric, rng))
+        return Cut(centre_crop(size, view.fraction), view.size, False), untouched()
+    box = sample_crop(size, view.scale, rng) if shared is None else sample_shared_crop(size, view.scale, shared)
+    flipped = rng.random() < view.flip
+    row = draw(view.photometric, rng)
+    if shared is not None:
+        row = share_colours(draw(view.photometric, shared), row)
     return Cut(box, view.size, flipped), row
