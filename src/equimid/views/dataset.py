@@ -3,17 +3,15 @@
 All draws are functions of (seed, epoch, index), so neither the number of workers nor a resume changes them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from equimid.data.jpeg import ImageSource, JpegPicture, Picture, open_picture
+from equimid.data.jpeg import ImageSource, JpegPicture, open_picture
 from equimid.errors import UnreadableImage, UserError
 from equimid.randomness import counted_generator
 from equimid.views.batch import EncodedImage, Item, Key
@@ -57,15 +55,9 @@ class ViewDataset(Dataset[Item]):
 
     def _together(self, keys: Sequence[Key]) -> list[Item]:
         encoded = self.decode == "device"
-
-        def begin(key: Key) -> "_Opened | Item":
-            image = self._open(key, key.index)
-            # any other file is decoded already: the pixels of several would be held
-            return image if isinstance(image.picture, JpegPicture) else self._cut(image, (), encoded)
-
         try:
-            begun = [begin(key) for key in keys]
-            return [image if isinstance(image, Item) else self._cut(image, (), encoded) for image in begun]
+            begun = [self._begin(key, key.index, (), encoded) for key in keys]
+            return [finish() for finish in begun]
         except UnreadableImage:
             return [self.item(key, encoded=encoded) for key in keys]
 
@@ -84,7 +76,7 @@ class ViewDataset(Dataset[Item]):
             if index in unreadable:
                 continue
             try:
-                return self._cut(self._open(key, index), tuple(unreadable), encoded)
+                return self._begin(key, index, tuple(unreadable), encoded)()
             except UnreadableImage:
                 unreadable.append(index)
         raise UserError(
@@ -99,25 +91,34 @@ class ViewDataset(Dataset[Item]):
         rng = counted_generator(self.seed, "replacement", key.epoch, key.index, attempt)
         return int(rng.integers(len(self.source)))
 
-    def _open(self, key: Key, index: int) -> "_Opened":
+    def _begin(self, key: Key, index: int, unreadable: tuple[int, ...], encoded: bool) -> Callable[[], Item]:
+        """Open an image and draw its views; the function that is returned decodes it and cuts them.
+
+        Raises:
+            UnreadableImage: here or in that function.
+        """
         picture = open_picture(self.source, index)
         # counted by the key, not by the image that may replace an unreadable one
         rng = counted_generator(self.seed, "view", key.epoch, key.index)
         posed = key.posed and self.plan.posed is not None
         cuts, rows = self._draw_posed(picture.size, rng) if posed else self._draw_crops(picture.size, rng, key)
         boxes = torch.from_numpy(np.array([cut.fractions(picture.size) for cut in cuts], dtype=np.float32))
-        return _Opened(key, index, posed, picture, cuts, boxes, torch.from_numpy(np.array(rows)))
+        photometric = torch.from_numpy(np.array(rows))
 
-    def _cut(self, image: "_Opened", unreadable: tuple[int, ...], encoded: bool) -> Item:
-        picture, cuts = image.picture, image.cuts
-        encoded_image = None
-        if encoded and isinstance(picture, JpegPicture):
-            encoded_image = EncodedImage(image.key, picture.orientation, tuple(cuts), len(picture.content))
-            pixels = [picture.file()]
-        else:
-            whole, scale = picture.pixels(choose_scale(cuts, picture.scales))
-            pixels = [cut_out(whole, cut, self.plan.interpolation, scale) for cut in cuts]
-        return Item(image.index, image.posed, pixels, image.boxes, image.photometric, unreadable, encoded_image)
+        def finish() -> Item:
+            encoded_image = None
+            if encoded and isinstance(picture, JpegPicture):
+                encoded_image = EncodedImage(key, picture.orientation, tuple(cuts), len(picture.content))
+                pixels = [picture.file()]
+            else:
+                whole, scale = picture.pixels(choose_scale(cuts, picture.scales))
+                pixels = [cut_out(whole, cut, self.plan.interpolation, scale) for cut in cuts]
+            return Item(index, posed, pixels, boxes, photometric, unreadable, encoded_image)
+
+        if isinstance(picture, JpegPicture):
+            return finish
+        item = finish()  # at once: its pixels are decoded already, and those of several images would be held
+        return lambda: item
 
     def _draw_crops(
         self, size: tuple[int, int], rng: np.random.Generator, key: Key
@@ -145,19 +146,6 @@ class ViewDataset(Dataset[Item]):
             cuts.append(Cut(box, posed.sizes[first], flipped))
             rows += [draw(crop.photometric, rng) for crop in self.plan.crops[first : first + 2]]
         return cuts, rows
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """An image with what is drawn for it; a JPEG file is not decoded yet. boxes, photometric: see `Item`."""
-
-    key: Key
-    index: int
-    posed: bool
-    picture: Picture
-    cuts: list[Cut]
-    boxes: Tensor
-    photometric: Tensor
 
 
 def _draw_view(
