@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from equimid.data.sources import ArraySource, Indices, Source, TorchvisionSource, holdout
+from equimid.data.sources import ArraySource, Indices, Source, TorchvisionSource, holdout_part
 from equimid.errors import UserError
 
 __all__ = ["NAMED", "data_home", "open_digits", "open_torchvision"]
@@ -38,8 +38,7 @@ def open_digits(name: str, split: str | None) -> Source:
         images=images,
         numbers=np.arange(len(images)),
     )
-    train, test = holdout(labels, 360, seed=0)
-    return whole.take(test if split == "test" else train)
+    return whole.take(holdout_part(labels, split, 360))
 
 
 Options = dict[str, Any]
@@ -110,10 +109,7 @@ def open_torchvision(name: str, split: str | None) -> Source:
         dataset=_joined(parts),
         numbers=np.arange(len(labels)),
     )
-    if entry.test:
-        return whole
-    train, test = holdout(labels, 0.2, seed=0)
-    return whole.take(test if split == "test" else train)
+    return whole if entry.test else whole.take(holdout_part(labels, split))
 
 
 def _joined(parts: list[Any]) -> Any:
