@@ -94,6 +94,8 @@ def open_torchvision(name: str, split: str | None) -> Source:
     Raises:
         UserError: it is not there and cannot be downloaded.
     """
+    from torch.utils.data import ConcatDataset
+
     entry = _TABLE[name]
     if split is None and entry.unlabelled is not None:
         (dataset,) = _datasets(name, entry, (entry.unlabelled,))
@@ -101,23 +103,16 @@ def open_torchvision(name: str, split: str | None) -> Source:
     split = split or "train"
     parts = _datasets(name, entry, entry.test if split == "test" and entry.test else entry.train)
     labels = np.concatenate([np.asarray(entry.labels(part), dtype=np.int64) for part in parts])
-    whole = TorchvisionSource(
+    whole: Any = ConcatDataset(parts)
+    source = TorchvisionSource(
         name=name,
         split=split,
         labels=labels,
         classes=_class_names(parts[0], labels),
-        dataset=_joined(parts),
+        dataset=whole,
         numbers=np.arange(len(labels)),
     )
-    return whole if entry.test else whole.take(holdout_part(labels, split))
-
-
-def _joined(parts: list[Any]) -> Any:
-    if len(parts) == 1:
-        return parts[0]
-    from torch.utils.data import ConcatDataset
-
-    return ConcatDataset(parts)
+    return source if entry.test else source.take(holdout_part(labels, split))
 
 
 def _class_names(dataset: Any, labels: Indices) -> tuple[str, ...]:
