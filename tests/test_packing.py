@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,25 @@ def test_several_threads_write_the_same_bytes_and_tell_their_progress(tmp_path):
     assert contents(tmp_path / "0") == contents(tmp_path / "1")
     assert told[0] == [(k, 25) for k in range(1, 26)]
     assert told[1][-1] == (25, 25)
+
+
+def test_an_interruption_ends_the_threads_and_keeps_whole_shards(tmp_path):
+    data, out, threads = class_folders(tmp_path / "data"), tmp_path / "out", threading.active_count()
+
+    def interrupt(done: int, total: int) -> None:
+        if done == total - 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        packed(data, out, workers=3, progress=interrupt)
+    assert threading.active_count() == threads
+    kept = len(list(out.glob("*.npz")))
+    assert kept > 1
+    assert not list(out.glob(".*.tmp"))
+    done = packed(data, out)
+    assert done.written == done.shards - kept
+    packed(data, tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 SCRIPT = """

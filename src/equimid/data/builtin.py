@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from equimid.data.sources import ArraySource, Indices, Source, TorchvisionSource, holdout
+from equimid.data.sources import ArraySource, Indices, Source, TorchvisionSource, holdout_part
 from equimid.errors import UserError
 
 __all__ = ["NAMED", "data_home", "open_digits", "open_torchvision"]
@@ -38,8 +38,7 @@ def open_digits(name: str, split: str | None) -> Source:
         images=images,
         numbers=np.arange(len(images)),
     )
-    train, test = holdout(labels, 360, seed=0)
-    return whole.take(test if split == "test" else train)
+    return whole.take(holdout_part(labels, split, 360))
 
 
 Options = dict[str, Any]
@@ -95,6 +94,8 @@ def open_torchvision(name: str, split: str | None) -> Source:
     Raises:
         UserError: it is not there and cannot be downloaded.
     """
+    from torch.utils.data import ConcatDataset
+
     entry = _TABLE[name]
     if split is None and entry.unlabelled is not None:
         (dataset,) = _datasets(name, entry, (entry.unlabelled,))
@@ -102,26 +103,16 @@ def open_torchvision(name: str, split: str | None) -> Source:
     split = split or "train"
     parts = _datasets(name, entry, entry.test if split == "test" and entry.test else entry.train)
     labels = np.concatenate([np.asarray(entry.labels(part), dtype=np.int64) for part in parts])
-    whole = TorchvisionSource(
+    whole: Any = ConcatDataset(parts)
+    source = TorchvisionSource(
         name=name,
         split=split,
         labels=labels,
         classes=_class_names(parts[0], labels),
-        dataset=_joined(parts),
+        dataset=whole,
         numbers=np.arange(len(labels)),
     )
-    if entry.test:
-        return whole
-    train, test = holdout(labels, 0.2, seed=0)
-    return whole.take(test if split == "test" else train)
-
-
-def _joined(parts: list[Any]) -> Any:
-    if len(parts) == 1:
-        return parts[0]
-    from torch.utils.data import ConcatDataset
-
-    return ConcatDataset(parts)
+    return source if entry.test else source.take(holdout_part(labels, split))
 
 
 def _class_names(dataset: Any, labels: Indices) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from equimid.data.builtin import NAMED
 from equimid.data.decode import IMAGE_SUFFIXES
 from equimid.data.shards.format import is_packed
 from equimid.data.shards.source import open_shards
-from equimid.data.sources import FileSource, Source, holdout, pack_paths
+from equimid.data.sources import FileSource, Source, holdout_part, pack_paths
 from equimid.errors import UserError
 
 __all__ = ["KNOWN_NAMES", "check_exists", "open_source"]
@@ -75,8 +75,7 @@ def _split(source: FileSource, split: str | None) -> Source:
     if split in (None, "whole", "fit"):
         return source
     labels = np.zeros(len(source)) if source.labels is None else source.labels
-    train, test = holdout(labels, 0.2, seed=0)
-    return replace(source, split=split).take(test if split == "test" else train)
+    return replace(source, split=split).take(holdout_part(labels, split))
 
 
 # --- folders

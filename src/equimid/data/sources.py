@@ -23,6 +23,7 @@ __all__ = [
     "TorchvisionSource",
     "digest",
     "holdout",
+    "holdout_part",
     "length_and_time",
     "pack_paths",
 ]
@@ -269,3 +270,9 @@ def holdout(labels: npt.NDArray[Any], fraction: float | int, seed: int) -> tuple
         stratify=inverse[several],
     )
     return np.sort(np.concatenate([fit, single])), np.sort(held)
+
+
+def holdout_part(labels: npt.NDArray[Any], split: str | None, fraction: float | int = 0.2) -> Indices:
+    """Indices of "test" or else of "train" where a data set has no published split: stratified, seed 0."""
+    train, test = holdout(labels, fraction, seed=0)
+    return test if split == "test" else train

@@ -1,4 +1,4 @@
-"""The numbers of a step on their way to the host: summed over ranks, copied while the device works on, read later."""
+"""The numbers of a step on their way to the host: summed over ranks, copied while the device computes, read later."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -16,8 +16,9 @@ class AsyncMetrics:
     """Scalars of one step, summed over ranks: the same on every rank, and not finite if they are so on any.
 
     Args:
+        step: from 0.
         numbers: scalars on one device, by name.
-        cls: (b, D) of this rank; `AsyncMetrics.cls` is that of all ranks, or None.
+        cls: (b, D) embeddings of this rank; `read` gives those of all ranks.
     """
 
     def __init__(self, step: int, numbers: Mapping[str, Tensor], cls: Tensor | None = None) -> None:
@@ -33,7 +34,7 @@ class AsyncMetrics:
         self._values, self._cls = values, everything
 
     def read(self) -> tuple[dict[str, float], Tensor | None]:
-        """(sums by name, all ranks' cls on the host); waits until the device has come so far."""
+        """Wait for the device. Returns sums by name, and the embeddings of all ranks on the host."""
         if self._ready is not None:
             self._ready.synchronize()
         values = dict(zip(self._names, self._values.tolist(), strict=True))
@@ -45,7 +46,7 @@ def _to_pinned(x: Tensor) -> Tensor:
 
 
 class LoaderClock:
-    """Takes batches, and keeps how long the device had nothing to do meanwhile."""
+    """Takes batches and measures how long the device waits for them."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -68,7 +69,7 @@ class LoaderClock:
         return batch
 
     def waited(self) -> float:
-        """Share of the time since the last call that was spent waiting for batches, 0..1."""
+        """Fraction of the time since the last call that was spent waiting for batches, 0..1."""
         passed = [pair for pair in self._events if pair[1].query()]
         self._events = self._events[len(passed) :]
         seconds: float = self._seconds + sum(before.elapsed_time(after) for before, after in passed) / 1000

@@ -1,4 +1,4 @@
-"""What watches a run: the interface, and its first users metrics.csv, TensorBoard and the progress line.
+"""Callbacks, which watch a run: the interface, metrics.csv, TensorBoard and the progress line.
 
     class Printer(Callback):
         def on_log(self, step, row, images):
@@ -32,7 +32,13 @@ Row = Mapping[str, float | int]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended: steps done, steps wanted, and the signal that stopped it, if one did."""
+    """How training ended.
+
+    Attributes:
+        steps: done, over all calls.
+        total: of the whole run.
+        stopped_by: number of the signal that stopped it; None = none did.
+    """
 
     steps: int
     total: int
@@ -43,28 +49,33 @@ class Callback:
     """Override what you need."""
 
     def on_start(self, step: int, total: int) -> None:
-        """Before the first step of this process. step: steps that are done already; total: of the whole run."""
+        """Called before the first step of this process. step: steps that are done already; total: of the whole run."""
 
     def on_step(self, step: int, losses: Mapping[str, float], images_per_second: float) -> None:
-        """After every step. step: from 1; losses: by name ("mocov3", "ser", "total"), means over all processes."""
+        """Called after every step. step: from 1; losses: by name ("mocov3", "ser", "total"), means over all
+        processes."""
 
     def on_log(self, step: int, row: Row, images: int) -> None:
-        """After a step whose numbers are logged (`runtime.log_every`).
+        """Called after a step whose numbers are logged (`runtime.log_every`).
 
-        row: what metrics.csv gets, such as "loss/total", "lr", "feature/std"; images: of the batch that it is of.
+        Args:
+            step: from 1.
+            row: what metrics.csv gets, such as "loss/total", "lr", "feature/std".
+            images: how many embeddings the numbers of features are computed from.
         """
 
     def on_checkpoint(self, step: int, folder: Path) -> None:
-        """After a checkpoint was written. folder: of the run."""
+        """Called after a checkpoint was written. folder: of the run."""
 
     def on_end(self, outcome: Outcome | None) -> None:
-        """At the end of training, also after an error (None)."""
+        """Called at the end of training, also after an error (None)."""
 
 
 class CsvLog(Callback):
-    """metrics.csv. A resumed run drops the rows after its checkpoint.
+    """Writes metrics.csv. A resumed run drops the rows after its checkpoint.
 
-    seconds: that the rows before took
+    Attributes:
+        seconds: training time up to the last row that was there already.
     """
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
@@ -97,7 +108,7 @@ class CsvLog(Callback):
 
 
 class TensorBoardLog(Callback):
-    """TensorBoard files under `tensorboard/`, where TensorBoard is installed."""
+    """Writes TensorBoard files under `tensorboard/`, where TensorBoard is installed."""
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
         self.writer: Any = None
@@ -118,7 +129,7 @@ class TensorBoardLog(Callback):
 
 
 class ProgressLine(Callback):
-    """A bar with losses, images per second and time left on a terminal; a line now and then anywhere else."""
+    """Shows losses, images per second and time left: as a bar on a terminal, elsewhere as a line every 20 seconds."""
 
     SECONDS_BETWEEN_LINES = 20.0
 

@@ -118,7 +118,9 @@ def save_checkpoint(
     try:
         with _on_all_or_none(sharded, device):
             if me == 0:
-                _begin(folder, beside)
+                for leftover in folder.glob(".writing-*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
+                beside.mkdir(parents=True)
         with _on_all_or_none(sharded, device):
             for name, tensors in zip(names[me], (task.state_dict(), moments), strict=True):
                 write_tensors(tensors, beside / name, rank=me)
@@ -150,16 +152,16 @@ def agreed_checkpoint(folder: Path, device: torch.device | str = "cpu") -> Check
     """
     if world_size() == 1:
         return latest_checkpoint(folder)
-    checkpoint, refused, answer = None, None, 0
+    checkpoint, refused = None, None
     if rank() == 0:
         try:
             checkpoint = latest_checkpoint(folder)
-            answer = 0 if checkpoint is None else checkpoint.step + 1
         except UserError as error:
-            refused, answer = error, -1
-    answer = int(sum_detached(torch.tensor(answer, device=device)))
-    if answer < 0:
+            refused = error
+    if any_rank(refused is not None, device):
         raise refused or UserError(f"no checkpoint in {folder} is whole; the first process names them")
+    # 0 = there is none
+    answer = int(sum_detached(torch.tensor(checkpoint.step + 1 if checkpoint else 0, device=device)))
     unseen: _DamagedError | None = None
     if rank() and answer:
         try:
@@ -273,13 +275,6 @@ def _on_all_or_none(sharded: bool, device: torch.device | str) -> Iterator[None]
         refused = error
     if any_rank(refused is not None, device) if sharded else refused is not None:
         raise refused or OSError("another process of the run could not write its part")
-
-
-def _begin(folder: Path, beside: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".writing-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    beside.mkdir()
 
 
 def _finish(beside: Path, final: Path, keep: int) -> None:

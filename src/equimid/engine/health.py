@@ -54,9 +54,11 @@ _BETWEEN, _NORM = "feature/between_images_", "gradient/"
 class HealthCheck(Callback):
     """Warns once of each trouble.
 
-    patience: steps after which nearly equal embeddings are a collapse and not a beginning
-    start:    the first step of this process: while workers start, a device waits
-    remedy:   what to do about a device that waits for images; "" = nothing on this machine
+    Args:
+        weights: of the losses, by name; a loss of weight 0 may have no gradient.
+        patience: steps after which nearly equal embeddings are a collapse and not a beginning.
+        start: the first step of this process; no waiting is counted while workers start.
+        remedy: what to do about a device that waits for images; "" = nothing helps on this machine.
     """
 
     COLLAPSED = 0.02
@@ -77,7 +79,7 @@ class HealthCheck(Callback):
         self._check_loader(step - 1, row["waiting"])
 
     def _check_loader(self, step: int, waited: float) -> None:
-        """The fraction of the time that the device waited for images since the last call."""
+        """Check what fraction of the time the device waited for images since the last call, 0..1."""
         if step - self.start < self.STARTING or waited <= self.WAITING:
             self.waiting.clear()
             return
@@ -89,7 +91,7 @@ class HealthCheck(Callback):
             )
 
     def _check_maps(self, step: int, between: Mapping[str, float]) -> None:
-        """The fraction of the variance of each regularised map that lies between images, 0..1."""
+        """Check what fraction of the variance of each regularised map lies between images, 0..1."""
         for name, fraction in between.items():
             if step >= self.patience and fraction > self.BETWEEN:
                 layer = name.replace("_", " ")
@@ -101,8 +103,8 @@ class HealthCheck(Callback):
                 )
 
     def _check_features(self, step: int, std: float, gradients: Mapping[str, float], images: int) -> None:
-        """The numbers of a step (0-based): feature std, gradient norms by name ("base", add-ons, or several of them
-        joined by "+")."""
+        """Check the standard deviation of features and the gradient norms, which have names of losses ("base",
+        add-ons), or of several joined by "+". step: from 0."""
         for name, norm in gradients.items():
             if norm == 0 and any(self.weights.get(part, 1.0) > 0 for part in name.split("+")):
                 self._warn(

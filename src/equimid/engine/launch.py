@@ -1,7 +1,7 @@
-"""Which device, how many processes, what precision: one Fabric from a RuntimeConfig.
+"""Make a Fabric from a RuntimeConfig: the device, the processes, the precision.
 
-Processes are started by torchrun, by SLURM's srun, or by Fabric (one machine, runtime.devices). What the environment
-says of tasks and nodes is taken from there; no setting repeats it.
+torchrun, SLURM's srun, or Fabric (one machine, runtime.devices) starts the processes. The environment says how many
+tasks and nodes there are; no setting repeats it.
 """
 
 import logging
@@ -101,7 +101,7 @@ def started(runtime: RuntimeConfig, environment: Mapping[str, str] = os.environ)
 
 
 def make_fabric(runtime: RuntimeConfig) -> "Fabric":
-    """A Fabric, not launched yet. More than one process means DDP or FSDP, as runtime.strategy says.
+    """Make a Fabric, which is not launched yet. Several processes use DDP or FSDP, as runtime.strategy says.
 
     Raises:
         UserError: the accelerator is not there, or the processes are not those that the settings ask for.
@@ -161,7 +161,7 @@ def _strategy(runtime: RuntimeConfig, ranks: int, on_cuda: bool) -> Any:
 
     if runtime.strategy == "fsdp":
         return Strategy(shard, data_parallel_size=ranks, tensor_parallel_size=1, **group)
-    # every parameter takes part in every step: an unused one is a fault to hear of, not to search for.
+    # every parameter takes part in every step, and an unused one is an error.
     # No buffer is broadcast: cross-rank batch norm keeps them equal.
     return Strategy(find_unused_parameters=False, broadcast_buffers=False, **group)
 
@@ -194,7 +194,7 @@ def _join_as_restarted(backend: str, timeout: timedelta, device: torch.device) -
 
 
 def _end_with_the_main_process() -> None:
-    """Fabric ends all ranks of a machine when one of those it started dies; not when the one that started them does."""
+    """End this process when the one that started it dies: Fabric ends the others only if one that it started dies."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -207,7 +207,7 @@ def _end_with_the_main_process() -> None:
 
 @contextmanager
 def ranks_end_together() -> Iterator[None]:
-    """Where several ranks work: one that fails ends, and the others say so in a line instead of a traceback.
+    """Where another rank fails, end this one with a line instead of a traceback.
 
     A rank that waits for a dead one gets torch's error (gloo at once, NCCL from its watchdog), or is ended by what
     started it: Fabric, torchrun, or srun --kill-on-bad-exit.

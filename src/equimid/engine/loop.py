@@ -188,9 +188,9 @@ class Trainer:
         self.optimizer.zero_grad()
         if self.task.method.ema_last:
             self.task.update_teacher(when)
-        return self._readout(step, _mean_losses(parts), request)
+        return self._metrics(step, _mean_losses(parts), request)
 
-    def _readout(self, step: int, losses: Losses, request: StopRequest) -> AsyncMetrics:
+    def _metrics(self, step: int, losses: Losses, request: StopRequest) -> AsyncMetrics:
         """The numbers of this step, on their way to the host."""
         device = self.fabric.device
         numbers = {f"loss/{name}": value for name, value in losses.named.items()} | {"loss/total": losses.total}
@@ -211,18 +211,18 @@ class Trainer:
         """Read all but the newest `behind` steps; returns whether some rank is to stop."""
         stop = False
         while len(waiting) > behind:
-            readout = waiting.popleft()
-            numbers, cls = readout.read()
+            metrics = waiting.popleft()
+            numbers, cls = metrics.read()
             now = time.monotonic()
             rate, self.last_read = self.train.batch_size / max(now - self.last_read, 1e-9), now
             stop |= numbers.pop("stop") > 0
             self._refuse_too_many_unreadable(int(numbers.pop("unreadable")))
             losses = {key: value / self.fabric.world_size for key, value in numbers.items() if key.startswith("loss/")}
-            self._refuse_infinite(readout.step, losses)
+            self._refuse_infinite(metrics.step, losses)
             if cls is not None:
-                self._log(readout.step, losses, numbers, cls, rate)
+                self._log(metrics.step, losses, numbers, cls, rate)
             for callback in self.callbacks:
-                callback.on_step(readout.step + 1, {k.removeprefix("loss/"): v for k, v in losses.items()}, rate)
+                callback.on_step(metrics.step + 1, {k.removeprefix("loss/"): v for k, v in losses.items()}, rate)
         return stop
 
     def _log(self, step: int, losses: dict[str, float], sums: dict[str, float], cls: Tensor, rate: float) -> None:

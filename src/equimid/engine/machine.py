@@ -1,4 +1,4 @@
-"""What a run makes of the machine that it finds: threads, the allocator, bf16 on a CPU."""
+"""How a run uses its machine: threads, the allocator, bf16 on a CPU."""
 
 import ctypes
 import json
@@ -37,7 +37,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc, malloc.h
 _LEAST_WIDTH = 192
 
 
-class OutOfMemory(Exception):  # noqa: N818  # what happened; the run says what it asked for
+class OutOfMemory(Exception):  # noqa: N818  # the run makes a UserError of it, with its settings
     """The device or the host has no memory left for a step."""
 
 
@@ -55,21 +55,24 @@ def host_memory() -> int:
 
 
 def set_threads(wanted: int, processes: int) -> None:
-    """So many threads for torch on the CPU; 0 = each of several processes on this machine gets its part of the cores,
-    and what OMP_NUM_THREADS says is kept. Fabric sets a number of its own when it starts processes: call it after."""
-    wanted_threads = os.environ.get("OMP_NUM_THREADS")
-    if wanted_threads == "1" and "TORCHELASTIC_RUN_ID" in os.environ:
-        wanted_threads = None  # torchrun sets it so where the user did not
+    """Set the number of torch's threads on the CPU. Fabric sets a number of its own when it starts processes, so call
+    this after it.
+
+    Args:
+        wanted: 0 = OMP_NUM_THREADS where the user has set it; else each process gets its part of the cores.
+        processes: on this machine.
+    """
+    by_user = os.environ.get("OMP_NUM_THREADS")
+    if by_user == "1" and "TORCHELASTIC_RUN_ID" in os.environ:
+        by_user = None  # torchrun sets it so where the user did not
     if wanted:
         torch.set_num_threads(wanted)
     elif processes > 1:
-        torch.set_num_threads(
-            max(1, cores() // processes) if wanted_threads is None else int(wanted_threads.split(",")[0])
-        )
+        torch.set_num_threads(max(1, cores() // processes) if by_user is None else int(by_user.split(",")[0]))
 
 
 def loader_remedy(device: torch.device, workers: int, decodes: bool) -> str:
-    """What helps where the device waits for images; "" where all cores are busy computing already."""
+    """Say what helps where the device waits for images; "" where all cores compute already."""
     busy = workers + (torch.get_num_threads() if device.type == "cpu" else 1)
     if busy < cores():
         return f"raise runtime.workers (it is {workers}, of {cores()} cores {busy} are in use)"
@@ -96,7 +99,7 @@ def keep_kernels() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Hand what is free to the system now: blocks of changing sizes leave gaps, which would add up over days."""
+    """Return freed memory to the system now: blocks of changing sizes leave gaps, which would add up over days."""
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)
@@ -111,7 +114,7 @@ def _glibc() -> ctypes.CDLL | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch or Python had no memory: on a CPU torch says so in words only."""
+    """Whether torch or Python had no memory: on a CPU only torch's message says so."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

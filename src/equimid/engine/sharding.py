@@ -1,10 +1,10 @@
-"""FSDP: every rank keeps its rows of weights, gradients and optimizer state, and borrows the others' for a while.
+"""FSDP: every rank keeps its rows of weights, gradients and optimizer state, and gets the others' while it needs them.
 
 Letters: W ranks, n rows (the first dimension of a tensor). Rank r keeps rows ceil(n / W) r to ceil(n / W) (r + 1), as
 `torch.chunk` and DTensor's Shard(0) cut them; the last ranks may keep none.
 
-A block of a network is a unit: its weights are whole while it is passed, forward and backward. Everything else (heads,
-embeddings, norms) is one more unit, whole during the whole step. The packed pass calls a block's layers and not the
+A block of a network is a unit: its weights are whole during its own forward and backward pass. Everything else (heads,
+embeddings, norms) is one more unit, whole during the step. The packed forward pass calls a block's layers and not the
 block, so a unit is made of the layers.
 """
 

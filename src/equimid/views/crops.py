@@ -1,4 +1,4 @@
-"""A box of an image as a square of pixels."""
+"""Boxes of an image: how they are drawn, and how they become squares of pixels."""
 
 import math
 from collections.abc import Sequence
@@ -9,14 +9,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Box", "Cut", "choose_scale", "cut_out"]
+__all__ = ["Box", "Cut", "centre_crop", "choose_scale", "cut_out", "sample_crop", "sample_shared_crop"]
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What is to be cut from an image of width x height px: a box, resized to `size` px, mirrored or not."""
+    """What is to be cut from an image.
+
+    Attributes:
+        box: in px of the image.
+        size: px, the side of the square that the box is resized to.
+        flipped: whether it is mirrored then.
+    """
 
     box: Box
     size: int
@@ -29,22 +35,26 @@ class Cut:
 
 
 def choose_scale(cuts: Sequence[Cut], scales: Sequence[int]) -> int:
-    """The largest of some scales at which no box has fewer pixels across or down than it is resized to; else 1.
+    """Choose by how much an image may be divided while it is decoded: the largest of `scales` at which no box has
+    fewer pixels across or down than it is resized to; else 1.
 
-    Nothing is then enlarged that was not to be, and a box's edge moves by at most half a pixel of its view.
+    So no box is enlarged that was to be reduced, and the edge of a box moves by at most half a pixel of its view.
     """
     room = min(min(right - left, bottom - top) / cut.size for cut in cuts for left, top, right, bottom in [cut.box])
     return next((scale for scale in scales if scale <= room), 1)
 
 
 def cut_out(pixels: Tensor, cut: Cut, interpolation: str, scale: int = 1) -> Tensor:
-    """(3, S, S) uint8, channels together in memory: cut first, then resized with antialiasing; nothing outside the box
-    is seen.
+    """Cut a box, then resize it with antialiasing; pixels outside the box have no part in it.
 
-    Within 1 of 255 of PIL's bilinear resize of the same pixels. On the CPU in whole numbers, elsewhere in float32.
+    The result is within 1 of 255 of PIL's bilinear resize of the same pixels. The CPU computes in whole numbers, other
+    devices in float32.
 
     Args:
         pixels: (3, ceil(H / scale), ceil(W / scale)) uint8, of an image of W x H px.
+
+    Returns:
+        (3, S, S) uint8, channels together in memory.
     """
     left, top, right, bottom = (round(edge / scale) for edge in cut.box)
     c, h, w = pixels.stride()
@@ -58,7 +68,7 @@ def cut_out(pixels: Tensor, cut: Cut, interpolation: str, scale: int = 1) -> Ten
 
 
 def sample_crop(size: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator) -> Box:
-    """Box (left, top, right, bottom) in pixels of a random resized crop; torchvision's rule, ten tries, then centre.
+    """Draw the box of a random resized crop, in px. Torchvision's rule: ten tries, then the centre.
 
     Source: torchvision `RandomResizedCrop.get_params`, aspect width / height log-uniform in [3/4, 4/3].
     """
@@ -76,19 +86,19 @@ def sample_crop(size: tuple[int, int], scale: tuple[float, float], rng: np.rando
     return left, top, left + w, top + h
 
 
-def _centre(size: tuple[int, int], fraction: float) -> Box:
+def sample_shared_crop(size: tuple[int, int], scale: tuple[float, float], rng: np.random.Generator) -> Box:
+    """`sample_crop` for images of a pair, which may differ in shape: the same part of each, at least a pixel wide and
+    high. The box is drawn on a large square and stretched to the image."""
+    side, (width, height) = 2**16, size
+    box = sample_crop((side, side), scale, rng)
+    left, top = int(box[0] / side * width), int(box[1] / side * height)
+    right, bottom = round(box[2] / side * width), round(box[3] / side * height)
+    return left, top, max(right, left + 1), max(bottom, top + 1)
+
+
+def centre_crop(size: tuple[int, int], fraction: float) -> Box:
+    """The square in the centre of an image of (width, height) px, with a side of `fraction` of the shorter one."""
     width, height = size
     side = max(1, round(min(size) * fraction))
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
-
-
-def _stretched(box: Box, size: tuple[int, int]) -> Box:
-    """A box of the squashed image on the image itself, at least a pixel wide and high."""
-    width, height = size
-    left, top = int(box[0] / _SQUASHED * width), int(box[1] / _SQUASHED * height)
-    right, bottom = round(box[2] / _SQUASHED * width), round(box[3] / _SQUASHED * height)
-    return left, top, max(right, left + 1), max(bottom, top + 1)
-
-
-_SQUASHED = 2**16  # side of the square that aligned boxes are drawn on

@@ -1,8 +1,8 @@
-"""Decoding in the training process: JPEG files of a batch to the pixels that a worker would have sent.
+"""Decode JPEG files of a batch in the training process, to the pixels that a worker would have sent.
 
-On CUDA torchvision decodes them (nvJPEG), and they are cut and resized there in float32; on any other device this
-happens on the CPU. Boxes, flips and photometric rows are those of the workers; pixels differ by rounding, and on CUDA
-by nvJPEG's own interpolation of colour.
+On CUDA torchvision decodes them (nvJPEG), and they are cut and resized there in float32; for any other device this is
+done on the CPU. The workers draw boxes, flips and photometric parameters as always. Pixels differ from those of a
+worker by rounding, and on CUDA by nvJPEG's own interpolation of colour.
 """
 
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ __all__ = ["decode_encoded"]
 
 @torch.no_grad()
 def decode_encoded(batch: Batch, dataset: ViewDataset, device: torch.device) -> Batch:
-    """The batch with every file decoded, cut and resized, on `device` if it is CUDA, else on the CPU.
+    """Decode, cut and resize every file of a batch, on `device` if it is CUDA, else on the CPU.
 
-    A file that is refused there is done again as a worker does it, and with it the replacement of a damaged one: look
-    at `unreadable` of what is returned. A batch without files is returned as it is.
+    A file that the decoder refuses is done again as a worker does it. Where it is damaged, another image replaces it
+    and `unreadable` of the returned batch names it. A batch without files is returned as it is.
 
     Raises:
         UserError: not one file could be decoded there, though the CPU can; or many images could not be read.

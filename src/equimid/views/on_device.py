@@ -1,4 +1,4 @@
-"""The device's side of the views: uint8 batches to normalised, photometrically changed, posed images."""
+"""Turn uint8 batches into views on the device: photometric changes, normalisation, poses."""
 
 from collections.abc import Mapping, Sequence
 
@@ -44,7 +44,7 @@ class Views:
 
 
 def sample_poses(plan: ViewPlan, seed: int, step: int, rank: int, ranks: int) -> list[Pose]:
-    """This rank's poses of every posed view in a step; over all ranks the same draw, whatever their number."""
+    """Draw this rank's poses of every posed view in a step. All ranks share one draw, whatever their number."""
     posed = plan.posed
     if posed is None:
         return []
@@ -60,7 +60,7 @@ def sample_poses(plan: ViewPlan, seed: int, step: int, rank: int, ranks: int) ->
 
 
 def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(n, 3, H, W) in [0, 1] to zero mean and unit deviation per channel."""
+    """Shift and scale images (n, 3, H, W) in [0, 1] by the mean and deviation of each channel."""
     m, s = (
         torch.tensor(v, dtype=images.dtype).to(images.device, non_blocking=True)[:, None, None] for v in (mean, std)
     )
@@ -69,7 +69,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 @torch.no_grad()
 def to_device_views(batch: Batch, plan: ViewPlan, poses: Sequence[Pose], device: torch.device) -> Views:
-    """Finish the views of a batch on the device.
+    """Make the views of a batch on the device.
 
     Args:
         poses: per posed view, one pose per posed image of this rank (`sample_poses`).

@@ -1,4 +1,4 @@
-"""What a task asks of the data: which views of how many images, as values that workers and device share."""
+"""Which views a task needs, of how many images: values that the workers and the training process share."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,9 +13,13 @@ __all__ = ["CentreView", "CropView", "ExtraView", "PosedViews", "ViewPlan", "che
 
 @dataclass(frozen=True)
 class CropView:
-    """A standard view: random resized crop of `size` px, flip, photometric.
+    """A standard view: a random resized crop.
 
-    scale: range of the crop's fraction of the area; aspect is log-uniform in [3/4, 4/3]
+    Attributes:
+        size: px.
+        scale: range of the crop's fraction of the area; its aspect is log-uniform in [3/4, 4/3].
+        flip: probability that it is mirrored.
+        photometric: what is done to its colours.
     """
 
     size: int
@@ -26,7 +30,12 @@ class CropView:
 
 @dataclass(frozen=True)
 class CentreView:
-    """The centre of the image, nothing drawn: a square of `fraction` of the shorter side, resized to `size` px."""
+    """The centre of the image, without any draw.
+
+    Attributes:
+        size: px.
+        fraction: side of the square that is cut, of the image's shorter side.
+    """
 
     size: int
     fraction: float
@@ -34,9 +43,11 @@ class CentreView:
 
 @dataclass(frozen=True)
 class ExtraView:
-    """A view that an add-on asks for beside the standard ones, of every cropped image.
+    """A view of every cropped image that an add-on needs beside the standard ones.
 
-    turns: shown upright only (1), or at each of the four quarter turns (4)
+    Attributes:
+        view: what is cut.
+        turns: 1 = upright only, 4 = at each of the four quarter turns.
     """
 
     view: CropView | CentreView
@@ -45,11 +56,17 @@ class ExtraView:
 
 @dataclass(frozen=True)
 class PosedViews:
-    """Posed views of `count` images of the global batch: square image, photometric, pose; no crop.
+    """Posed views: the whole image as a square, photometric changes, a pose; no crop.
 
-    sizes:       side of the upright square image per view, px; views 2j and 2j + 1 are a pair of one size
-    grids:       size of the fixed set that the posed grids are drawn from; 0 = any grid in the ranges
-    shared_crop: cut one random crop for both views of a pair first, as the SER release does
+    Attributes:
+        count: images of the global batch that are posed.
+        sizes: px, side of the upright square of each view; views 2j and 2j + 1 are a pair of one size.
+        patch_size: px.
+        area: range of a posed grid's area, of the upright grid's.
+        aspect: range of its aspect.
+        complement: draw pairs of which every relative element is a reflection, as the SER release does.
+        shared_crop: cut one random crop for both views of a pair first, as the SER release does.
+        grids: size of the fixed set that the posed grids are drawn from; 0 = any grid in the ranges.
     """
 
     count: int
@@ -66,8 +83,14 @@ class PosedViews:
 class ViewPlan:
     """All views of a batch. Image p of the global batch is posed if p < posed.count, otherwise cropped.
 
-    extra:   by name, views of the cropped images beside `crops`
-    aligned: images 2j and 2j + 1 of the batch share crop, jitter and grey of each standard view
+    Attributes:
+        crops: the standard views.
+        posed: None = no image is posed.
+        interpolation: of crops.
+        mean: of red, green and blue, in [0, 1]; it is subtracted.
+        std: of red, green and blue; values are divided by it.
+        extra: by name, views of the cropped images beside `crops`.
+        aligned: whether images 2j and 2j + 1 of the batch share crop, jitter and grey of each standard view.
     """
 
     crops: tuple[CropView, ...]
@@ -84,7 +107,7 @@ class ViewPlan:
         return 2 if self.aligned else 1
 
     def positions(self, count: int, rank: int, ranks: int) -> list[int]:
-        """Those of the first `count` images of a global batch that belong to a rank: dealt out in turn, pairs whole."""
+        """Which of the first `count` images of a global batch belong to a rank: every W-th one, or every W-th pair."""
         return [p for p in range(count) if p // self.unit % ranks == rank]
 
     @property
@@ -97,7 +120,7 @@ class ViewPlan:
 
 
 def standard_views(config: ViewsConfig, image_size: int, patch_size: int) -> ViewPlan:
-    """The plan of the standard views alone, full ones of `image_size` px.
+    """Make the plan of the standard views alone, full ones of `image_size` px.
 
     Raises:
         UserError: a size is not a multiple of the patch size.
@@ -113,9 +136,10 @@ def standard_views(config: ViewsConfig, image_size: int, patch_size: int) -> Vie
 
 
 def check_size(setting: str, size: int, patch_size: int) -> None:
-    """
+    """Check a size in px.
+
     Raises:
-        UserError: the size in px is not a multiple of the patch.
+        UserError: it is not a multiple of the patch size.
     """
     if size < patch_size or size % patch_size:
         near = max(patch_size, round(size / patch_size) * patch_size)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from equimid.data.decode import open_image
 from equimid.data.shards.format import Pack, Records, read_index, shard_name
-from equimid.data.sources import Indices, Source, digest, holdout, length_and_time
+from equimid.data.sources import Indices, Source, digest, holdout_part, length_and_time
 from equimid.errors import UnreadableImage, UserError
 
 __all__ = ["ShardSource", "open_shards"]
@@ -151,8 +151,7 @@ def open_shards(data: str, folder: Path, split: str | None) -> ShardSource:
     if split in (None, "whole", "fit"):
         return source
     # of all that were listed, so that the parts are those of the folder, whatever was left out
-    train, test = holdout(labels, 0.2, seed=0)
-    chosen = np.isin(numbers, test if split == "test" else train)
+    chosen = np.isin(numbers, holdout_part(labels, split))
     return replace(source, split=split or "").take(np.flatnonzero(chosen))
 
 
