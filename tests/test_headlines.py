@@ -9,7 +9,7 @@ import pytest
 
 from equimid.records import Record, write_records
 from equimid.report.read_run import Run, read_run
-from equimid.report.seeds import Combination, Value, compare, values_of
+from equimid.report.seeds import RunsOverSeeds, Value, compare, values_of
 from helpers.fake_runs import everything, fake_run, record
 
 
@@ -20,7 +20,7 @@ def run_of(path: Path, *records: Record, seed: int = 0, **more: Any) -> Run:
 
 
 def headlines(*runs: Run) -> list[Value]:
-    return values_of([Combination(run.name, {0: run}) for run in runs])
+    return values_of([RunsOverSeeds(run.name, {0: run}) for run in runs])
 
 
 def values(run: Run, *beside: Run) -> dict[str, float]:
@@ -155,7 +155,7 @@ def test_parts_and_references_are_no_headline(tmp_path: Path) -> None:
 def test_the_page_says_what_place_is_where_it_is_there(tmp_path: Path) -> None:
     def words(*records: Record, name: str) -> str:
         runs = {seed: run_of(tmp_path / f"{name}{seed}", *records, seed=seed) for seed in (0, 1)}
-        return str(compare([Combination(name, runs)]))
+        return str(compare([RunsOverSeeds(name, runs)]))
 
     place = of_layers("equivariance", "place", {3: 0.5}, kind="quarter turns")
     assert "after the mean token of each image is taken away" in words(*place, name="with")

@@ -8,9 +8,9 @@ import re
 import sys
 from importlib.metadata import version
 
-from equimid.cli.runs import Demo, Evaluate, Pretrain, Report, Sweep
+from equimid.cli.runs import DemoCommand, EvaluateCommand, PretrainCommand, ReportCommand, SweepCommand
 from equimid.cli.shared import Parser, eprint
-from equimid.cli.tools import Pack, Recipes
+from equimid.cli.tools import PackCommand, RecipesCommand
 from equimid.errors import UserError
 
 __all__ = ["main"]
@@ -19,13 +19,13 @@ __all__ = ["main"]
 _SETTING = re.compile(r"^[a-z_][a-z_0-9]*(\.[a-z_0-9]+)*=")
 
 _COMMANDS = {
-    "pretrain": Pretrain(),
-    "evaluate": Evaluate(),
-    "sweep": Sweep(),
-    "report": Report(),
-    "recipes": Recipes(),
-    "pack": Pack(),
-    "demo": Demo(),
+    "pretrain": PretrainCommand(),
+    "evaluate": EvaluateCommand(),
+    "sweep": SweepCommand(),
+    "report": ReportCommand(),
+    "recipes": RecipesCommand(),
+    "pack": PackCommand(),
+    "demo": DemoCommand(),
 }
 _RENAMED = {
     "measure": "equimid measure is called equimid evaluate now",

@@ -8,7 +8,7 @@ from pathlib import Path
 from equimid.cli.shared import eprint, reject_settings, strip_slash
 from equimid.errors import UserError
 
-__all__ = ["Command", "Demo", "Evaluate", "Pretrain", "Report", "Sweep"]
+__all__ = ["Command", "DemoCommand", "EvaluateCommand", "PretrainCommand", "ReportCommand", "SweepCommand"]
 
 
 class Command:
@@ -26,7 +26,7 @@ class Command:
         raise NotImplementedError
 
 
-class Pretrain(Command):
+class PretrainCommand(Command):
     """Pretrain on images, measure, and leave a folder with a report and a backbone.
 
     Settings follow as KEY=VALUE, such as ser.weight=0.3 train.epochs=50. The same command on the same folder resumes
@@ -77,7 +77,7 @@ class Pretrain(Command):
         eprint(f"report:   {folder / 'report.html'}\nbackbone: {folder / 'backbone'}")
 
 
-class Evaluate(Command):
+class EvaluateCommand(Command):
     """Measure any network: a run's, a backbone's, timm's or Hugging Face's.
 
     equimid evaluate --model runs/mine                  the routine: kNN and linear probe with labels, equivariance,
@@ -154,7 +154,7 @@ class Evaluate(Command):
             eprint(f"records: {page.parent / 'records.jsonl'}\nreport:  {page}")
 
 
-class Sweep(Command):
+class SweepCommand(Command):
     """Run a recipe for several seeds and values of settings, and compare them: means, intervals, paired differences.
 
     Settings for all runs follow as KEY=VALUE. The same command resumes a sweep that was stopped. A file that declares a
@@ -202,7 +202,7 @@ class Sweep(Command):
             eprint(f"{len(written)} cell(s) finished, in {Path(args.recipe).with_suffix('')}")
 
 
-class Report(Command):
+class ReportCommand(Command):
     """Write one page that shows runs side by side."""
 
     def declare(self, parser: argparse.ArgumentParser) -> None:
@@ -220,7 +220,7 @@ class Report(Command):
         eprint(f"report: {write_report(args.runs, page)}")
 
 
-class Demo(Command):
+class DemoCommand(Command):
     """Three runs on the digits that scikit-learn bundles, compared on one page; minutes on two cores."""
 
     def declare(self, parser: argparse.ArgumentParser) -> None:

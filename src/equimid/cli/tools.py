@@ -8,10 +8,10 @@ from equimid.cli.runs import Command
 from equimid.cli.shared import eprint, reject_settings, strip_slash
 from equimid.errors import UserError
 
-__all__ = ["Pack", "Recipes"]
+__all__ = ["PackCommand", "RecipesCommand"]
 
 
-class Recipes(Command):
+class RecipesCommand(Command):
     """List the recipes; recipes show NAME [KEY=VALUE ...] lists all settings of one, those that it changes first."""
 
     def declare(self, parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ class Recipes(Command):
         sys.stdout.write("\n".join(lines) + "\n")
 
 
-class Pack(Command):
+class PackCommand(Command):
     """Write images into tar shards (WebDataset): small enough for the crops, fast to read.
 
     Train on the folder of shards like on any folder. The same command resumes a packing that was stopped.

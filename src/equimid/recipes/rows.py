@@ -367,8 +367,7 @@ def ser_multicrop() -> Config:
 
 
 def _edited(**changes: Any) -> Config:
-    config = ser()
-    return replace(config, addons={"ser": replace(config.addons["ser"], **changes)})
+    return replace(ser(), addons={"ser": replace(ser().addons["ser"], **changes)})
 
 
 @_row("late-cls", parent="mocov3")

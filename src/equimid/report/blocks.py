@@ -12,8 +12,20 @@ import yaml
 from jinja2 import Environment, StrictUndefined, Template
 
 __all__ = [
-    "Block", "Entry", "Figure", "Figures", "Group", "Pairs", "Row", "Section", "Table", "Text", "drawn", "explained",
-    "read", "template",
+    "Block",
+    "Entry",
+    "Figure",
+    "Figures",
+    "Group",
+    "Pairs",
+    "Section",
+    "Table",
+    "TableRow",
+    "Text",
+    "drawn",
+    "explained",
+    "read",
+    "template",
 ]  # fmt: skip
 
 
@@ -67,7 +79,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """`quiet`: a reference, not a subject of the report."""
 
     head: str
@@ -88,7 +100,7 @@ class Table:
     label: str
     corner: str
     columns: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[TableRow]
     style: str = "numbers"
     groups: Sequence[tuple[str, int]] = ()
     published: Collection[str] = ()

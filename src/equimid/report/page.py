@@ -16,7 +16,7 @@ from equimid.report.formatting import measured, plain
 from equimid.report.read_run import Run, names, read_run
 from equimid.report.sections import all_sections
 from equimid.report.sections.run import addons_of
-from equimid.report.seeds import Combination, compare
+from equimid.report.seeds import RunsOverSeeds, compare
 from equimid.sweep_plan import SweepPlan, read_sweep
 
 __all__ = ["write_report", "write_sweep_report"]
@@ -64,7 +64,7 @@ def write_sweep_report(out: Path) -> Path:
                 runs[seed] = read_run(place, run, seed)
             else:
                 missing.append((f"{name} seed {seed}", _unfinished(plan, run)))
-        combinations.append(Combination(name, runs, missing))
+        combinations.append(RunsOverSeeds(name, runs, missing))
     done = sum(len(c.runs) for c in combinations)
     facts = [
         ("recipe", plan.recipe),
@@ -178,7 +178,7 @@ def _unfinished(plan: SweepPlan, run: str) -> str:
     return f"failed: {plan.failed[run]}" if run in plan.failed else "is not finished: run the sweep's command again"
 
 
-def _sweep_summary(combinations: Sequence[Combination]) -> str:
+def _sweep_summary(combinations: Sequence[RunsOverSeeds]) -> str:
     counted = sorted({len(c.runs) for c in combinations})
     n = " to ".join(map(str, [counted[0], counted[-1]][: len(counted)]))
     settings = (

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from equimid.records import Record
-from equimid.report.blocks import Block, Entry, Group, Row, Section, Table, Text, explained
+from equimid.report.blocks import Block, Entry, Group, Section, Table, TableRow, Text, explained
 from equimid.report.formatting import entry, plain, title
 from equimid.report.read_run import Run
 from equimid.report.series import grouped
@@ -201,7 +201,7 @@ def published_section(runs: Sequence[Run]) -> Section:
 
 
 def _quiet(corner: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Table:
-    drawn = [Row(head, [[Entry(v)] if v else [] for v in cells], quiet=True) for head, cells in rows.items()]
+    drawn = [TableRow(head, [[Entry(v)] if v else [] for v in cells], quiet=True) for head, cells in rows.items()]
     return Table(f"Published: {corner}", corner, columns, drawn, published=columns)
 
 

@@ -22,11 +22,11 @@ from equimid.report.series import grouped
 from equimid.report.views import pivot
 from equimid.statistics import holm, mean_of, paired_difference, verdict
 
-__all__ = ["Combination", "Value", "compare", "seeds_section", "values_of"]
+__all__ = ["RunsOverSeeds", "Value", "compare", "seeds_section", "values_of"]
 
 
 @dataclass(frozen=True, eq=False)
-class Combination:
+class RunsOverSeeds:
     """Runs of one combination of settings.
 
     Attributes:
@@ -64,7 +64,7 @@ class Metric:
 class Value:
     """A metric of one run."""
 
-    combination: Combination
+    combination: RunsOverSeeds
     seed: int
     metric: Metric
     value: float
@@ -95,12 +95,12 @@ def seeds_section(runs: Sequence[Run]) -> Section:
             if first is not run:
                 missing.append((run.name, f"has the settings and the seed of {first.name} and is not counted"))
         unique = name if names.count(name) == 1 else ", ".join(run.name for run in members)
-        combinations.append(Combination(unique, by_seed, missing))
+        combinations.append(RunsOverSeeds(unique, by_seed, missing))
     several = any(len(combination.runs) > 1 for combination in combinations)
     return Section("seeds", "Seeds", compare(combinations) if several else ())
 
 
-def compare(combinations: Sequence[Combination]) -> list[Block]:
+def compare(combinations: Sequence[RunsOverSeeds]) -> list[Block]:
     """Means, plots and differences of the combinations; the first is the baseline."""
     values = values_of(combinations)
     notes: list[Block] = [Text(why, "note", who) for c in combinations for who, why in c.missing]
@@ -134,7 +134,7 @@ def compare(combinations: Sequence[Combination]) -> list[Block]:
     ]
 
 
-def values_of(combinations: Sequence[Combination]) -> list[Value]:
+def values_of(combinations: Sequence[RunsOverSeeds]) -> list[Value]:
     """Headline by headline what the runs have; of layers those that SER acts on in any run, and the last.
 
     A run has no value where it has several records and does not say which, or a mean over other members than all runs
@@ -191,7 +191,7 @@ def _mean_text(values: Sequence[Value]) -> str:
     return mean_of([v.value for v in values]).text(places(values[0].metric.unit))
 
 
-def _plot(combinations: Sequence[Combination], values: Sequence[Value], number: int) -> Figure:
+def _plot(combinations: Sequence[RunsOverSeeds], values: Sequence[Value], number: int) -> Figure:
     """All combinations on one axis: each seed, their mean and its interval."""
     dots, texts, metric = [], [], values[0].metric
     for combination, part in grouped(values, lambda v: v.combination).items():
@@ -203,7 +203,7 @@ def _plot(combinations: Sequence[Combination], values: Sequence[Value], number: 
     return Figure(metric.label, figures.dots(f"seeds-{number}", alt, dots, metric.axis))
 
 
-def _differences(first: Combination, values: Sequence[Value]) -> dict[tuple[Combination, Metric], list[Entry]]:
+def _differences(first: RunsOverSeeds, values: Sequence[Value]) -> dict[tuple[RunsOverSeeds, Metric], list[Entry]]:
     """Every combination but the first, against it; all their comparisons are one family for Holm's correction."""
     by_seed = {
         key: {v.seed: v.value for v in part}

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from equimid.records import Record, Subject
 from equimid.report import figures
-from equimid.report.blocks import Block, Entry, Figure, Figures, Pairs, Row, Table, Text
+from equimid.report.blocks import Block, Entry, Figure, Figures, Pairs, Table, TableRow, Text
 from equimid.report.figures import INK, Line
 from equimid.report.formatting import describe, digits, entry, gathered, metric_name, signed, title
 from equimid.report.series import NAMES, SHARED, Point, Series, grouped
@@ -47,7 +47,7 @@ def pivot(
     cells = grouped(items, lambda item: (row(item), column(item)))
     heads = dict.fromkeys([*rows, *map(row, items)])
     across = dict.fromkeys([*columns, *map(column, items)])
-    lines = [Row(str(r), [cell(cells[r, c]) if (r, c) in cells else [] for c in across], quiet(r)) for r in heads]
+    lines = [TableRow(str(r), [cell(cells[r, c]) if (r, c) in cells else [] for c in across], quiet(r)) for r in heads]
     return Table(label, corner, [name(c) for c in across], lines, **look)
 
 

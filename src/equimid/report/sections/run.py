@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from equimid.report import figures
-from equimid.report.blocks import Block, Entry, Figure, Figures, Group, Pairs, Row, Section, Table, Text
+from equimid.report.blocks import Block, Entry, Figure, Figures, Group, Pairs, Section, Table, TableRow, Text
 from equimid.report.figures import Line
 from equimid.report.formatting import plain
 from equimid.report.read_run import Run
@@ -73,7 +73,7 @@ def run_section(runs: Sequence[Run]) -> Section:
         columns = [run.name for run in runs]
 
         def table(what: str, part: Rows) -> Group:
-            lines = [Row(label, [[Entry(value)] for value in values]) for label, values in part.items()]
+            lines = [TableRow(label, [[Entry(value)] for value in values]) for label, values in part.items()]
             return Group(what, [Table(what, "Setting", columns, lines, style="settings")])
 
         # the names of the runs stand in a table: where nothing differs, of what is the same
