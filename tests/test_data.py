@@ -70,7 +70,7 @@ def test_one_class_folder_is_no_label(tmp_path: Path) -> None:
     assert open_source(str(tmp_path)).labels is None
 
 
-@pytest.mark.parametrize("second", ["test", "val", "Validation"])
+@pytest.mark.parametrize("second", ["test", "val", "Validation", "valid", "dev", "testing", "eval", "validate"])
 def test_train_and_test_folders(tmp_path: Path, second: str) -> None:
     for name in ("train/b/1.png", "train/c/2.png", f"{second}/a/3.png", f"{second}/c/4.png"):
         draw(tmp_path / name)
@@ -82,6 +82,46 @@ def test_train_and_test_folders(tmp_path: Path, second: str) -> None:
     assert test.labels is not None
     assert (train.labels.tolist(), test.labels.tolist()) == ([1, 2], [0, 2])
     assert [s.split for s in (train, test, default)] == ["train", "test", "train"]
+
+
+def test_folders_beside_train_and_test_are_named_as_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("training/a/1.png", "test/a/2.png", "val/a/3.png", "extra/4.png"):
+        draw(tmp_path / name)
+    assert relative(open_source(str(tmp_path)), tmp_path) == ["training/a/1.png"]
+    assert relative(open_source(str(tmp_path), "test"), tmp_path) == ["test/a/2.png"]
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert "not read: extra, val" in line
+
+
+def test_what_equimid_wrote_is_no_data(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    draw(tmp_path / "a/1.png")
+    for folder, files in {
+        "runs/ser-small-data": ("config.yaml", "data.json"),
+        "measured/net": ("model.yaml", "records.jsonl"),
+        "packed": ("pack.json",),
+    }.items():
+        draw(tmp_path / folder / "pictures/map.png")
+        for name in files:
+            (tmp_path / folder / name).write_text("")
+    draw(tmp_path / "mine/2.png")
+    (tmp_path / "mine/config.yaml").write_text("of another program")
+    assert relative(open_source(str(tmp_path)), tmp_path) == ["a/1.png", "mine/2.png"]
+    assert sorted(r.getMessage().split(" is not read")[0] for r in caplog.records) == sorted(
+        str(tmp_path / name) for name in ("runs/ser-small-data", "measured/net", "packed")
+    )
+    # what a user names is read, whatever it is
+    assert len(open_source(str(tmp_path / "runs/ser-small-data"))) == 1
+
+
+def test_images_of_kinds_that_are_not_read_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    draw(tmp_path / "1.png")
+    for name in ("a.heic", "b.HEIC", "c.dcm", "notes.txt"):
+        (tmp_path / name).write_text("")
+    assert len(open_source(str(tmp_path))) == 1
+    open_source(str(tmp_path))
+    (line,) = [r.getMessage() for r in caplog.records]
+    assert "3 files" in line
+    assert "2 .heic, 1 .dcm" in line
 
 
 def test_plain_folder_is_split_80_to_20_in_proportion(tmp_path: Path) -> None:
@@ -133,6 +173,20 @@ def test_list_without_labels_and_its_mistakes(tmp_path: Path) -> None:
     assert "line 2 has no label" in message(listing)
     listing.write_bytes(b"\xff\xfe\x00")
     assert "not UTF-8" in message(listing)
+
+
+def test_all_lines_of_a_file_lie_in_one_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"{k}.png" for k in range(20)]
+    rare = ["rare.png"] * 10
+    listing = tmp_path / "list.txt"
+    listing.write_text("".join(f"{name}\t{'b' if name in rare else 'a'}\n" for name in [*names, *rare, "other.png"]))
+    train, test = (relative(open_source(str(listing), split), tmp_path) for split in ("train", "test"))
+    assert not set(train) & set(test)
+    assert len(train) + len(test) == 31
+    assert len(open_source(str(listing))) == 31
+    assert "31 lines name 22 files" in caplog.text
+    listing.write_text("a.png\tx\nb.png\ty\na.png\ty\n")
+    assert "a.png with the labels 'x' and 'y'" in message(listing)
 
 
 # --- known names

@@ -1,8 +1,12 @@
 """Open what the user typed for `data`: a known name, a folder of images or of shards, or a text file of paths."""
 
 import difflib
+import logging
 import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +22,39 @@ __all__ = ["KNOWN_NAMES", "check_exists", "open_source"]
 
 KNOWN_NAMES = tuple(NAMED)
 
+logger = logging.getLogger("equimid")
+
 _LIST_SUFFIXES = (".txt", ".lst")
-_TEST_FOLDERS = ("test", "val", "validation")
+# the first of them that is there is tested on
+_TEST_FOLDERS = ("test", "testing", "val", "valid", "validate", "validation", "dev", "eval", "evaluation", "holdout")
+_TRAIN_FOLDERS = ("train", "training")
+# kinds of images that are not read; whoever has them shall know that they are left out
+_OTHER_IMAGES = frozenset(
+    f".{suffix}"
+    for suffix in (
+        *(
+            "heic",
+            "heif",
+            "jxl",
+            "svg",
+            "psd",
+            "xcf",
+            "exr",
+            "hdr",
+            "dcm",
+            "dicom",
+            "nii",
+            "svs",
+            "ndpi",
+            "mrxs",
+            "czi",
+        ),
+        *("dng", "cr2", "cr3", "nef", "arw", "orf", "raf", "rw2"),
+    )
+)
+# what a run, a measurement, a sweep or a packing leaves in its folder: nothing in it is data
+_OWN = ({"config.yaml", "checkpoints"}, {"config.yaml", "data.json"}, {"model.yaml", "records.jsonl"}, {"sweep.yaml"},
+        {"pack.json"}, {"packing.json"})  # fmt: skip
 
 
 def open_source(data: str, split: str | None = None) -> Source:
@@ -32,9 +67,9 @@ def open_source(data: str, split: str | None = None) -> Source:
             set), or one that `equimid pack` wrote; or a .txt or .lst file: a path a line, relative to the file or
             absolute, then perhaps a tab and a label.
         split: None to pretrain: all that is not a test split. "train" and "test" to evaluate: the published split, the
-            folders train/ and test/ (or val/), or else 80/20 of the images, stratified, seed 0. "whole" to test what
-            was trained on other data, and "fit" to train what is tested on other data: the test or the training split
-            where there is one, else all.
+            folders train/ and test/ (or val/, valid/, dev/, ...), or else 80/20 of the images, stratified, seed 0.
+            "whole" to test what was trained on other data, and "fit" to train what is tested on other data: the test
+            or the training split where there is one, else all.
 
     Raises:
         UserError: nothing there, no image, an unknown name or split.
@@ -48,7 +83,7 @@ def open_source(data: str, split: str | None = None) -> Source:
     if path.is_dir():
         return open_shards(data, path, split) if is_packed(path) else _open_folder(data, path, split)
     if path.suffix.lower() in _LIST_SUFFIXES:
-        return _split(_open_list(data, path), split)
+        return _open_list(data, path, split)
     raise UserError(
         f"{data} is a single file; expected a folder of images or a text file of paths "
         f"({', '.join(_LIST_SUFFIXES)}): give {path.parent} or a list"
@@ -71,11 +106,20 @@ def check_exists(data: str) -> None:
     raise UserError(f"'{data}' is neither an existing folder or text file nor one of: {known}{hint}")
 
 
-def _split(source: FileSource, split: str | None) -> Source:
+@cache
+def _say_once(text: str) -> None:
+    """A folder is opened several times in a run."""
+    logger.warning(text)
+
+
+def _split(source: FileSource, split: str | None, files: Sequence[str] = ()) -> Source:
+    """files: (n,) paths where some may be named several times; all copies of one lie in one part."""
     if split in (None, "whole", "fit"):
         return source
     labels = np.zeros(len(source)) if source.labels is None else source.labels
-    return replace(source, split=split).take(holdout_part(labels, split))
+    _, first, file = np.unique(files or np.arange(len(source)), return_index=True, return_inverse=True)
+    part = holdout_part(labels[first], split)
+    return replace(source, split=split).take(np.flatnonzero(np.isin(file, part)))
 
 
 # --- folders
@@ -112,8 +156,16 @@ def _labelled(name: str, split: str, root: Path, files: list[str], classes: set[
 
 def _train_and_test(root: Path) -> tuple[Path, Path] | None:
     folders = {e.name.lower(): root / e.name for e in _entries(root) if _is_folder(e)}
-    test = next((folders[n] for n in _TEST_FOLDERS if n in folders), None)
-    return (folders["train"], test) if "train" in folders and test is not None else None
+    train, test = ([folders[n] for n in names if n in folders] for names in (_TRAIN_FOLDERS, _TEST_FOLDERS))
+    if not train or not test:
+        return None
+    left = sorted(folder.name for folder in folders.values() if folder not in (train[0], test[0]))
+    if left:
+        _say_once(
+            f"{root}: {train[0].name}/ is for training and {test[0].name}/ for testing; not read: "
+            f"{', '.join(left[:5])}{f' and {len(left) - 5} more' if len(left) > 5 else ''}"
+        )
+    return train[0], test[0]
 
 
 def _class_folders(files: list[str]) -> set[str] | None:
@@ -124,9 +176,11 @@ def _class_folders(files: list[str]) -> set[str] | None:
 def _image_files(root: Path) -> list[str]:
     """Paths of the image files below root, relative to it with "/", sorted. Names that start with a dot are skipped.
 
-    Links are followed, but not one to a folder that it lies in. A broken link is listed: the check reports it.
+    Links are followed, but not one to a folder that it lies in. A broken link is listed: the check reports it. What
+    equimid wrote (runs, measurements, shards) is left out, and so are other kinds of images; a line says so.
     """
     files: list[str] = []
+    others: Counter[str] = Counter()
     pending: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
     while pending:
         below, above = pending.pop()
@@ -134,11 +188,22 @@ def _image_files(root: Path) -> list[str]:
         here = (status.st_dev, status.st_ino)
         if here in above:
             continue
-        for entry in _entries(root / below):
+        entries = _entries(root / below)
+        names = {entry.name for entry in entries}
+        if below and any(names >= own for own in _OWN):
+            _say_once(f"{root / below} is not read: equimid wrote it")
+            continue
+        for entry in entries:
+            suffix = os.path.splitext(entry.name)[1].lower()
             if _is_folder(entry):
                 pending.append((f"{below}{entry.name}/", above | {here}))
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and (entry.is_symlink() or entry.is_file()):
+            elif suffix in IMAGE_SUFFIXES and (entry.is_symlink() or entry.is_file()):
                 files.append(below + entry.name)
+            elif suffix in _OTHER_IMAGES:
+                others[suffix] += 1
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
+        _say_once(f"{root}: {sum(others.values())} files of kinds that are not read: {kinds}; convert them to be used")
     return sorted(files)
 
 
@@ -162,7 +227,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 # --- text files
 
 
-def _open_list(data: str, path: Path) -> FileSource:
+def _open_list(data: str, path: Path, split: str | None) -> Source:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
@@ -174,12 +239,8 @@ def _open_list(data: str, path: Path) -> FileSource:
     ]
     if not rows:
         raise UserError(f"no path in {data}: expected one image path a line; add some, or give a folder")
-    source = FileSource(
-        name=data,
-        split="all",
-        root=path.parent,
-        files=pack_paths(os.path.expanduser(file.strip()) for _, file, _ in rows),
-    )
+    files = [os.path.expanduser(file.strip()) for _, file, _ in rows]
+    source = FileSource(name=data, split="all", root=path.parent, files=pack_paths(files))
     labels = [label.strip() for _, _, label in rows]
     classes = set(labels)
     if "" in classes and len(classes) > 1:
@@ -187,9 +248,32 @@ def _open_list(data: str, path: Path) -> FileSource:
         raise UserError(
             f"{data}, line {bare} has no label while other lines have; give all lines a label after a tab, or none"
         )
+    copies = files if _has_copies(data, files, labels) else []
     if len(classes) < 2:
-        return source
+        return _split(source, split, copies)
     # "10" after "9"
     names = sorted(classes, key=int) if all(c.isdecimal() for c in classes) else sorted(classes)
     number = {c: k for k, c in enumerate(names)}
-    return replace(source, labels=np.array([number[c] for c in labels], dtype=np.int64), classes=tuple(names))
+    source = replace(source, labels=np.array([number[c] for c in labels], dtype=np.int64), classes=tuple(names))
+    return _split(source, split, copies)
+
+
+def _has_copies(data: str, files: Sequence[str], labels: Sequence[str]) -> bool:
+    """Whether a file is named several times.
+
+    Raises:
+        UserError: a file is named twice with different labels.
+    """
+    label_of: dict[str, str] = {}
+    for file, label in zip(files, labels, strict=True):
+        if label_of.setdefault(file, label) != label:
+            raise UserError(
+                f"{data} names {file} with the labels {label_of[file]!r} and {label!r}; give each file one label"
+            )
+    if len(label_of) == len(files):
+        return False
+    _say_once(
+        f"{data}: {len(files)} lines name {len(label_of)} files; in training each line counts, and a split into "
+        "training and test images keeps all lines of a file in one part"
+    )
+    return True

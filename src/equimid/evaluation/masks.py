@@ -22,7 +22,7 @@ from equimid.randomness import counted_generator
 __all__ = ["IGNORED", "MaskedImages", "open_masks"]
 
 IGNORED = 255
-_TEST_FOLDERS = ("test", "val", "validation")
+_TEST_FOLDERS = ("test", "val", "valid", "validation", "dev")
 _LAYOUT = "expected images/ and masks/ in it, or train/ and test/ (or val/) with those two in each"
 
 
