@@ -311,3 +311,15 @@ def test_a_restored_run_goes_on_with_the_same_bits(tmp_path, settings):
     one, two = optimizer.state_dict()["state"], again.state_dict()["state"]
     assert one.keys() == two.keys()
     assert all(same_bits(one[number], two[number]) for number in one)
+
+
+def test_the_course_of_the_rate_is_said_and_a_warm_up_without_end_is_warned_of():
+    optim = OptimConfig(lr=1e-3, warmup_epochs=2)
+    said = optim.describe_schedule(total=50, steps_per_epoch=10, batch_size=128)
+    assert "50 steps, 20 of them warm-up" in said
+    assert "at most 0.0005" in said
+    assert "lower optim.warmup_epochs" not in said
+    short = OptimConfig(lr=1e-3, warmup_epochs=10).describe_schedule(total=50, steps_per_epoch=10, batch_size=256)
+    assert "10 epochs and the run has 5" in short
+    assert "reaches 49% of optim.lr" in short
+    assert "lower optim.warmup_epochs" in short

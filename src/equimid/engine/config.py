@@ -146,6 +146,23 @@ class OptimConfig:
             return dino_warmup_cosine(when.step, when.total, round(warmup), peak, end) * batch_size / 256
         return warmup_cosine(when.step, when.total, warmup, peak, end) * batch_size / 256
 
+    def describe_schedule(self, total: int, steps_per_epoch: int, batch_size: int) -> str:
+        """The course of the learning rate in a line: steps, warm-up, largest rate and last rate; with a warning where
+        the warm-up is not over at the end."""
+        warmup, last = round(self.warmup_epochs * steps_per_epoch), total - 1
+        # the largest is at the end of the warm-up: at its last step, or at the step after it
+        steps = (min(max(warmup - 1, 0), last), min(warmup, last), last)
+        at = [self.lr_at(StepInfo(step, total, steps_per_epoch), batch_size) for step in steps]
+        text = f"{total} steps, {min(warmup, total)} of them warm-up; learning rate at most {max(at):.2g}, "
+        text += f"at the last step {at[-1]:.2g}"
+        if warmup < total or not self.lr:
+            return text
+        peak = self.lr * batch_size / 256
+        return (
+            f"{text}. The warm-up takes {self.warmup_epochs:g} epochs and the run has {total / steps_per_epoch:g}: the "
+            f"rate reaches {max(at) / peak:.0%} of optim.lr and never falls; lower optim.warmup_epochs, or train longer"
+        )
+
     def weight_decay_at(self, when: StepInfo, *, one_d: bool = False) -> float:
         """Weight decay of a step."""
         if one_d and not self.decay_1d:

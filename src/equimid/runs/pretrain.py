@@ -158,7 +158,8 @@ def _prepare(config: Config, folder: Path, patch_size: int) -> tuple[Source, boo
     listed = open_source(config.data.source)
     _refuse_other_data(config, folder, listed)
     source = _source(config, folder, listed, patch_size, changes=True)
-    config.train.steps_per_epoch(len(source))
+    train, steps_per_epoch = config.train, config.train.steps_per_epoch(len(source))
+    logger.info(config.optim.describe_schedule(train.total_steps(len(source)), steps_per_epoch, train.batch_size))
     epoch_order(source, config.data, config.seed)  # refused before the settings bind
     if differing:
         # nothing was kept of the training with those: its rows are no part of this one
