@@ -18,7 +18,7 @@ from equimid.engine import OptimConfig, TrainConfig
 from equimid.errors import UserError
 from equimid.evaluation import EvaluationConfig
 from equimid.methods import METHODS, DINOConfig, MoCoV3Config
-from equimid.recipes import recipe
+from equimid.recipes import configured, recipe
 from equimid.recipes.describe import every_setting
 from equimid.schedules import StepInfo
 from equimid.views import LocalViews, Photometric, ViewsConfig
@@ -250,3 +250,18 @@ sys.exit(f"{{status}} {{heavy}}" if heavy or status != {status} else 0)
 """
     done = run_program([sys.executable, "-c", program], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("in_chans", None), ("wandb", None), ("learning_rate", "optim.lr"), ("optim.learning_rate", "optim.lr"),
+        ("num_workers", "runtime.workers"), ("ser.wieght", "ser.weight"), ("epoch", "train.epochs"),
+        ("weight", "ser.weight"),
+    ],
+)  # fmt: skip
+def test_the_nearest_setting_is_named_and_no_other(key, meant):
+    with pytest.raises(UserError) as caught:
+        configured("ser-tiny", [f"{key}=1"])
+    expected = f"did you mean {meant!r}?" if meant else "lists all settings"
+    assert expected in str(caught.value)

@@ -73,6 +73,12 @@ _BEFORE = {("ser", "grids"): 0}
 # {dotted key of an older version: its name in the same group now}
 _RENAMED = {"ser.share": "fraction", "evaluation.equivariance.readback_layers": "probe_layers"}
 
+# what other programs call the last part of a key
+_ELSEWHERE = {
+    "learning_rate": "lr", "num_workers": "workers", "img_size": "image_size", "wd": "weight_decay", "gpus": "devices",
+    "num_epochs": "epochs", "max_epochs": "epochs",
+}  # fmt: skip
+
 # settings of an older version that nothing reads any more
 _REMOVED = (("equimod", "constants"),)
 
@@ -218,9 +224,13 @@ def _kind(key: str, kinds: Mapping[str, Any], content: Mapping[str, Any], where:
         raise UserError(f"{key} is called {key.rpartition('.')[0]}.{_RENAMED[key]} now")
     # what this run has comes before what it could have
     known = sorted(kinds, key=lambda known: content.get(known.split(".")[0]) is None)
-    same = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    near = same + close if "." not in key else close + same
+    key_here = ".".join(_ELSEWHERE.get(part, part) for part in key.split("."))
+    same = [name for name in known if name.split(".")[-1] == key_here.split(".")[-1]]
+    if "." in key:
+        near = difflib.get_close_matches(key_here, known, n=1, cutoff=0.6) + same
+    else:
+        last = {name.split(".")[-1]: name for name in reversed(known)}
+        near = same + [last[name] for name in difflib.get_close_matches(key, last, n=1, cutoff=0.7)]
     hint = f"did you mean {near[0]!r}?" if near else "'equimid recipes show NAME' lists all settings"
     raise UserError(f"{where + ': ' if where else ''}unknown setting {key!r}; {hint}")
 
