@@ -12,7 +12,6 @@ import yaml
 from equimid.backbones import Weights
 from equimid.config import Config, load_config, override
 from equimid.console import is_main_process, progress_bar
-from equimid.data import ImageCheck
 from equimid.engine import latest_checkpoint, make_fabric
 from equimid.errors import UserError
 from equimid.evaluation import (
@@ -24,9 +23,10 @@ from equimid.evaluation import (
     find_measurement,
     labelled_splits,
 )
-from equimid.files import locked, write_json, write_text
+from equimid.files import locked, write_text
 from equimid.records import Record, Subject, read_records, write_records
 from equimid.report import write_report
+from equimid.runs.facts import note_training
 from equimid.runs.networks import first_seed, images_of, open_network, run_of
 
 __all__ = ["ROUTINE", "evaluate", "is_measured", "measure_run", "study_of"]
@@ -41,7 +41,7 @@ ROUTINE = ("equivariance", "feature-maps", "attention", "neighbours", "explorer"
 def measure_run(config: Config, folder: Path, data: str, device: torch.device) -> Path:
     """The routine measurements of a run's network on `data`; then the report, whose path is returned."""
     study = study_of(str(folder), data, config, folder, device)
-    _write_facts(config, folder)
+    note_training(config, folder)
     _measure(study, [find_measurement(name) for name in _routine(data)], data, None)
     return write_report([folder], folder / "report.html")
 
@@ -91,7 +91,7 @@ def evaluate(
         if folder != run:
             _describe(folder, model, study.scope.subject, config)
         elif not names and is_main_process():
-            _write_facts(config, folder)
+            note_training(config, folder)
         details = {"settings": " ".join(changed)} if changed else {}
         try:
             alone = [replace(measurement, references=()) for measurement in chosen]
@@ -229,16 +229,3 @@ def _describe(folder: Path, model: str, subject: str, config: Config) -> None:
 
 def _file_name(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-_.@" else "-" for c in text)
-
-
-def _write_facts(config: Config, folder: Path) -> None:
-    """run.json: how many views of an image the run was trained on (runs with other numbers are no fair comparison), and
-    how many steps it did of how many (a run that was stopped is not one of several seeds)."""
-    plan = config.plan()
-    count = len(plan.crops) + sum(extra.turns for extra in plan.extra.values())
-    facts: dict[str, object] = {"views": plan.label, "views_of_an_image": count}
-    checkpoint, image_check = latest_checkpoint(folder / "checkpoints"), ImageCheck.load(folder)
-    if checkpoint and image_check:
-        total = config.train.total_steps(image_check.listed - len(image_check.unreadable))
-        facts |= {"steps": checkpoint.step, "total_steps": total}
-    write_json(folder / "run.json", facts)

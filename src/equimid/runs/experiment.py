@@ -10,17 +10,13 @@ processes may share a study.
 
 import json
 import logging
-import platform
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, field, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
@@ -33,6 +29,7 @@ from equimid.files import BusyError, held, write_text
 from equimid.recipes import configured
 from equimid.records import Record, Subject, read_records
 from equimid.runs.evaluate import evaluate
+from equimid.runs.facts import provenance
 from equimid.runs.pretrain import on_one_device, pretrain
 from equimid.settings import explain, setting, settings
 from equimid.task import Task
@@ -181,10 +178,10 @@ def _cell_file(file: Path, arm: str, seed: int) -> Path:
 def _run_cell(experiment: Experiment, arm: str, seed: int, folder: Path, target: Path) -> None:
     config = on_one_device(experiment.config(arm, seed))
     started, cpu = time.strftime("%Y-%m-%d"), time.process_time()
-    provenance = folder / "provenance.json"
-    if not provenance.exists() and is_main_process():
+    origin = folder / "provenance.json"
+    if not origin.exists() and is_main_process():
         folder.mkdir(parents=True, exist_ok=True)
-        provenance.write_text(json.dumps(_provenance()))
+        origin.write_text(json.dumps(provenance()))
     outcome = pretrain(config, folder, finish=False)  # measured is what the study declares
     if outcome.stopped_by is not None:
         raise KeyboardInterrupt
@@ -203,8 +200,8 @@ def _run_cell(experiment: Experiment, arm: str, seed: int, folder: Path, target:
         "arm": arm,
         "seed": seed,
         "date": started,
-        "trained": json.loads(provenance.read_text()),
-        "measured": _provenance(),
+        "trained": json.loads(origin.read_text()),
+        "measured": provenance(),
         "cpu_seconds_of_this_call": round(time.process_time() - cpu),
         "settings": flatten(config),
         "records": kept,
@@ -233,40 +230,3 @@ def _compact(r: Record, data: str) -> dict[str, Any]:
         key: value for key, value in asdict(r).items() if key in ("evaluation", "metric", "subject", "n", "details")
     }
     return entry | {"value": round(r.value or 0.0, 6)} | ({} if r.data == data else {"data": r.data})
-
-
-def _provenance() -> dict[str, str]:
-    """Of this process: processor, and versions of what computes."""
-    return {
-        "processor": _processor(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "equimid": version("equimid"),
-        "commit": _commit(),
-        "threads": str(torch.get_num_threads()),
-    }
-
-
-def _processor() -> str:
-    name, units = platform.processor() or platform.machine(), ""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return name
-    entries = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
-    flags = entries.get("flags", "").split()
-    units = ", ".join(unit for unit in ("amx_tile", "avx512_bf16", "avx512f") if unit in flags)
-    return f"{entries.get('model name', name).strip()} ({units or 'no AVX-512'})"
-
-
-def _commit() -> str:
-    """Of the source that runs, with + where it was changed since; "" where it is no checkout."""
-    here = Path(__file__).parent
-    try:
-        commit, changed = (
-            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", "."])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return commit + ("+" if changed else "")

@@ -36,6 +36,7 @@ from equimid.errors import UserError
 from equimid.export import save_backbone
 from equimid.files import locked
 from equimid.runs.evaluate import is_measured, measure_run
+from equimid.runs.facts import note_start
 from equimid.runs.flops import step_memory
 from equimid.task import Task
 from equimid.views import ViewDataset
@@ -169,6 +170,7 @@ def _prepare(config: Config, folder: Path, patch_size: int) -> tuple[Source, boo
         # without its page a run counts as not measured, should this be killed before it is
         (folder / "report.html").unlink(missing_ok=True)
     save_config(config, file)
+    note_start(folder)
     return source, remeasure
 
 
