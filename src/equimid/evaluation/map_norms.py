@@ -9,7 +9,6 @@ Letters: f_l(x)_t the token of patch t of image x after block l.
 import numpy as np
 import torch
 
-from equimid.errors import UserError
 from equimid.evaluation.equivariance.maps import NOT_FINITE
 from equimid.evaluation.study import Details, Study, images_of, sample_images
 from equimid.records import Record
@@ -21,14 +20,8 @@ _BATCH = 32
 
 @torch.inference_mode()
 def measure_map_norms(study: Study, data: str, train: str | None = None) -> list[Record]:
-    """A record {"layer"} for every layer, with an interval over images; at most `equivariance_images` are looked at.
-
-    Raises:
-        UserError: there is no image.
-    """
+    """A record {"layer"} for every layer, with an interval over images; at most `equivariance_images` are looked at."""
     source = images_of(data)
-    if not len(source):
-        raise UserError(f"{data} has no image that can be read, and map norms need one: give more images")
     layers = range(1, study.encoder.depth + 1)
     indices = sample_images(source, study.config.equivariance_images, study.scope.seed)
     parts: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
