@@ -23,7 +23,8 @@ DEFAULTS = {"pretrain": "ser-small", "demo": "ser-tiny"}
 # the names under which docs/methods.md has them
 NAMES = {
     "mocov3": "MoCo-v3", "dino": "DINO", "barlow_twins": "Barlow Twins", "simclr": "SimCLR", "vicreg": "VICReg",
-    "simsiam": "SimSiam", "ser": "SER", "augself": "AugSelf", "equimod": "EquiMod", "essl": "E-SSL", "stl": "STL",
+    "simsiam": "SimSiam", "byol": "BYOL", "ser": "SER", "augself": "AugSelf", "equimod": "EquiMod", "essl": "E-SSL",
+    "stl": "STL",
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ KNOWN = {
 
 def test_nothing_is_missing():
     names = {x.__name__ for x in SHOWN}
-    assert {"MoCoV3", "DINO", "BarlowTwins", "SimCLR", "VICReg", "SimSiam"} <= names
+    assert {"MoCoV3", "DINO", "BarlowTwins", "SimCLR", "VICReg", "SimSiam", "BYOL"} <= names
     assert {"SER", "AugSelf", "EquiMod", "ESSL", "STL"} <= names
     assert {"patch_ntxent", "info_nce", "DINOLoss", "vicreg_loss"} <= names
 

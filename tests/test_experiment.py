@@ -16,6 +16,8 @@ from scipy import stats
 
 from equimid.config import flatten
 from equimid.errors import UserError
+from equimid.evaluation.registry import MEASUREMENTS, measurement_of
+from equimid.runs import experiment
 from equimid.runs.experiment import Arm, read_experiment, run_experiment
 from equimid.statistics import seeds_needed
 
@@ -260,3 +262,9 @@ def test_the_studies_of_the_repository_are_read_and_their_page_is_fresh():
         [sys.executable, str(ROOT / "experiments" / "evidence.py"), "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_records_of_every_measurement_are_known_as_its_own():
+    """A name with "-", such as imagenet-c, has records with "_"."""
+    assert [name for name in MEASUREMENTS if measurement_of(experiment._evaluation_of(name)).name != name] == []
+    assert [name for name in MEASUREMENTS if "-" in experiment._evaluation_of(name)] == []

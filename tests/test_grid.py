@@ -28,7 +28,7 @@ CELLS = list(grid.cells())
 
 def test_the_grid_is_full():
     names = {name for name, _ in CELLS}
-    for base in ("mocov3", "dino", "barlow", "simclr", "vicreg", "simsiam"):
+    for base in ("mocov3", "dino", "barlow", "simclr", "vicreg", "simsiam", "byol"):
         assert base in names
         for addon in ("augself", "equimod", "essl", "stl"):
             assert {f"{base}+{addon}", f"{base}+{addon}@3"} <= names

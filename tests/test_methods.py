@@ -13,6 +13,7 @@ from equimid.losses import DINOLoss, barlow_twins_loss, mocov3_loss, nt_xent, si
 from equimid.methods import (
     METHODS,
     BarlowTwinsConfig,
+    BYOLConfig,
     DINOConfig,
     MoCoV3Config,
     SimCLRConfig,
@@ -33,6 +34,7 @@ CONFIGS = {
     "simclr": SimCLRConfig(hidden=10, dim=5),
     "vicreg": VICRegConfig(hidden=10, dim=5),
     "simsiam": SimSiamConfig(hidden=10, dim=8, bottleneck=5),
+    "byol": BYOLConfig(hidden=10, dim=5),
 }
 STEP = StepInfo(step=5, total=20, steps_per_epoch=2)  # in epoch 2 DINO's teacher temperature is 0.06
 every_method = pytest.mark.parametrize("name", CONFIGS)
@@ -167,6 +169,30 @@ def test_simsiam_law_minus_one_for_equal_rows_and_no_gradient_to_the_projection(
     assert math.isclose(float(simsiam_loss(z, 2 * z).detach()), -1, rel_tol=1e-12)
 
 
+def test_byol_law_zero_for_a_perfect_prediction_four_for_its_opposite_and_lengths_do_not_matter():
+    method, student = build("byol"), embeddings(2)
+    # the predictor is the identity: with equal heads and equal views the prediction is perfect
+    method.predictor = nn.Identity()
+    x = student[0]
+    assert abs(float(call(method, [x, x], [x, x]).detach())) < 1e-12
+    loss = call(method, student, student)
+    assert 0 < float(loss.detach()) < 4
+    with torch.no_grad():
+        for p in (method.momentum_projector[-1].weight, method.momentum_projector[-1].bias):
+            p.mul_(3)
+    assert torch.allclose(call(method, student, student), loss, rtol=1e-12)
+    with torch.no_grad():
+        for p in (method.momentum_projector[-1].weight, method.momentum_projector[-1].bias):
+            p.mul_(-1)
+    assert math.isclose(float(call(method, [x, x], [x, x]).detach()), 4, rel_tol=1e-12)
+    assert torch.allclose(call(method, student, student), 4 - loss, rtol=1e-12)
+
+
+def test_byol_of_two_views_is_symmetric():
+    method, (x, y) = build("byol"), embeddings(2)
+    assert torch.allclose(call(method, [x, y], [x, y]), call(method, [y, x], [y, x]), rtol=1e-12)
+
+
 # ---- (c) gradients ---------------------------------------------------------------------------------------------
 
 
@@ -215,7 +241,7 @@ def test_methods_over_ranks():
 # ---- momentum, schedules, settings -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["mocov3", "dino"])
+@pytest.mark.parametrize("name", ["mocov3", "dino", "byol"])
 def test_momentum_heads_share_nothing_with_their_leaders(name):
     """T5: the EMA moves the follower and leaves the leader as it is."""
     ((teacher, student),) = build(name).momentum_heads()
@@ -276,12 +302,12 @@ def test_dino_teacher_temperature_is_linear_per_epoch():
     assert same_epoch[0] == same_epoch[1] != same_epoch[2]
 
 
-@pytest.mark.parametrize(("name", "start"), [("mocov3", 0.99), ("dino", 0.996)])
+@pytest.mark.parametrize(("name", "start"), [("mocov3", 0.99), ("dino", 0.996), ("byol", 0.996)])
 def test_momentum_rises_to_one(name, start):
     method = build(name)
     found = [method.momentum_at(StepInfo(step, 100, 10)) for step in (0, 50, 100)]
     assert found == pytest.approx([start, (start + 1) / 2, 1.0])
-    assert method.ema_last == (name == "dino")
+    assert method.ema_last == (name != "mocov3")
 
 
 def test_pairs_of_views():
@@ -308,6 +334,7 @@ def test_every_method_is_registered():
         (SimCLRConfig, {"hidden": 0}),
         (VICRegConfig, {"covariance": float("inf")}),
         (SimSiamConfig, {"bottleneck": -5}),
+        (BYOLConfig, {"momentum": -0.1}),
     ],
 )
 def test_bad_settings_are_told(config, changes):

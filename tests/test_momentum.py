@@ -11,7 +11,7 @@ from equimid.addons import ESSLConfig, SERConfig, plan_views
 from equimid.config import override
 from equimid.engine import OptimConfig, RuntimeConfig, TrainConfig, Trainer, make_fabric
 from equimid.errors import UserError
-from equimid.methods import DINOConfig, MoCoV3Config
+from equimid.methods import BYOLConfig, DINOConfig, MoCoV3Config
 from equimid.recipes import recipe
 from equimid.runs.pretrain import pretrain
 from equimid.task import Task
@@ -38,6 +38,7 @@ def test_drop_path_is_the_students_alone():
     [
         (HEADS, ["update_teacher", "forward", "forward", "update"]),
         (DINOConfig(out_dim=12, hidden=8, bottleneck=6), ["forward", "forward", "update", "update_teacher"]),
+        (BYOLConfig(hidden=12, dim=8), ["forward", "forward", "update", "update_teacher"]),
     ],
 )
 def test_the_momentum_network_follows_once_a_step_where_its_method_says(method, expected, tmp_path, monkeypatch):

@@ -139,9 +139,9 @@ def test_changing_the_method_brings_its_own_settings():
 
 def test_a_configuration_with_an_unknown_method_is_refused(tmp_path):
     save_config(Config(), tmp_path / "config.yaml")
-    text = (tmp_path / "config.yaml").read_text().replace("name: mocov3", "name: byol")
+    text = (tmp_path / "config.yaml").read_text().replace("name: mocov3", "name: nothing")
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(UserError, match="unknown method 'byol'"):
+    with pytest.raises(UserError, match="unknown method 'nothing'"):
         load_config(tmp_path / "config.yaml")
 
 

@@ -54,6 +54,7 @@ METHOD_CHANGES = {
     "simclr": {"temperature": 0.3, "hidden": 9, "dim": 7},
     "vicreg": {"invariance": 5.0, "variance": 5.0, "covariance": 5.0, "hidden": 9, "dim": 7},
     "simsiam": {"hidden": 9, "dim": 7, "bottleneck": 6},
+    "byol": {"momentum": 0.9, "hidden": 9, "dim": 7},
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from equimid.addons import AugSelfConfig, EquiModConfig, ESSLConfig, SERConfig, STLConfig, plan_views, ser_loss
 from equimid.engine.health import HealthCheck
-from equimid.methods import DINOConfig, SimSiamConfig, view_pairs
+from equimid.methods import BYOLConfig, DINOConfig, SimSiamConfig, view_pairs
 from equimid.schedules import StepInfo
 from equimid.task import Task
 from equimid.testing import assert_trains
@@ -68,7 +68,13 @@ def test_total_is_base_plus_every_weighted_add_on():
 
 @pytest.mark.parametrize("views", [ViewsConfig(), ViewsConfig(full=3), ViewsConfig(local=LOCAL)])
 @pytest.mark.parametrize(
-    "method", [HEADS, SimSiamConfig(hidden=12, dim=12, bottleneck=8), DINOConfig(out_dim=12, hidden=8, bottleneck=6)]
+    "method",
+    [
+        HEADS,
+        SimSiamConfig(hidden=12, dim=12, bottleneck=8),
+        DINOConfig(out_dim=12, hidden=8, bottleneck=6),
+        BYOLConfig(hidden=12, dim=8),
+    ],
 )
 def test_one_backward_reaches_every_trained_parameter_and_no_momentum_network(method, views):
     """What DDP with find_unused_parameters=False asks for."""

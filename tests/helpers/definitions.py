@@ -90,6 +90,24 @@ def simsiam_by_definition(method, student, momentum):
     return sum(terms) / len(terms)
 
 
+def byol_by_definition(method, student, momentum):
+    def head(layers, x):
+        """Linear, batch norm over the images, ReLU, linear: the last with a bias and no norm."""
+        first, norm, _, last = layers
+        h = x @ first.weight.T
+        h = (h - h.mean(0)) / torch.sqrt(h.var(0, unbiased=False) + 1e-5) * norm.weight + norm.bias
+        return h.clamp(min=0) @ last.weight.T + last.bias
+
+    p = [head(method.predictor, head(method.projector, x)) for x in student]
+    z = [head(method.momentum_projector, x) for x in momentum]
+    terms = []
+    for v in range(2):
+        for u in range(len(p)):
+            if u != v:
+                terms += [2 - 2 * cosine_of(p[u][i], z[v][i]) for i in range(len(p[u]))]
+    return sum(terms) / len(terms)
+
+
 DEFINITIONS = {
     "mocov3": mocov3_by_definition,
     "dino": dino_by_definition,
@@ -97,4 +115,5 @@ DEFINITIONS = {
     "simclr": of_pairs("projector", simclr_by_definition),
     "vicreg": of_pairs("expander", vicreg_by_definition),
     "simsiam": simsiam_by_definition,
+    "byol": byol_by_definition,
 }

@@ -2,8 +2,10 @@ from .barlow_twins import BarlowTwins as BarlowTwins
 from .base import Method as Method
 from .base import unordered_pairs as unordered_pairs
 from .base import view_pairs as view_pairs
+from .byol import BYOL as BYOL
 from .config import METHODS as METHODS
 from .config import BarlowTwinsConfig as BarlowTwinsConfig
+from .config import BYOLConfig as BYOLConfig
 from .config import DINOConfig as DINOConfig
 from .config import MethodConfig as MethodConfig
 from .config import MoCoV3Config as MoCoV3Config

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METHODS",
+    "BYOLConfig",
     "BarlowTwinsConfig",
     "DINOConfig",
     "MethodConfig",
@@ -162,3 +163,21 @@ class SimSiamConfig(MethodConfig):
         from equimid.methods.simsiam import SimSiam
 
         return SimSiam(self, embed_dim)
+
+
+@METHODS.register
+@settings("method")
+class BYOLConfig(MethodConfig):
+    """See `equimid.methods.byol`."""
+
+    name: Annotated[Literal["byol"], setting("BYOL")] = "byol"
+    momentum: Annotated[
+        float, setting("EMA coefficient of the momentum network at step 0; 1 at the end", ge=0, le=1)
+    ] = 0.996
+    hidden: Annotated[int, setting("width of the heads", ge=1)] = 4096
+    dim: Annotated[int, setting("columns of the embedding", ge=1)] = 256
+
+    def build(self, embed_dim: int) -> "Method":
+        from equimid.methods.byol import BYOL
+
+        return BYOL(self, embed_dim)

@@ -12,7 +12,15 @@ from equimid.backbones import BackboneConfig
 from equimid.config import Config
 from equimid.engine import OptimConfig, RuntimeConfig, TrainConfig
 from equimid.evaluation import DetectionConfig, EvaluationConfig
-from equimid.methods import BarlowTwinsConfig, DINOConfig, MethodConfig, SimCLRConfig, SimSiamConfig, VICRegConfig
+from equimid.methods import (
+    BarlowTwinsConfig,
+    BYOLConfig,
+    DINOConfig,
+    MethodConfig,
+    SimCLRConfig,
+    SimSiamConfig,
+    VICRegConfig,
+)
 from equimid.methods import MoCoV3Config as MoCoV3
 from equimid.views import LocalViews, Photometric, ViewsConfig
 
@@ -139,6 +147,12 @@ def simsiam() -> Config:
     return _moco_like(SimSiamConfig())
 
 
+@_row("byol")
+def byol() -> Config:
+    """BYOL with MoCo-v3's network, views and optimizer"""
+    return _moco_like(BYOLConfig())
+
+
 # ---- base methods as they were published ---------------------------------------------------------------------------
 
 
@@ -217,7 +231,8 @@ def with_essl(config: Config, layer: int = 0) -> Config:
 
 
 BASES: dict[str, Callable[[], Config]] = {
-    "mocov3": mocov3, "dino": dino, "barlow": barlow, "simclr": simclr, "vicreg": vicreg, "simsiam": simsiam
+    "mocov3": mocov3, "dino": dino, "barlow": barlow, "simclr": simclr, "vicreg": vicreg, "simsiam": simsiam,
+    "byol": byol,
 }  # fmt: skip
 ADDITIONS: dict[str, Callable[[Config, int], Config]] = {
     "ser": with_ser, "augself": with_augself, "stl": with_stl, "equimod": with_equimod, "essl": with_essl

@@ -20,6 +20,7 @@ _SMALL_METHODS: dict[str, dict[str, Any]] = {
     "simclr": {"hidden": 1024},
     "vicreg": {"hidden": 1024, "dim": 1024},
     "simsiam": {"hidden": 1024, "dim": 512, "bottleneck": 256},
+    "byol": {"hidden": 1024, "dim": 128},
 }
 _SMALL_ADDONS: dict[str, dict[str, Any]] = {
     "ser": {"fraction": 0.125, "hidden": 256},

@@ -188,7 +188,7 @@ def _run_cell(experiment: Experiment, arm: str, seed: int, folder: Path, target:
     records = folder / "records.jsonl"
     done = {(r.evaluation, r.data) for r in (read_records(records) if records.exists() else [])}
     for data, names in experiment.measured.items():
-        todo = [name for name in names if (_EVALUATIONS.get(name, name), data) not in done]
+        todo = [name for name in names if (_evaluation_of(name), data) not in done]
         if todo:
             evaluate(str(folder), data, todo, references=False)
     if not is_main_process():
@@ -210,13 +210,14 @@ def _run_cell(experiment: Experiment, arm: str, seed: int, folder: Path, target:
     write_text(target, json.dumps(cell, indent=0).replace("\n", " ").replace("}, {", "},\n{") + "\n")
 
 
-# measurements whose records are called otherwise
-_EVALUATIONS = {"corruptions": "generated_corruptions", "pose-probe": "pose_probe"}
+def _evaluation_of(name: str) -> str:
+    """What the records of a measurement call it."""
+    return MEASUREMENTS[name].evaluation or name.replace("-", "_")
 
 
 def _is_kept(r: Record, experiment: Experiment) -> bool:
     measured = experiment.measured.get(r.data, ())
-    if r.value is None or r.evaluation not in {_EVALUATIONS.get(name, name) for name in measured}:
+    if r.value is None or r.evaluation not in {_evaluation_of(name) for name in measured}:
         return False
     if r.evaluation == "equivariance":
         kept = r.metric in _KEPT and "angle" not in r.details

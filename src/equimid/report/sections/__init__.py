@@ -34,6 +34,7 @@ def all_sections(runs: Sequence[Run], explore: Section) -> list[Section]:
             "correspondence", "Correspondence of patches", layers.correspondence(of["correspondence"]), "Correspondence"
         ),
         Section("pose-probe", "Pose probe", layers.pose_probe(of["pose-probe"])),
+        Section("map-norms", "Map norms", layers.map_norms(of["map-norms"])),
         explore,
         Section("dense", "Detection and segmentation", scores.dense(of["dense"])),
     ]
