@@ -114,7 +114,7 @@ def test_every_fault_has_one_row_with_a_test_and_what_was_done():
 
 def test_every_method_and_add_on_has_its_section_and_its_tests():
     text = (ROOT / "docs" / "methods.md").read_text()
-    assert set(NAMES) == {*METHODS, *ADDONS}
+    assert set(NAMES) == {*METHODS, *ADDONS}, "NAMES in this file has the titles of docs/methods.md"
     for title in NAMES.values():
         assert len(re.findall(rf"^### {title}$", text, flags=re.MULTILINE)) == 1, title
         (row,) = re.findall(rf"^\| {title} \|(.*)\|$", text.split("## Method by test")[1], flags=re.MULTILINE)
@@ -137,3 +137,8 @@ def test_the_pages_show_commands_and_wrong_ones_are_found():
         (words,) = commands(f"```bash\n.venv/bin/equimid {line}\n```")
         with pytest.raises(UserError, match="unknown"):
             check(words)
+
+
+def test_every_measurement_is_described():
+    text = (ROOT / "docs" / "measuring.md").read_text()
+    assert [name for name in MEASUREMENTS if f"`{name}`" not in text] == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from equimid.recipes import recipe
+from equimid.recipes import BASES, recipe
 from equimid.runs.flops import step_flops
 
 GRID = Path(__file__).parent.parent / "benchmarks" / "grid.py"
@@ -28,7 +28,7 @@ CELLS = list(grid.cells())
 
 def test_the_grid_is_full():
     names = {name for name, _ in CELLS}
-    for base in ("mocov3", "dino", "barlow", "simclr", "vicreg", "simsiam", "byol"):
+    for base in BASES:
         assert base in names
         for addon in ("augself", "equimod", "essl", "stl"):
             assert {f"{base}+{addon}", f"{base}+{addon}@3"} <= names

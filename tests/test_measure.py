@@ -191,7 +191,8 @@ def refused(*arguments, **options):
 def test_mistakes_are_told_in_a_line(vit, photos, tmp_path):
     model = f"hf:{vit}"
     assert "no measurement 'knm'" in refused(["knm"], model, str(photos))
-    assert "there are knn" in refused(["knm"], model, str(photos))
+    assert "there are knn" in refused(["colour"], model, str(photos))
+    assert "did you mean 'map-norms'" in refused(["map_norms"], model, str(photos))
     assert "no model 'nowhere'" in refused(["knn"], "nowhere", str(photos))
     assert "no backbone" in refused(["knn"], str(photos), str(photos))
     assert "does not say how" in refused(["knn"], model, str(photos), settings=["train.epochs=3"])

@@ -319,6 +319,9 @@ def test_pairs_of_views():
 
 def test_every_method_is_registered():
     assert {name: METHODS[name] for name in CONFIGS} == {name: type(config) for name, config in CONFIGS.items()}
+    own = {name for name in METHODS if METHODS[name].__module__.startswith("equimid.")}
+    assert own == set(CONFIGS), "a method lacks in CONFIGS: the tests of this file go by it"
+    assert own == set(DEFINITIONS), "a method lacks in helpers/definitions.py"
     assert all(config().name == name for name, config in ((n, METHODS[n]) for n in CONFIGS))
 
 

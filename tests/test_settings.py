@@ -58,6 +58,10 @@ METHOD_CHANGES = {
 }  # fmt: skip
 
 
+def test_no_method_is_missing_in_the_table_of_changes():
+    assert set(METHOD_CHANGES) == {name for name in METHODS if METHODS[name].__module__.startswith("equimid.")}
+
+
 @pytest.mark.parametrize("name", METHOD_CHANGES)
 def test_every_setting_of_every_method_has_an_effect(name):
     kind, changes = METHODS[name], METHOD_CHANGES[name]

@@ -222,6 +222,12 @@ def _kind(key: str, kinds: Mapping[str, Any], content: Mapping[str, Any], where:
         raise UserError(f"{where}: unknown setting {key!r}; is it of an add-on whose package is not installed here?")
     if key in _RENAMED:
         raise UserError(f"{key} is called {key.rpartition('.')[0]}.{_RENAMED[key]} now")
+    method = [kind.removeprefix("method.") for kind in kinds if kind.startswith("method.")]
+    if key.startswith("method."):
+        name = content["method"]["name"]
+        raise UserError(
+            f"{where + ': ' if where else ''}the method {name} has no setting {key!r}; it has {', '.join(method)}"
+        )
     # what this run has comes before what it could have
     known = sorted(kinds, key=lambda known: content.get(known.split(".")[0]) is None)
     key_here = ".".join(_ELSEWHERE.get(part, part) for part in key.split("."))

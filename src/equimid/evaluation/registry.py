@@ -4,6 +4,7 @@ To add a measurement, write its function in a module of this room and add one en
 records as a table of scores. Functions are imported when they run, so that this file needs no torch.
 """
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -56,7 +57,7 @@ class Measurement:
         settings:   those of the group `evaluation` that it reads: how their keys begin, such as "knn_".
         section:    id of the page's section that shows its records; one that the page does not know shows a table of
                     scores, as "evaluation" does.
-        headlines:  what stands for it where runs are compared over seeds.
+        headlines:  what stands for it where runs are compared over seeds; () = nothing.
         metrics:    {metric: its title}, where that is not the metric's name with spaces.
         evaluation: what its records call it; "" = the name with "_" for "-".
     """
@@ -68,7 +69,7 @@ class Measurement:
     references: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     section: str = "evaluation"
-    headlines: tuple[Headline, ...] = (Headline(),)
+    headlines: tuple[Headline, ...] = ()
     metrics: Mapping[str, str] = field(default_factory=dict)
     evaluation: str = ""
 
@@ -84,12 +85,13 @@ class Measurement:
         return self.metrics.get(metric) or _METRICS.get(metric) or metric.replace("_", " ")
 
 
+_TOP1: Mapping[str, Any] = {"headlines": (Headline(),)}
 _RANDOM = (Subject.RANDOM,)
 _PIXELS = (Subject.RANDOM, Subject.PIXELS)
 _PROBE = ("held_out", "linear_features")
 _LINEAR = ("held_out", "linear_")
 _ROBUST: Mapping[str, Any] = {"section": "robustness", "settings": _LINEAR}
-_OTHER_SET = {**_ROBUST, "metrics": {"top1_all": "top-1 among all classes"}}
+_OTHER_SET = {**_ROBUST, **_TOP1, "metrics": {"top1_all": "top-1 among all classes"}}
 # quarter turns stand for equivariance: they are exact, without resampling
 _TURNS = {"kind": "quarter turns"}
 _PLACE = (
@@ -102,14 +104,16 @@ _RETRIEVAL = (
 _CORRESPONDENCE = "Correspondence: retrieval on the images that correspondence is measured on; of quarter turns."
 
 _ALL = (
-    Measurement("knn", "kNN", "weighted nearest neighbours", "probes:measure_knn", _PIXELS, ("knn_",)),
+    Measurement("knn", "kNN", "weighted nearest neighbours", "probes:measure_knn", _PIXELS, ("knn_",),
+                **_TOP1),
     Measurement("linear", "linear", "linear probe, a grid of learning rates", "probes:measure_linear", _PIXELS,
-                _LINEAR),
+                _LINEAR, **_TOP1),
     Measurement("logistic", "logistic", "logistic regression, a grid of penalties", "probes:measure_logistic", _RANDOM,
-                _PROBE),
-    Measurement("mlp", "MLP", "two-layer probe", "probes:measure_mlp", _RANDOM, ("mlp_", *_PROBE)),
+                _PROBE, **_TOP1),
+    Measurement("mlp", "MLP", "two-layer probe", "probes:measure_mlp", _RANDOM, ("mlp_", *_PROBE),
+                **_TOP1),
     Measurement("attentive", "attentive", "a learned query's attention over the tokens", "probes:measure_attentive",
-                _RANDOM, ("attentive_", "held_out")),
+                _RANDOM, ("attentive_", "held_out"), **_TOP1),
     Measurement("fewshot", "few-shot", "logistic regression on 1, 5 and 10 images a class", "probes:measure_fewshot",
                 _RANDOM, ("fewshot_", "linear_features"), headlines=(Headline(each="per_class"),)),
     Measurement("corruptions", "generated corruptions", "accuracy under generated corruptions: 15 kinds, or 19",
@@ -182,7 +186,9 @@ def find_measurement(name: str, where: str = "") -> Measurement:
         UserError: there is none of that name.
     """
     if name not in MEASUREMENTS:
-        raise UserError(f"{where}there is no measurement {name!r}; there are {', '.join(MEASUREMENTS)}")
+        near = difflib.get_close_matches(name.replace("_", "-"), MEASUREMENTS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(MEASUREMENTS)}"
+        raise UserError(f"{where}there is no measurement {name!r}{hint}")
     return MEASUREMENTS[name]
 
 

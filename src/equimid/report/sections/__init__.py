@@ -18,7 +18,8 @@ __all__ = ["all_sections"]
 def all_sections(runs: Sequence[Run], explore: Section) -> list[Section]:
     """In the order of the page; `explore` is drawn by a script of its own.
 
-    A section that has no function here, but measurements, shows a table of their scores and the pictures.
+    A section that has no function here, but measurements, shows a table of their scores, or of layers by subjects where
+    records have a layer, and the pictures.
     """
     points = points_of(all_series(runs))
     of = defaultdict[str, list[Point]](list, grouped(points, lambda p: measurement_of(p.evaluation).section))
@@ -34,7 +35,6 @@ def all_sections(runs: Sequence[Run], explore: Section) -> list[Section]:
             "correspondence", "Correspondence of patches", layers.correspondence(of["correspondence"]), "Correspondence"
         ),
         Section("pose-probe", "Pose probe", layers.pose_probe(of["pose-probe"])),
-        Section("map-norms", "Map norms", layers.map_norms(of["map-norms"])),
         explore,
         Section("dense", "Detection and segmentation", scores.dense(of["dense"])),
     ]

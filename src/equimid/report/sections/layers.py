@@ -1,6 +1,5 @@
-"""What is measured layer by layer: equivariance, correspondence of patches, the pose that features keep, lengths."""
+"""What is measured layer by layer: equivariance, correspondence of patches, and the pose that features keep."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ from equimid.report.sections.scores import unmeasured
 from equimid.report.series import Point, grouped
 from equimid.report.views import curves, legend, panel, pivot, warnings
 
-__all__ = ["correspondence", "equivariance", "map_norms", "pose_probe"]
+__all__ = ["correspondence", "equivariance", "pose_probe"]
 
 PLACE = "place"
 MEASURES = (PLACE, "retrieval", "retrieval_near", "centred_cosine", "relative_error")  # in a cell, from above
@@ -79,23 +78,6 @@ def pose_probe(points: Sequence[Point]) -> list[Block]:
         Figures(plots),
         _every("Every layer in numbers", "Pose probe", points, reading, "top1"),
     ]
-
-
-def map_norms(points: Sequence[Point]) -> list[Block]:
-    """A plot and a table of layers by subjects, for each data set."""
-    plot = panel(points, metric_name)
-    highest = max([v for p in points for v in (p.value, p.high) if v is not None and math.isfinite(v)], default=1.0)
-    lines = curves("map-norms", "Length of a token by layer", points, plot, "layer", "", y_range=(0.0, 1.05 * highest))
-    by_layer = sorted(points, key=_depth)
-    # the table's columns stay in the order of the subjects
-    tables: list[Block] = [
-        pivot(
-            f"Map norms on {data}", "Layer", part, lambda p: p.details["layer"],
-            columns=list(dict.fromkeys(p.series for p in points)),
-        )
-        for data, part in grouped(by_layer, lambda p: p.data).items()
-    ]  # fmt: skip
-    return [explained("map norms"), *warnings(points), legend("map-norms", points), Figures(lines), *tables]
 
 
 def _every(

@@ -1,15 +1,16 @@
 """Scores: probes, other images, corruptions, other poses, detection and segmentation, and pictures."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from equimid.evaluation.registry import measurement_of
 from equimid.records import Record
 from equimid.report.blocks import Block, Figure, Figures, Group, Text, explained
-from equimid.report.formatting import capital, gathered
+from equimid.report.formatting import capital, gathered, metric_name
 from equimid.report.read_run import Run
 from equimid.report.series import Point, grouped, in_page_order
-from equimid.report.views import curves, legend, marks, pivot, scores, value_range, warnings
+from equimid.report.views import curves, legend, marks, panel, pivot, scores, value_range, warnings
 
 __all__ = ["dense", "evaluation", "geometry", "plain_section", "robustness", "unmeasured"]
 
@@ -36,15 +37,34 @@ def unmeasured(runs: Sequence[Run], points: Sequence[Point], what: str) -> list[
 
 
 def plain_section(name: str, title: str, runs: Sequence[Run], points: Sequence[Point]) -> list[Block]:
-    """A table of scores for each data set, and the pictures."""
-    values = [p for p in points if p.metric != "picture"]
+    """For each data set a table of scores, or of layers by subjects where records have a layer, and the pictures."""
+    layered = [p for p in points if "layer" in p.details and p.metric != "picture"]
+    values = [p for p in points if "layer" not in p.details and p.metric != "picture"]
     blocks: list[Block] = [explained("scores"), *warnings(values)] if values else []
     for number, (data, part) in enumerate(grouped(values, lambda p: p.data).items()):
         table_and_plots = scores(f"{name}-{number}", f"{title} on {data}", part)
         blocks.append(Group(f"On {data}", [*table_and_plots, *_fewshot(f"fewshot-{number}", f"On {data}", part)]))
     # feature maps are drawn for every run
     missing = name == "feature-maps" and not points and any(run.trained_here for run in runs)
+    for evaluation, part in grouped(layered, lambda p: p.evaluation).items():
+        text = Text(f"{capital(measurement_of(evaluation).text)}, by layer.")
+        blocks += [text, *warnings(part), *_by_layer(f"{name}-{evaluation}", title, part)]
     return [*blocks, *pictures(points), Text("No picture was recorded." if missing else "", "note")]
+
+
+def _by_layer(name: str, title: str, points: Sequence[Point]) -> list[Block]:
+    """A plot for each metric, and a table of layers by subjects for each metric and data set."""
+    highest = max([v for p in points for v in (p.value, p.high) if v is not None and math.isfinite(v)], default=1.0)
+    lines = curves(name, title, points, panel(points, metric_name), "layer", "", y_range=(0.0, 1.05 * highest))
+    tables: list[Block] = [
+        pivot(
+            f"{capital(metric)} on {data}", "Layer", sorted(part, key=lambda p: p.details["layer"]),
+            lambda p: p.details["layer"],
+            columns=list(dict.fromkeys(p.series for p in points)),  # in the order of the subjects
+        )
+        for (metric, data), part in grouped(points, lambda p: (metric_name(p), p.data)).items()
+    ]  # fmt: skip
+    return [legend(name, points), Figures(lines), *tables]
 
 
 def _fewshot(name: str, what: str, points: Sequence[Point]) -> list[Block]:
