@@ -37,7 +37,14 @@ def test_a_folder_with_three_odd_files_among_two_hundred(tmp_path):
     assert "truncated.jpg" in listed
     assert "notes.png" in listed
     assert "grey16" not in listed
-    for name in ("config.yaml", "metrics.csv", "records.jsonl", "report.html", "backbone/model.safetensors"):
+    for name in (
+        "config.yaml",
+        "metrics.csv",
+        "records.jsonl",
+        "run.json",
+        "report.html",
+        "backbone/model.safetensors",
+    ):
         assert (out / name).stat().st_size > 0, name
     kinds = {r.evaluation for r in read_records(out / "records.jsonl")}
     assert kinds == ROUTINE, "without labels there are no probes"

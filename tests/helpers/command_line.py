@@ -16,7 +16,7 @@ QUICK = [
 
 
 # what is always measured
-ROUTINE = {"training", "equivariance", "feature_maps", "attention", "neighbours", "explorer"}
+ROUTINE = {"equivariance", "feature_maps", "attention", "neighbours", "explorer"}
 
 
 def equimid(*arguments, cwd=None):
