@@ -40,7 +40,7 @@ UNCOMPARED_SCALARS = {"seconds", "images_per_second", "waiting", "step", "epoch"
 # details of records that are spelled as settings or paths
 SPELLED = {"settings", "train"}
 # evaluations that are called otherwise than when the records were made
-RECORDED_AS = {"pose_probe": "pose_readback"}
+RECORDED_AS: dict[str, str] = {}
 
 # ---- runs: recipe and settings --------------------------------------------------------------------------------------
 
@@ -60,6 +60,7 @@ TRAININGS: dict[str, tuple[str, list[str]]] = {
     "dino": ("dino-tiny", ["backbone.drop_path=0.1", "optim.clip=0.3", "views.local.count=4"]),
     "barlow, lars": ("barlow-published-tiny", []),
     "vicreg": ("vicreg-tiny", []),
+    "byol": ("byol-tiny", []),
     # every add-on, most of them on another base
     "ser": ("ser-tiny", []),
     "dino + ser": ("dino+ser-tiny", []),
@@ -141,8 +142,8 @@ MEASUREMENTS: dict[str, tuple[str, list[str]]] = {
     "equivariance": (
         "labelled",
         [
-            "equivariance", "correspondence", "pose-probe", *_OF_THE_RUN, "evaluation.equivariance_images=8",
-            "evaluation.equivariance.angles=15", "evaluation.equivariance.correspondence_images=6",
+            "equivariance", "correspondence", "pose-probe", "map-norms", *_OF_THE_RUN,
+            "evaluation.equivariance_images=8", "evaluation.equivariance.angles=15", "evaluation.equivariance.correspondence_images=6",
             "evaluation.equivariance.probe_layers=2",
         ],
     ),
