@@ -239,3 +239,9 @@ def test_dino_draws_cls_as_it_draws_its_positions():
         assert float(backbone.cls_token.detach().std()) == pytest.approx(0.02, rel=0.2)
         assert float(backbone.pos_embed.detach().std()) == pytest.approx(0.02, rel=0.1)
     assert float(build_backbone(recipe("mocov3-tiny").backbone, (), 0).cls_token.detach().std()) < 1e-4
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_base_has_smaller_heads_at_size_small(base):
+    large, small = (recipe(f"{base}-{size}").method for size in ("imagenet", "small"))
+    assert large != small, "recipes/sizes.py has no heads of this method"

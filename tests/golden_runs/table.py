@@ -143,8 +143,8 @@ MEASUREMENTS: dict[str, tuple[str, list[str]]] = {
         "labelled",
         [
             "equivariance", "correspondence", "pose-probe", "map-norms", *_OF_THE_RUN,
-            "evaluation.equivariance_images=8", "evaluation.equivariance.angles=15", "evaluation.equivariance.correspondence_images=6",
-            "evaluation.equivariance.probe_layers=2",
+            "evaluation.equivariance_images=8", "evaluation.equivariance.angles=15",
+            "evaluation.equivariance.correspondence_images=6", "evaluation.equivariance.probe_layers=2",
         ],
     ),
     "robustness": (
