@@ -5,6 +5,9 @@ from .config import BackboneConfig as BackboneConfig
 from .encoder import Encoder as Encoder
 from .encoder import TimmEncoder as TimmEncoder
 from .hugging_face import HuggingFaceEncoder as HuggingFaceEncoder
+from .init_from import InitialWeights as InitialWeights
+from .init_from import embedding_moved as embedding_moved
+from .init_from import load_initial_weights as load_initial_weights
 from .packed_forward import run_block as run_block
 from .pretrained import Weights as Weights
 from .pretrained import open_pretrained as open_pretrained

@@ -14,6 +14,11 @@ class BackboneConfig:
     """A timm vision transformer; null leaves a number to timm's architecture."""
 
     name: Annotated[str, setting("timm's name of a plain vision transformer, vit_*_patch*")] = "vit_small_patch16_224"
+    init_from: Annotated[
+        str | None,
+        setting("weights to start from: timm:NAME, a .safetensors file, or the folder of a run or a backbone; null = "
+                "random weights"),
+    ] = None  # fmt: skip
     image_size: Annotated[
         int, setting("side of the training crops, a multiple of the patch size", unit="pixels", ge=1)
     ] = 224

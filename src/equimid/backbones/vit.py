@@ -154,7 +154,7 @@ def build(kind: type[V], name: str, cls_layer: int, taps: Sequence[int], **kwarg
         named = f"{name!r} names pretrained weights ({tag})" if dot else "pretrained=True asks for pretrained weights"
         raise UserError(
             f"{named}, and they are not loaded here: the network would start from random weights. Write "
-            f"{architecture!r} to train it from random weights"
+            f"{architecture!r} to train it from random weights, or with backbone.init_from=timm:{name} from these"
         )
     if not timm.is_model(name):
         near = timm.list_models("*" + "*".join(name.split("_")[:2]) + "*")[:3] or timm.list_models("vit_small*")[:3]

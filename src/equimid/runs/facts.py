@@ -17,7 +17,7 @@ from equimid.data import ImageCheck
 from equimid.engine import latest_checkpoint
 from equimid.files import write_json
 
-__all__ = ["note_start", "note_training", "provenance", "read_facts"]
+__all__ = ["note", "note_start", "note_training", "provenance", "read_facts"]
 
 FILE = "run.json"
 
@@ -33,12 +33,16 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 def note_start(folder: Path) -> None:
     """Add this start to "starts": date, command line, processor, versions and threads."""
-    facts = read_facts(folder)
-    starts = facts.get("starts")
+    starts = read_facts(folder).get("starts")
     program = Path(sys.argv[0]).name
     words = ["equimid" if program == "__main__.py" else program, *sys.argv[1:]]
     here = {"date": time.strftime("%Y-%m-%d %H:%M:%S"), "command": shlex.join(words), **provenance()}
-    write_json(folder / FILE, facts | {"starts": [*(starts if isinstance(starts, list) else []), here]})
+    note(folder, starts=[*(starts if isinstance(starts, list) else []), here])
+
+
+def note(folder: Path, **facts: Any) -> None:
+    """Add facts to run.json."""
+    write_json(folder / FILE, read_facts(folder) | facts)
 
 
 def note_training(config: Config, folder: Path) -> None:
@@ -46,12 +50,12 @@ def note_training(config: Config, folder: Path) -> None:
     steps it did of how many (a run that was stopped is not one of several seeds)."""
     plan = config.plan()
     count = len(plan.crops) + sum(extra.turns for extra in plan.extra.values())
-    facts = read_facts(folder) | {"views": plan.label, "views_of_an_image": count}
+    facts: dict[str, Any] = {"views": plan.label, "views_of_an_image": count}
     checkpoint, image_check = latest_checkpoint(folder / "checkpoints"), ImageCheck.load(folder)
     if checkpoint and image_check:
         total = config.train.total_steps(image_check.listed - len(image_check.unreadable))
         facts |= {"steps": checkpoint.step, "total_steps": total}
-    write_json(folder / FILE, facts)
+    note(folder, **facts)
 
 
 def provenance() -> dict[str, str]:

@@ -7,9 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from equimid.backbones import Backbone, build_backbone, timm_arguments
+from equimid.backbones import Backbone, build_backbone, embedding_moved, load_initial_weights, timm_arguments
 from equimid.config import Config, differences, load_config, save_config
 from equimid.console import is_main_process, progress_bar
 from equimid.data import ImageCheck, Source, check_images, open_source
@@ -33,10 +34,11 @@ from equimid.engine import (
     whole_state,
 )
 from equimid.errors import UserError
+from equimid.evaluation.preprocessing import Preprocessing, image_batches
 from equimid.export import save_backbone
 from equimid.files import locked
 from equimid.runs.evaluate import is_measured, measure_run
-from equimid.runs.facts import note_start
+from equimid.runs.facts import note, note_start
 from equimid.runs.flops import step_memory
 from equimid.task import Task
 from equimid.views import ViewDataset
@@ -79,6 +81,7 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True, callbacks: Se
             _source(config, folder, open_source(config.data.source), task.patch_size),
             False,
         )
+        _start_from(task, config, folder, source)
         trainer = Trainer(
             fabric,
             task,
@@ -108,6 +111,37 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True, callbacks: Se
             if finished and (remeasure or not is_measured(folder, config.data.source)):
                 measure_run(config, folder, config.data.source, fabric.device)
     return outcome
+
+
+def _start_from(task: Task, config: Config, folder: Path, source: Source) -> None:
+    """Load `backbone.init_from` into the student and the momentum network of a run that has no checkpoint; the main
+    process says what became of every tensor, also in run.json."""
+    backbone, views = config.backbone, config.views
+    if backbone.init_from is None or latest_checkpoint(folder / "checkpoints") is not None:
+        return
+    initial = load_initial_weights(task.student, backbone.init_from)
+    if task.momentum is not None:
+        task.momentum.load_state_dict(task.student.state_dict())
+    if not is_main_process():
+        return
+    logger.info("%s; backbone.init is not used", initial)
+    if backbone.positions == "sincos":
+        logger.info("the loaded positions are not trained; backbone.positions=learned trains them")
+    if initial.mean and initial.std and (initial.mean, initial.std) != (tuple(views.mean), tuple(views.std)):
+        logger.warning(
+            "the loaded weights are of images of mean %s and deviation %s, this run gives %s and %s; set views.mean "
+            "and views.std", list(initial.mean), list(initial.std), list(views.mean), list(views.std),
+        )  # fmt: skip
+    facts: dict[str, Any] = asdict(initial)
+    if backbone.cls_layer:
+        preprocessing = Preprocessing(backbone.image_size, 1.0, views.mean, views.std)
+        images = next(image_batches(source, preprocessing, batch_size=32, indices=np.arange(min(32, len(source)))))
+        facts["embedding_cosine"] = embedding_moved(task.student, images)
+        logger.info(
+            "CLS enters after block %d: the final embedding of %d images has a mean cosine of %.2f with that of the "
+            "loaded network", backbone.cls_layer, len(images), facts["embedding_cosine"],
+        )  # fmt: skip
+    note(folder, initial_weights=facts)
 
 
 @contextmanager
