@@ -112,12 +112,33 @@ def test_a_run_starts_from_another_runs_backbone_and_says_so(tmp_path, caplog):
     assert "set views.mean and views.std" in caplog.text
     facts = json.loads((run / "run.json").read_text())["initial_weights"]
     assert facts["source"] == str(tmp_path / "first")
-    assert -1 <= facts["embedding_cosine"] <= 1
+    assert "embedding_cosine" not in facts, "CLS enters where it did"
     # a resumed run needs them no more
     (folder / "model.safetensors").unlink()
     caplog.clear()
     pretrain(configured("ser-tiny", settings), run, finish=False)
     assert "tensors loaded" not in caplog.text
+
+
+def test_a_run_with_late_cls_from_an_ordinary_network_says_how_far_it_moved(tmp_path, caplog):
+    draw_images(tmp_path / "photos", 16)
+    file = saved(timm_network(), tmp_path)
+    settings = [
+        "train.steps=1", "train.batch_size=16", "optim.warmup_epochs=0", "backbone.embed_dim=24", "backbone.depth=4",
+        "backbone.num_heads=3", "backbone.cls_layer=2", "runtime.workers=0", "runtime.devices=1",
+        f"backbone.init_from={file}", f"data.source={tmp_path / 'photos'}",
+    ]  # fmt: skip
+    caplog.set_level("INFO", "equimid")
+    pretrain(configured("ser-tiny", settings), tmp_path / "run", finish=False)
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())["initial_weights"]
+    assert -1 <= facts["embedding_cosine"] < 1
+    assert facts["left"] == ["head.bias", "head.weight"] or facts["left"] == ["head.weight", "head.bias"]
+    assert "CLS enters after block 2" in caplog.text
+    assert "backbone.positions=learned trains them" in caplog.text
+    # weights that do not fit are refused before the folder holds anything
+    with pytest.raises(UserError, match="lacks"):
+        pretrain(configured("ser-tiny", [*settings, "backbone.depth=6"]), tmp_path / "other", finish=False)
+    assert not (tmp_path / "other").exists()
 
 
 def _weights(folder):

@@ -21,6 +21,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor
 
+from equimid.backbones.pretrained import patience
 from equimid.backbones.vit import Backbone
 from equimid.errors import UserError
 
@@ -45,6 +46,7 @@ class InitialWeights:
         resampled: {name: what was done}.
         drawn:     names of the network's tensors that the source lacks: they keep their initial values.
         left:      names of the source's tensors that the network does not have.
+        cls_layer: the block after which CLS enters in the source; 0 = at the start.
         mean, std: of the images that the weights were trained on, where the source says it; else None.
     """
 
@@ -54,6 +56,7 @@ class InitialWeights:
     resampled: dict[str, str]
     drawn: tuple[str, ...]
     left: tuple[str, ...]
+    cls_layer: int = 0
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 
@@ -127,6 +130,7 @@ def load_initial_weights(backbone: Backbone, source: str) -> InitialWeights:
         resampled=resampled,
         drawn=tuple(name for name in own if name not in kept and name != "cls_layer"),
         left=tuple(name for name in state if name not in kept),
+        cls_layer=int(state.get("cls_layer", 0)),
         mean=found.mean,
         std=found.std,
     )
@@ -140,7 +144,8 @@ def _from_timm(source: str) -> _Source:
             f"timm has no model {architecture!r}; init_from is timm:NAME, such as timm:vit_small_patch16_224.dino"
         )
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=0)
+        with patience():
+            model = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # what hubs raise is of many kinds
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise UserError(

@@ -18,7 +18,7 @@ from equimid.backbones.hugging_face import open_hugging_face
 from equimid.errors import UserError
 from equimid.randomness import counted_torch_seed
 
-__all__ = ["Weights", "open_pretrained"]
+__all__ = ["Weights", "open_pretrained", "patience"]
 
 logger = logging.getLogger("equimid")
 
@@ -45,7 +45,7 @@ def open_pretrained(model: str, weights: Weights = "auto", seed: int = 0) -> tup
     kind, colon, name = model.partition(":")
     if not colon or kind not in ("timm", "hf") or not name:
         raise UserError(f"{model!r} is not a model; expected a run's folder, timm:NAME or hf:NAME")
-    with _patience():
+    with patience():
         build = _timm(name) if kind == "timm" else open_hugging_face(name)
         if weights == "random":
             return build(False, seed), False
@@ -96,7 +96,7 @@ def _timm(name: str) -> Callable[[bool, int], Encoder]:
 
 
 @contextmanager
-def _patience() -> Iterator[None]:
+def patience() -> Iterator[None]:
     """Where the hub does not answer, only its cache is asked: it would try for a minute before it gives up."""
     if importlib.util.find_spec("huggingface_hub") is None:
         yield

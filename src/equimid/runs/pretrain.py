@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from equimid.backbones import Backbone, build_backbone, embedding_moved, load_initial_weights, timm_arguments
+from equimid.backbones import (
+    Backbone,
+    InitialWeights,
+    build_backbone,
+    embedding_moved,
+    load_initial_weights,
+    timm_arguments,
+)
 from equimid.config import Config, differences, load_config, save_config
 from equimid.console import is_main_process, progress_bar
 from equimid.data import ImageCheck, Source, check_images, open_source
@@ -66,6 +73,7 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True, callbacks: Se
         plan = config.plan()
         task = Task(config.backbone, config.method, config.addons, plan, config.seed)
         _measured_network(task, config)  # a wrong choice is refused before training, not after it
+        initial = _load_initial(task, config, folder)
         launched = started(config.runtime)
         runtime = settle_precision(config.runtime, task.student.embed_dim, folder, launched.alone)
         fabric = make_fabric(runtime)
@@ -81,7 +89,8 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True, callbacks: Se
             _source(config, folder, open_source(config.data.source), task.patch_size),
             False,
         )
-        _start_from(task, config, folder, source)
+        if initial is not None and is_main_process():
+            _say_initial(initial, task, config, folder, source)
         trainer = Trainer(
             fabric,
             task,
@@ -113,17 +122,20 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True, callbacks: Se
     return outcome
 
 
-def _start_from(task: Task, config: Config, folder: Path, source: Source) -> None:
-    """Load `backbone.init_from` into the student and the momentum network of a run that has no checkpoint; the main
-    process says what became of every tensor, also in run.json."""
-    backbone, views = config.backbone, config.views
-    if backbone.init_from is None or latest_checkpoint(folder / "checkpoints") is not None:
-        return
-    initial = load_initial_weights(task.student, backbone.init_from)
+def _load_initial(task: Task, config: Config, folder: Path) -> InitialWeights | None:
+    """Load `backbone.init_from` into the student and the momentum network of a run that has no checkpoint."""
+    source = config.backbone.init_from
+    if source is None or latest_checkpoint(folder / "checkpoints") is not None:
+        return None
+    initial = load_initial_weights(task.student, source)
     if task.momentum is not None:
         task.momentum.load_state_dict(task.student.state_dict())
-    if not is_main_process():
-        return
+    return initial
+
+
+def _say_initial(initial: InitialWeights, task: Task, config: Config, folder: Path, source: Source) -> None:
+    """What became of every tensor of the initial weights; kept in run.json."""
+    backbone, views = config.backbone, config.views
     logger.info("%s; backbone.init is not used", initial)
     if backbone.positions == "sincos":
         logger.info("the loaded positions are not trained; backbone.positions=learned trains them")
@@ -133,7 +145,7 @@ def _start_from(task: Task, config: Config, folder: Path, source: Source) -> Non
             "and views.std", list(initial.mean), list(initial.std), list(views.mean), list(views.std),
         )  # fmt: skip
     facts: dict[str, Any] = asdict(initial)
-    if backbone.cls_layer:
+    if backbone.cls_layer != initial.cls_layer:
         preprocessing = Preprocessing(backbone.image_size, 1.0, views.mean, views.std)
         images = next(image_batches(source, preprocessing, batch_size=32, indices=np.arange(min(32, len(source)))))
         facts["embedding_cosine"] = embedding_moved(task.student, images)
