@@ -20,7 +20,7 @@ NAME = "vit_tiny_patch16_224"
 
 def timm_network(name=NAME, **changes):
     torch.manual_seed(3)
-    model = timm.create_model(name, num_classes=5, **(SHAPE | {"dynamic_img_size": True} | changes)).eval()
+    model = timm.create_model(name, **(SHAPE | {"num_classes": 5, "dynamic_img_size": True} | changes)).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.1)  # zero biases would hide a mistake
     return model
@@ -55,6 +55,50 @@ def test_without_late_cls_step_0_is_what_timm_computes(no_embed_class, tmp_path)
     assert bool(told.folded) != no_embed_class
     # nothing is left out silently: each tensor of the source is loaded or named
     assert {*told.loaded, *told.left} == set(model.state_dict())
+
+
+FAMILIES = {
+    "vit_small_patch16_224": 16, "deit3_small_patch16_224": 16, "vit_small_patch14_dinov2": 14,
+    "vit_small_patch14_reg4_dinov2": 14, "vit_small_patch8_224": 8, "vit_small_patch32_224": 32,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_loaded_whole_and_computes_what_timm_computes(name, tmp_path):
+    side = FAMILIES[name]
+    shape = {"img_size": 4 * side, "embed_dim": 24, "depth": 3, "num_heads": 3}
+    model = timm_network(name, patch_size=side, num_classes=0, **shape)
+    own = create_backbone(name, cls_layer=0, taps=(), **shape).eval()
+    told = load_initial_weights(own, saved(model, tmp_path))
+    assert {*told.loaded, *told.left} == set(model.state_dict())
+    assert not told.left
+    assert not told.drawn
+    images = torch.randn(2, 3, 4 * side, 4 * side)
+    assert torch.equal(own.forward_head(own.forward_features(images), pre_logits=True), final(model, images))
+    with torch.no_grad():
+        assert torch.allclose(own(images).cls, final(model, images), atol=1e-5)
+
+
+@pytest.mark.parametrize("cls_layer", [0, 1, 2])
+def test_registers_enter_with_cls_and_are_no_part_of_the_map(cls_layer):
+    shape = {"img_size": 56, "embed_dim": 24, "depth": 3, "num_heads": 3}
+    own = create_backbone("vit_small_patch14_reg4_dinov2", cls_layer=cls_layer, taps=(1, 3), **shape)
+    for p in own.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    images = torch.randn(2, 3, 56, 56)
+    x = own.patch_embed(images).flatten(1, 2) + own.pos_embed
+    maps = {}
+    for number, block in enumerate(own.blocks, start=1):
+        if number == cls_layer + 1:
+            x = torch.cat([own.cls_token.expand(2, -1, -1), own.reg_token.expand(2, -1, -1), x], dim=1)
+        y = x + block.ls1(block.attn(block.norm1(x)))
+        x = y + block.ls2(block.mlp(block.norm2(y)))
+        maps[number] = x[:, -16:].mT.unflatten(2, (4, 4))
+    for training in (False, True):
+        features = own.train(training)(images)
+        assert torch.allclose(features.cls, own.norm(x[:, 0]), atol=1e-5)
+        assert torch.allclose(features.maps[1], own.tap_norms["1"](maps[1].movedim(1, -1)).movedim(-1, 1), atol=1e-5)
+    assert torch.allclose(own.eval().token_maps(images, [3])[3], maps[3], atol=1e-5)
 
 
 def test_positions_and_patches_of_another_size_are_resampled(tmp_path):
@@ -155,7 +199,8 @@ def _weights(folder):
         ({"depth": 5}, {}, ["blocks.4", "backbone.name"]),
         ({"embed_dim": 48}, {}, ["(1, 1, 48)", "(1, 1, 24)"]),
         ({"init_values": 1e-5}, {}, ["ls1.gamma", "backbone.name"]),
-        ({"reg_tokens": 4}, {}, ["register", "neither a square"]),
+        ({"reg_tokens": 4}, {}, ["neither a square"]),
+        ({"reg_tokens": 4, "no_embed_class": True}, {}, ["reg_token", "backbone.name"]),
         ({"in_chans": 1}, {}, ["patch_embed.proj.weight", "(24, 1, 8, 8)"]),
     ],
 )

@@ -46,11 +46,11 @@ def packed_forward(
     x, shapes = _join(segments), [(s.shape[0], s.shape[1]) for s in segments]
     maps: list[dict[int, Tensor]] = [{} for _ in sizes]
     cls_at: list[dict[int, Tensor]] = [{} for _ in sizes]
-    watched = max(taps, default=0)
+    watched, prefix = max(taps, default=0), vit.prefix_tokens()
     depth = len(vit.blocks)
     for number, block in enumerate(vit.blocks, start=1):
         if number == cls_layer + 1:
-            segments = [torch.cat([vit.cls_token.expand(len(s), -1, -1), s], dim=1) for s in _split(x, shapes)]
+            segments = [torch.cat([prefix.expand(len(s), -1, -1), s], dim=1) for s in _split(x, shapes)]
             x, shapes = _join(segments), [(s.shape[0], s.shape[1]) for s in segments]
         cls_only = number == depth and depth not in taps and vit.training and not vit.whole_last_block
         if vit.grad_checkpointing and vit.training:
@@ -63,7 +63,7 @@ def packed_forward(
             tapped = x
             if watch is not None and number == watched:
                 tapped, x = watch("taps", x), watch("stream", x)
-            first = 1 if number > cls_layer else 0
+            first = prefix.shape[1] if number > cls_layer else 0
             for segment, (tokens, grid) in enumerate(zip(_split(tapped, shapes), grids, strict=True)):
                 maps[segment][number] = tokens[:, first:].unflatten(1, grid).movedim(-1, 1)
                 if first:

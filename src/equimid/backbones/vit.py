@@ -2,8 +2,9 @@
 
 Letters: B images, P patches, T tokens, D width, L layers counted from 1 (layer l = the output of block l).
 
-CLS is carried past the first k blocks, which see patch tokens only: this equals inserting it after block k, and
-keeps every feature of timm (intermediates, other image sizes, fused attention, compile) and its weight names.
+CLS, with the registers of a network that has them, is carried past the first k blocks, which see patch tokens only:
+this equals inserting it after block k, and keeps every feature of timm (intermediates, other image sizes, fused
+attention, compile) and its weight names.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +27,9 @@ V = TypeVar("V", bound="LateCLSViT")
 
 
 class LateBlock(Block):
-    """timm's block; where it stands before block k, CLS passes it by."""
+    """timm's block; where it stands before block k, CLS and the registers pass it by."""
+
+    prefix: int = 1  # tokens before those of patches
 
     def __init__(self, *args: Any, cls_layer: int, depth: int, **kwargs: Any) -> None:
         super().__init__(*args, depth=depth, **kwargs)
@@ -36,8 +39,8 @@ class LateBlock(Block):
         if not self.passes_cls:
             everything: Tensor = super().forward(x, attn_mask=attn_mask, is_causal=is_causal)
             return everything
-        patches: Tensor = super().forward(x[:, 1:], attn_mask=attn_mask, is_causal=is_causal)
-        return torch.cat([x[:, :1], patches], dim=1)
+        patches: Tensor = super().forward(x[:, self.prefix :], attn_mask=attn_mask, is_causal=is_causal)
+        return torch.cat([x[:, : self.prefix], patches], dim=1)
 
 
 class LateCLSViT(VisionTransformer):
@@ -58,6 +61,13 @@ class LateCLSViT(VisionTransformer):
         if cls_layer > 0:
             self.register_buffer("cls_layer", torch.tensor(cls_layer))
             self.register_load_state_dict_pre_hook(_refuse_another_cls_layer)
+
+    def prefix_tokens(self) -> Tensor:
+        """(1, P, D): CLS, then the registers where there are any."""
+        tokens: Tensor = (
+            self.cls_token if self.reg_token is None else torch.cat([self.cls_token, self.reg_token], dim=1)
+        )
+        return tokens
 
     def token_maps(self, images: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
         """Un-normalised token maps {layer: (B, D, h, w)} after any blocks, for measurement."""
@@ -171,7 +181,7 @@ def build(kind: type[V], name: str, cls_layer: int, taps: Sequence[int], **kwarg
     except (TypeError, AssertionError, ValueError) as error:
         raise UserError(f"timm cannot build {name!r} with {kwargs or 'these settings'}: {error}") from error
     plain = type(vit) is VisionTransformer and vit.has_class_token and vit.global_pool == "token"
-    if not plain or vit.num_prefix_tokens != 1 or not isinstance(vit.norm_pre, nn.Identity):
+    if not plain or not vit.no_embed_class or not isinstance(vit.norm_pre, nn.Identity):
         raise UserError(f"{name!r} is not a plain vision transformer with one CLS token; use vit_*_patch*")
     depth = len(vit.blocks)
     if not isinstance(cls_layer, int) or not 0 <= cls_layer < depth:
@@ -181,6 +191,8 @@ def build(kind: type[V], name: str, cls_layer: int, taps: Sequence[int], **kwarg
             raise UserError(f"layer {layer} is outside the network: {name} has layers 1 to {depth}")
     # timm keeps an architecture's numbers inside its entry function, so timm builds and we give it our class
     vit.__class__ = kind
+    for block in vit.blocks:
+        block.prefix = vit.num_prefix_tokens
     vit._tap(cls_layer, taps)
     result: V = vit
     return result
