@@ -201,7 +201,6 @@ def test_sincos_positions_follow_the_definition():
         (lambda: create_backbone("vit_smal_patch16_224"), "no model"),
         (lambda: create_backbone("vit_small_patch16_224.dino"), r"weights \(dino\).*'vit_small_patch16_224'"),
         (lambda: create_backbone("vit_small_patch16_224", pretrained=True), "pretrained=True.*random weights"),
-        (lambda: build_backbone(BackboneConfig(name="vit_small_patch16_224.mae"), [], seed=0), "mae"),
         (lambda: create_backbone("resnet18"), "cannot build|not a plain"),
         (lambda: create_backbone("vit_small_patch16_224", cls_layer=12), "0..11"),
         (lambda: create_backbone("vit_small_patch16_224", taps=(13,)), "layers 1 to 12"),
@@ -217,6 +216,12 @@ def test_sincos_positions_follow_the_definition():
 def test_what_cannot_be_built_is_refused(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_a_backbone_that_an_older_version_wrote_under_a_name_with_a_tag_is_opened(tmp_path):
+    backbone = tiny(cls_layer=2, taps=(2,))
+    save_backbone(backbone, tmp_path / "old", "vit_tiny_patch16_224.augreg_in21k", TINY, {})
+    assert torch.equal(load_backbone(tmp_path / "old").blocks[1].mlp.fc1.weight, backbone.blocks[1].mlp.fc1.weight)
 
 
 @pytest.fixture

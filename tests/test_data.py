@@ -21,6 +21,7 @@ from equimid.data import (
     check_images,
     holdout,
     open_source,
+    pack,
 )
 from equimid.errors import UnreadableImage, UserError
 from helpers.files import draw, message, noise, pixels, relative
@@ -98,17 +99,28 @@ def test_what_equimid_wrote_is_no_data(tmp_path: Path, caplog: pytest.LogCapture
     for folder, files in {
         "runs/ser-small-data": ("config.yaml", "data.json"),
         "measured/net": ("model.yaml", "records.jsonl"),
-        "packed": ("pack.json",),
     }.items():
         draw(tmp_path / folder / "pictures/map.png")
         for name in files:
-            (tmp_path / folder / name).write_text("")
-    draw(tmp_path / "mine/2.png")
-    (tmp_path / "mine/config.yaml").write_text("of another program")
-    assert relative(open_source(str(tmp_path)), tmp_path) == ["a/1.png", "mine/2.png"]
+            text = {
+                "config.yaml": "recipe: ser-small\nbackbone: {}\nmethod: {}\n",
+                "model.yaml": "model: a\nweights: b\n",
+            }
+            (tmp_path / folder / name).write_text(text.get(name, ""))
+    # of other programs
+    for name, file in (("mine", "config.yaml"), ("b", "sweep.yaml"), ("c", "pack.json")):
+        draw(tmp_path / name / "2.png")
+        (tmp_path / name / file).write_text("method: grid\nparameters: {}\n")
+    assert relative(open_source(str(tmp_path)), tmp_path) == ["a/1.png", "b/2.png", "c/2.png", "mine/2.png"]
     assert sorted(r.getMessage().split(" is not read")[0] for r in caplog.records) == sorted(
-        str(tmp_path / name) for name in ("runs/ser-small-data", "measured/net", "packed")
+        str(tmp_path / name) for name in ("runs/ser-small-data", "measured/net")
     )
+    # nor is it a folder of test images
+    for name in ("train/x/1.png", "eval/x/2.png"):
+        draw(tmp_path / "split" / name)
+    assert len(open_source(str(tmp_path / "split"))) == 1
+    (tmp_path / "split/eval/model.yaml").write_text("model: a\nweights: b\n")
+    assert relative(open_source(str(tmp_path / "split")), tmp_path) == ["split/train/x/1.png"]
     # what a user names is read, whatever it is
     assert len(open_source(str(tmp_path / "runs/ser-small-data"))) == 1
 
@@ -185,8 +197,18 @@ def test_all_lines_of_a_file_lie_in_one_part(tmp_path: Path, caplog: pytest.LogC
     assert len(train) + len(test) == 31
     assert len(open_source(str(listing))) == 31
     assert "31 lines name 22 files" in caplog.text
+    # the same split where the lines are packed
+    for name in {*names, *rare, "other.png"}:
+        draw(tmp_path / name)
+    pack(str(listing), tmp_path / "shards", shard_bytes=3000)
+    files = [[source.describe(i).rpartition(" ")[2] for i in range(len(source))]
+             for source in (open_source(str(tmp_path / "shards"), split) for split in ("train", "test"))]  # fmt: skip
+    assert [sorted(part) for part in files] == [sorted(train), sorted(test)]
+    # labels count in a probe, and not while pretraining
     listing.write_text("a.png\tx\nb.png\ty\na.png\ty\n")
-    assert "a.png with the labels 'x' and 'y'" in message(listing)
+    assert len(open_source(str(listing))) == 3
+    with pytest.raises(UserError, match=r"a\.png with the labels 'x' and 'y'"):
+        open_source(str(listing), "train")
 
 
 # --- known names

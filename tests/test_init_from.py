@@ -248,3 +248,11 @@ def _written(file, content):
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(content)
     return str(file.parent if file.name == "model.safetensors" else file)
+
+
+def test_a_run_is_not_begun_under_a_name_with_a_tag(tmp_path):
+    draw_images(tmp_path / "photos", 16)
+    settings = [f"data.source={tmp_path / 'photos'}", "backbone.name=vit_tiny_patch16_224.mae", "runtime.devices=1"]
+    with pytest.raises(UserError, match=r"\(mae\).*backbone\.init_from=timm:vit_tiny_patch16_224\.mae"):
+        pretrain(configured("ser-tiny", settings), tmp_path / "run", finish=False)
+    assert not (tmp_path / "run").exists()

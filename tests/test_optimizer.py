@@ -323,3 +323,11 @@ def test_the_course_of_the_rate_is_said_and_a_warm_up_without_end_is_warned_of()
     assert "10 epochs and the run has 5" in short
     assert "reaches 49% of optim.lr" in short
     assert "lower optim.warmup_epochs" in short
+
+
+@pytest.mark.parametrize("schedule", ["mocov3", "dino"])
+@pytest.mark.parametrize("warmup", [0, 0.01, 0.5, 1.3, 7])
+def test_the_largest_rate_is_that_of_all_steps(schedule, warmup):
+    optim = OptimConfig(lr=1e-3, warmup_epochs=warmup, schedule=schedule)
+    rates = [optim.lr_at(StepInfo(step, 25, 5), 256) for step in range(25)]
+    assert f"at most {max(rates):.2g}," in optim.describe_schedule(25, 5, 256)

@@ -24,7 +24,7 @@ from equimid.evaluation.probes import (
 )
 from equimid.evaluation.probes.attentive import AttentivePooling
 from equimid.evaluation.probes.heads import HeadTrainer
-from equimid.evaluation.probes.logistic import choose_logistic, draw_images, fewshot_top1, fit_logistic
+from equimid.evaluation.probes.logistic import choose_logistic, draw_images, fewshot_top1, fit_logistic, penalty_of
 from equimid.evaluation.probes.mlp import fit_mlp
 from equimid.randomness import counted_torch_seed
 from helpers.drawing import CPU
@@ -102,6 +102,17 @@ def test_few_shot_draws_n_of_each_class_and_larger_draws_hold_the_smaller():
     assert set(small) < set(large)
     others = [draw_images(labels, 2, seed, draw) for seed, draw in ((0, 1), (1, 0))]
     assert all(set(small) != set(other) for other in others)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_strength_is_that_of_scikit_learn(classes):
+    table = clusters(120, spread=2)
+    rows = table.labels < classes
+    x, y = table.features[rows], table.labels[rows]
+    head = fit_logistic(x, y, classes, penalty_of(0.1, len(x), classes))
+    peer = LogisticRegression(C=0.1, max_iter=20000, tol=1e-8).fit(x.double().numpy(), y.numpy())
+    found = head.logits(x).softmax(1).numpy()
+    assert np.abs(found - peer.predict_proba(x.double().numpy())).max() < 1e-3
 
 
 def test_few_shot_is_scikit_learns_on_centred_unit_features():

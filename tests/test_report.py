@@ -219,6 +219,13 @@ def test_runs_of_different_view_settings_are_said_to_be_no_fair_comparison(tmp_p
     assert "two 2 x 224; more 2 x 224 + 4 x 96" in unfair
     assert warning not in page("two", "also_two")
     assert warning not in page("two", "untold")
+    # an older version kept it as a record
+    old = {"evaluation": "training", "schema": 1, "details": {"setting": "3 x 224"}}
+    (tmp_path / "untold" / "records.jsonl").write_text(json.dumps(old) + "\n")
+    assert "untold 3 x 224" in page("two", "untold")
+    # a damaged file costs only what it says
+    (tmp_path / "two" / "run.json").write_text("{")
+    assert warning not in page("two", "untold")
     assert warning not in page("two")
 
 

@@ -224,7 +224,8 @@ def _kind(key: str, kinds: Mapping[str, Any], content: Mapping[str, Any], where:
         raise UserError(f"{key} is called {key.rpartition('.')[0]}.{_RENAMED[key]} now")
     method = [kind.removeprefix("method.") for kind in kinds if kind.startswith("method.")]
     if key.startswith("method."):
-        name = content["method"]["name"]
+        given = content.get("method")
+        name = given.get("name", MoCoV3Config.name) if isinstance(given, dict) else MoCoV3Config.name
         raise UserError(
             f"{where + ': ' if where else ''}the method {name} has no setting {key!r}; it has {', '.join(method)}"
         )

@@ -121,7 +121,7 @@ def colour_widths(views: Sequence[CropView]) -> tuple[float, ...]:
     return (*factors, max(2 * p.hue for p in drawn))
 
 
-# (found, wanted) to the error of every entry
+# (prediction, targets) to the error of every entry
 _ERRORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     **dict.fromkeys(("crop", "colour", "blur"), lambda prediction, targets: (prediction.tanh() - targets).square()),
     "flip": partial(F.binary_cross_entropy_with_logits, reduction="none"),

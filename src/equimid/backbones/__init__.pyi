@@ -16,3 +16,4 @@ from .vit import Backbone as Backbone
 from .vit import LateCLSViT as LateCLSViT
 from .vit import compile_blocks as compile_blocks
 from .vit import create_backbone as create_backbone
+from .vit import refuse_pretrained as refuse_pretrained

@@ -9,7 +9,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from equimid.backbones.config import BackboneConfig
-from equimid.backbones.vit import Backbone, create_backbone
+from equimid.backbones.vit import Backbone, build
 from equimid.errors import UserError
 from equimid.randomness import counted_torch_seed
 
@@ -34,8 +34,8 @@ def build_backbone(config: BackboneConfig, taps: Sequence[int], seed: int, purpo
         UserError: see `create_backbone`; or the image size is not a multiple of the patch.
     """
     with counted_torch_seed(seed, purpose):
-        vit = create_backbone(
-            config.name, config.cls_layer, taps, drop_path_rate=config.drop_path, **timm_arguments(config)
+        vit = build(
+            Backbone, config.name, config.cls_layer, taps, drop_path_rate=config.drop_path, **timm_arguments(config)
         )
         patch = vit.patch_embed.patch_size[0]
         if config.image_size % patch:

@@ -154,18 +154,27 @@ def create_backbone(name: str, cls_layer: int = 3, taps: Sequence[int] = (3,), *
         UserError: timm does not know the name or an argument, it is not a plain vision transformer, or a layer lies
             outside the network.
     """
+    refuse_pretrained(name, bool(kwargs.get("pretrained")))
     return build(Backbone, name, cls_layer, taps, **kwargs)
 
 
-def build(kind: type[V], name: str, cls_layer: int, taps: Sequence[int], **kwargs: Any) -> V:
-    """The network as `kind`; see `create_backbone`."""
+def refuse_pretrained(name: str, asked: bool = False) -> None:
+    """
+    Raises:
+        UserError: a tag of pretrained weights is in the name, or they are asked for: they would not be loaded.
+    """
     architecture, dot, tag = name.partition(".")
-    if dot or kwargs.get("pretrained"):
+    if dot or asked:
         named = f"{name!r} names pretrained weights ({tag})" if dot else "pretrained=True asks for pretrained weights"
         raise UserError(
             f"{named}, and they are not loaded here: the network would start from random weights. Write "
             f"{architecture!r} to train it from random weights, or with backbone.init_from=timm:{name} from these"
         )
+
+
+def build(kind: type[V], name: str, cls_layer: int, taps: Sequence[int], **kwargs: Any) -> V:
+    """The network as `kind`; see `create_backbone`."""
+    name = name.partition(".")[0]  # weights are loaded afterwards, if at all
     if not timm.is_model(name):
         near = timm.list_models("*" + "*".join(name.split("_")[:2]) + "*")[:3] or timm.list_models("vit_small*")[:3]
         raise UserError(f"timm has no model {name!r}; plain vision transformers are named like {', '.join(near)}")

@@ -167,17 +167,17 @@ def _check(source: Source, fingerprint: str, smallest_side: int, progress: Progr
     )
 
 
-def in_threads(function: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R]:
+def in_threads(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int = 16) -> Generator[R]:
     """Yield function(item) of every item, in order, computed ahead in threads: PIL does not hold Python's lock.
 
-    Close it (`contextlib.closing`) where not all results are taken.
+    Close it (`contextlib.closing`) where not all results are taken. At most `ahead` results of each thread wait.
     """
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) > 16 * threads:
+                if len(waiting) > ahead * threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -15,7 +15,7 @@ from equimid.data.builtin import NAMED
 from equimid.data.decode import IMAGE_SUFFIXES
 from equimid.data.shards.format import is_packed
 from equimid.data.shards.source import open_shards
-from equimid.data.sources import FileSource, Source, holdout_part, pack_paths
+from equimid.data.sources import FileSource, Source, holdout_part, holdout_part_of_files, pack_paths
 from equimid.errors import UserError
 
 __all__ = ["KNOWN_NAMES", "check_exists", "open_source"]
@@ -52,9 +52,9 @@ _OTHER_IMAGES = frozenset(
         *("dng", "cr2", "cr3", "nef", "arw", "orf", "raf", "rw2"),
     )
 )
-# what a run, a measurement, a sweep or a packing leaves in its folder: nothing in it is data
-_OWN = ({"config.yaml", "checkpoints"}, {"config.yaml", "data.json"}, {"model.yaml", "records.jsonl"}, {"sweep.yaml"},
-        {"pack.json"}, {"packing.json"})  # fmt: skip
+# what a run, a measurement of another network and a sweep leave in their folder: a file, and what it says in its lines
+_OWN = {"config.yaml": ("method:", "backbone:", "recipe:"), "model.yaml": ("model:", "weights:"),
+        "sweep.yaml": ("recipe:", "combinations:", "schema:")}  # fmt: skip
 
 
 def open_source(data: str, split: str | None = None) -> Source:
@@ -117,9 +117,8 @@ def _split(source: FileSource, split: str | None, files: Sequence[str] = ()) -> 
     if split in (None, "whole", "fit"):
         return source
     labels = np.zeros(len(source)) if source.labels is None else source.labels
-    _, first, file = np.unique(files or np.arange(len(source)), return_index=True, return_inverse=True)
-    part = holdout_part(labels[first], split)
-    return replace(source, split=split).take(np.flatnonzero(np.isin(file, part)))
+    part = holdout_part_of_files(labels, np.array(files), split) if files else holdout_part(labels, split)
+    return replace(source, split=split).take(part)
 
 
 # --- folders
@@ -155,7 +154,8 @@ def _labelled(name: str, split: str, root: Path, files: list[str], classes: set[
 
 
 def _train_and_test(root: Path) -> tuple[Path, Path] | None:
-    folders = {e.name.lower(): root / e.name for e in _entries(root) if _is_folder(e)}
+    entries = [e for e in _entries(root) if _is_folder(e)]
+    folders = {e.name.lower(): root / e.name for e in entries if not _is_own(root / e.name)}
     train, test = ([folders[n] for n in names if n in folders] for names in (_TRAIN_FOLDERS, _TEST_FOLDERS))
     if not train or not test:
         return None
@@ -189,8 +189,7 @@ def _image_files(root: Path) -> list[str]:
         if here in above:
             continue
         entries = _entries(root / below)
-        names = {entry.name for entry in entries}
-        if below and any(names >= own for own in _OWN):
+        if below and _is_own(root / below):
             _say_once(f"{root / below} is not read: equimid wrote it")
             continue
         for entry in entries:
@@ -205,6 +204,20 @@ def _image_files(root: Path) -> list[str]:
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common())
         _say_once(f"{root}: {sum(others.values())} files of kinds that are not read: {kinds}; convert them to be used")
     return sorted(files)
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether equimid wrote this folder: nothing in it is data."""
+    if is_packed(folder):
+        return True
+    for name, keys in _OWN.items():
+        try:
+            lines = (folder / name).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError):
+            continue
+        if all(any(line.startswith(key) for line in lines) for key in keys):
+            return True
+    return False
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -248,7 +261,7 @@ def _open_list(data: str, path: Path, split: str | None) -> Source:
         raise UserError(
             f"{data}, line {bare} has no label while other lines have; give all lines a label after a tab, or none"
         )
-    copies = files if _has_copies(data, files, labels) else []
+    copies = files if _has_copies(data, files, labels, labelled=split is not None) else []
     if len(classes) < 2:
         return _split(source, split, copies)
     # "10" after "9"
@@ -258,15 +271,15 @@ def _open_list(data: str, path: Path, split: str | None) -> Source:
     return _split(source, split, copies)
 
 
-def _has_copies(data: str, files: Sequence[str], labels: Sequence[str]) -> bool:
+def _has_copies(data: str, files: Sequence[str], labels: Sequence[str], labelled: bool) -> bool:
     """Whether a file is named several times.
 
     Raises:
-        UserError: a file is named twice with different labels.
+        UserError: labels count, and a file is named twice with different ones.
     """
     label_of: dict[str, str] = {}
     for file, label in zip(files, labels, strict=True):
-        if label_of.setdefault(file, label) != label:
+        if label_of.setdefault(file, label) != label and labelled:
             raise UserError(
                 f"{data} names {file} with the labels {label_of[file]!r} and {label!r}; give each file one label"
             )

@@ -24,6 +24,7 @@ __all__ = [
     "digest",
     "holdout",
     "holdout_part",
+    "holdout_part_of_files",
     "length_and_time",
     "pack_paths",
 ]
@@ -276,3 +277,11 @@ def holdout_part(labels: npt.NDArray[Any], split: str | None, fraction: float | 
     """Indices of "test" or else of "train" where a data set has no published split: stratified, seed 0."""
     train, test = holdout(labels, fraction, seed=0)
     return test if split == "test" else train
+
+
+def holdout_part_of_files(labels: npt.NDArray[Any], files: npt.NDArray[Any], split: str | None) -> Indices:
+    """As `holdout_part`, of lines (n,) that may name a file (n,) several times: all lines of a file lie in one part."""
+    _, first, file = np.unique(files, return_index=True, return_inverse=True)
+    if len(first) == len(files):
+        return holdout_part(labels, split)
+    return np.flatnonzero(np.isin(file, holdout_part(labels[first], split)))

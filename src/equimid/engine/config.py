@@ -1,5 +1,6 @@
 """Settings of training: how long and how fast, which change the result; and where it runs, which must not."""
 
+import math
 from typing import Annotated, Literal
 
 from equimid.errors import UserError
@@ -149,9 +150,9 @@ class OptimConfig:
     def describe_schedule(self, total: int, steps_per_epoch: int, batch_size: int) -> str:
         """The course of the learning rate in a line: steps, warm-up, largest rate and last rate; with a warning where
         the warm-up is not over at the end."""
-        warmup, last = round(self.warmup_epochs * steps_per_epoch), total - 1
+        warmup, last = math.ceil(self.warmup_epochs * steps_per_epoch), total - 1
         # the largest is at the end of the warm-up: at its last step, or at the step after it
-        steps = (min(max(warmup - 1, 0), last), min(warmup, last), last)
+        steps = (*(min(max(step, 0), last) for step in (warmup - 2, warmup - 1, warmup)), last)
         at = [self.lr_at(StepInfo(step, total, steps_per_epoch), batch_size) for step in steps]
         text = f"{total} steps, {min(warmup, total)} of them warm-up; learning rate at most {max(at):.2g}, "
         text += f"at the last step {at[-1]:.2g}"

@@ -144,7 +144,7 @@ def _tokens(study: Study, images: MaskedImages, preprocessing: Preprocessing) ->
         try:
             tokens = study.tokens(x).cpu()
         except (AssertionError, ValueError) as error:
-            if preprocessing.size == study.preprocessing.size:
+            if preprocessing.size == study.preprocessing.size or isinstance(error, UserError):
                 raise
             raise UserError(
                 f"the network takes no images of {preprocessing.size} px ({error}); leave "

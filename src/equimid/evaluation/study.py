@@ -159,17 +159,17 @@ class Study:
             yield images.to(self.device, non_blocking=True)
 
     def track(
-        self, items: Iterable[T], what: str, total: int, size: Callable[[T], int] = lambda item: 1, of: str = ""
+        self, items: Iterable[T], what: str, total: int, size: Callable[[T], int] = lambda item: 1
     ) -> Iterator[T]:
-        """The items, with a progress bar for `what`.
+        """The items, with a progress bar for `what`. Iterate where it is called: a generator that is kept closes its
+        bar late.
 
         Args:
             total: that the bar counts to.
             size:  how many of them an item is, counted when it has been used.
-            of:    whom the bar names, the study's subject by default.
         """
         done = 0
-        with self.bar(f"{what}, {of or self.scope.subject}") as progress:
+        with self.bar(f"{what}, {self.scope.subject}") as progress:
             for item in items:
                 yield item
                 done += size(item)
@@ -223,10 +223,11 @@ class Study:
     @torch.inference_mode()
     def _compute(self, source: Source) -> Tensor:
         mine = np.arange(rank(), len(source), world_size())
-        batches = self.track(
-            self.batches(source, indices=mine), "features", len(source), lambda images: len(images) * world_size()
-        )
-        parts = [self._embeddings(images).float().cpu() for images in batches]
+        batches, ranks = self.batches(source, indices=mine), world_size()
+        parts = [
+            self._embeddings(images).float().cpu()
+            for images in self.track(batches, "features", len(source), lambda images: len(images) * ranks)
+        ]
         if not parts:  # a rank without images; it still has columns
             side = self.preprocessing.size
             parts = [self._embeddings(torch.zeros(1, 3, side, side, device=self.device))[:0].float().cpu()]

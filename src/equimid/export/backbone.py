@@ -90,7 +90,8 @@ def load_backbone(folder: str | Path) -> Backbone:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / 'config.json'} does not describe an equimid backbone ({error!r})") from None
-    backbone = create_backbone(name, cls_layer, taps, **arguments)
+    # an older version took names with a tag
+    backbone = create_backbone(name.partition(".")[0], cls_layer, taps, **arguments)
     backbone.pretrained_cfg = {**backbone.pretrained_cfg, **config["pretrained_cfg"]}
     backbone.checkpoint = config.get("checkpoint", "")
     try:

@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def read_run(path: Path, name: str, index: int) -> Run:
     Raises:
         UserError: the folder is neither, or a file in it cannot be read.
     """
-    counts, facts, metrics, records = (path / n for n in ("data.json", "run.json", "metrics.csv", "records.jsonl"))
+    counts, metrics, records = (path / n for n in ("data.json", "metrics.csv", "records.jsonl"))
     settings = next((path / n for n in SETTINGS if (path / n).is_file()), None)
     if settings is None:
         raise UserError(
@@ -123,11 +124,23 @@ def read_run(path: Path, name: str, index: int) -> Run:
         file=settings.name,
         text=text,
         settings=dict(_flat(_mapping(settings, text, "YAML", "restore it"))),
-        facts=_mapping(facts, _read(facts), "JSON", "delete it") if facts.is_file() else {},
+        facts=_facts(path),
         counts={name: counted[name] for name in ("usable", "listed") if type(counted.get(name)) is int},
         curves=_read_metrics(metrics) if metrics.is_file() else {},
         records=read_records(records) if records.is_file() else [],
     )
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """Of run.json; {} where it cannot be read. An older version kept them as a record."""
+    facts: dict[str, Any] = {}
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        for line in (folder / "records.jsonl").read_bytes().splitlines():
+            if b'"training"' in line and (entry := json.loads(line))["evaluation"] == "training":
+                facts = {"views": entry["details"].get("setting"), **entry["details"]}
+    with suppress(OSError, ValueError, TypeError):
+        facts |= json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    return facts
 
 
 def _mapping(path: Path, text: str, language: str, advice: str) -> dict[str, Any]:

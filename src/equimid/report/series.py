@@ -126,7 +126,7 @@ def _values(run: Run, subject: str) -> str:
 
 
 def points_of(series: Sequence[Series]) -> list[Point]:
-    """What was measured, subject by subject; records of the training are facts of a run."""
+    """What was measured, subject by subject."""
     measured = [(s, r) for s in series for r in s.run.records if r.subject == s.subject]
     return [Point(**vars(r), series=s) for s, r in measured]
 

@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,17 @@ def provenance() -> dict[str, str]:
         "processor": _processor(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "equimid": version("equimid"),
+        "equimid": _version(),
         "commit": _commit(),
         "threads": str(torch.get_num_threads()),
     }
+
+
+def _version() -> str:
+    try:
+        return version("equimid")
+    except PackageNotFoundError:  # run from its source
+        return ""
 
 
 def _processor() -> str:
@@ -84,12 +91,12 @@ def _processor() -> str:
 
 def _commit() -> str:
     """Of the source that runs, with + where it was changed since; "" where it is no checkout."""
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     try:
         commit, changed = (
-            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+            subprocess.check_output(["git", *words], cwd=here, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
             for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--", "."])
         )
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return ""
     return commit + ("+" if changed else "")

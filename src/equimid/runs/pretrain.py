@@ -16,6 +16,7 @@ from equimid.backbones import (
     build_backbone,
     embedding_moved,
     load_initial_weights,
+    refuse_pretrained,
     timm_arguments,
 )
 from equimid.config import Config, differences, load_config, save_config
@@ -71,6 +72,8 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True, callbacks: Se
     with _begun(folder), ranks_end_together():
         keep_kernels()
         plan = config.plan()
+        if latest_checkpoint(folder / "checkpoints") is None:
+            refuse_pretrained(config.backbone.name)
         task = Task(config.backbone, config.method, config.addons, plan, config.seed)
         _measured_network(task, config)  # a wrong choice is refused before training, not after it
         initial = _load_initial(task, config, folder)

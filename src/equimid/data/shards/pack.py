@@ -242,7 +242,7 @@ def _write(
             yield result
 
     images = ((shard.source, number) for shard in shards for number in shard.images.tolist())
-    with closing(in_threads(packed, images, workers)) as results:
+    with closing(in_threads(packed, images, workers, ahead=2)) as results:
         results_counted = counted(results)
         for shard in shards:
             write_shard(out, shard, results_counted)

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from equimid.data.decode import open_image
-from equimid.data.shards.format import Pack, Records, read_index, shard_name
-from equimid.data.sources import Indices, Source, digest, holdout_part, length_and_time
+from equimid.data.shards.format import Pack, Part, Records, read_index, shard_name
+from equimid.data.sources import Indices, Source, digest, holdout_part_of_files, length_and_time
 from equimid.errors import UnreadableImage, UserError
 
 __all__ = ["ShardSource", "open_shards"]
@@ -150,8 +150,9 @@ def open_shards(data: str, folder: Path, split: str | None) -> ShardSource:
     source, numbers, labels = _read_part(data, folder, pack, "all", "all")
     if split in (None, "whole", "fit"):
         return source
-    # of all that were listed, so that the parts are those of the folder, whatever was left out
-    chosen = np.isin(numbers, holdout_part(labels, split))
+    # of all that were listed, so that the parts are those of the folder or list, whatever was left out
+    part = holdout_part_of_files(labels, _listed_files(folder, pack.parts["all"]), split)
+    chosen = np.isin(numbers, part)
     return replace(source, split=split or "").take(np.flatnonzero(chosen))
 
 
@@ -191,6 +192,17 @@ def _read_part(
         places=np.concatenate(places)[order],
     )
     return source, packed, labels
+
+
+def _listed_files(folder: Path, part: Part) -> npt.NDArray[np.bytes_]:
+    """(listed,) the file of every line or image that was packed or left out, by its number."""
+    files, numbers = [], []
+    for shard in part.shards:
+        index = read_index(folder / f"{shard.name}.npz")
+        files += [index["names"], index["reasons"][:, 0] if len(index["reasons"]) else index["names"][:0]]
+        numbers += [index["images"]["number"], index["left_out"]["number"]]
+    listed = np.concatenate(files)
+    return listed[np.argsort(np.concatenate(numbers), kind="stable")]
 
 
 @lru_cache(maxsize=256)

@@ -104,7 +104,7 @@ def _record(
 
 def _name(study: Study) -> str:
     """Of this subject and these data, that files of others stay beside."""
-    return hashlib.blake2b(repr((study.scope.subject, study.scope.data)).encode(), digest_size=4).hexdigest()
+    return hashlib.blake2b(repr((str(study.scope.subject), study.scope.data)).encode(), digest_size=4).hexdigest()
 
 
 def _write(study: Study, test: DetectionSet, detections: Sequence[Detections]) -> None:

@@ -53,7 +53,7 @@ def need_evaluator() -> None:
 def score(images: DetectionSet, detections: Sequence[Detections], seed: int) -> Scores:
     """
     Args:
-        found: one for each image.
+        detections: one for each image.
         seed:  of the interval's draws.
 
     Raises:

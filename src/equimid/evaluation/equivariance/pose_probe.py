@@ -25,7 +25,7 @@ from equimid.data import open_source
 from equimid.errors import UserError
 from equimid.evaluation.equivariance.transforms import Posed
 from equimid.evaluation.probes.heads import predicted
-from equimid.evaluation.probes.logistic import fit_logistic
+from equimid.evaluation.probes.logistic import fit_logistic, penalty_of
 from equimid.evaluation.study import Study, images_of, readable, same_place
 from equimid.randomness import counted_generator
 from equimid.records import Record
@@ -114,6 +114,6 @@ def _probe(fit: Tensor, test: Tensor, seed: int) -> npt.NDArray[np.float64]:
     state = int(counted_generator(seed, "pose probe").integers(2**31))
     pca = PCA(min(_COMPONENTS, x.shape[1], len(x) - 1), random_state=state).fit(x.numpy())
     x, queries = (torch.from_numpy(pca.transform(rows.numpy())) for rows in (x, queries))
-    head = fit_logistic(x, torch.arange(poses).repeat(len(fit)), poses, 1 / (len(x) * _STRENGTH))
+    head = fit_logistic(x, torch.arange(poses).repeat(len(fit)), poses, penalty_of(_STRENGTH, len(x), poses))
     correct = predicted(head.logits(queries)).view(-1, poses) == torch.arange(poses)
     return correct.double().mean(1).numpy()

@@ -66,7 +66,7 @@ def picture_file(study: Study, name: str) -> Path:
     pictures must too: the file's name tells them apart."""
     folder = study.folder / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
-    of = hashlib.blake2b(repr((study.scope.subject, study.scope.data)).encode(), digest_size=4).hexdigest()
+    of = hashlib.blake2b(repr((str(study.scope.subject), study.scope.data)).encode(), digest_size=4).hexdigest()
     stem, _, suffix = name.rpartition(".")
     return folder / f"{stem}_{of}.{suffix}"
 

@@ -58,9 +58,10 @@ def draw_neighbours(
 
 def _embeddings(study: Study, source: Source) -> Tensor:
     """Final embeddings (n, D); labels are not needed."""
-    batches = study.track(study.batches(source), "neighbours", len(source), len)
-    # the last columns are the final embedding
-    return torch.cat([study.columns(images)[:, -study.encoder.embed_dim :].cpu() for images in batches])
+    parts = []
+    for images in study.track(study.batches(source), "neighbours", len(source), len):
+        parts.append(study.columns(images)[:, -study.encoder.embed_dim :].cpu())  # the last columns are the final one
+    return torch.cat(parts)
 
 
 def _caption(number: int, count: int, values: list[float], names: list[str] | None) -> str:

@@ -3,8 +3,8 @@
 HeadGrid:    linear heads, side by side as one matrix; SGD with momentum 0.9, no weight decay
 HeadTrainer: any module; AdamW (weight decay 0.01)
 
-Both: cross-entropy, the learning rate a cosine over epochs. The chosen rate is trained anew on all training images to
-the chosen epoch of the same schedule, and the test images are used once.
+Both: cross-entropy, the learning rate a cosine over epochs. On cached features the chosen rate is trained anew on all
+training images, to the chosen epoch of the same schedule. The test images are used once.
 
 Letters: G learning rates, C classes, D columns, b images of a mini-batch (of this rank), B of all ranks.
 """

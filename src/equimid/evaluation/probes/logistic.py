@@ -34,7 +34,7 @@ from equimid.records import Record
 
 __all__ = [
     "PENALTIES", "LogisticHead", "choose_logistic", "draw_images", "fewshot_top1", "fit_logistic", "measure_fewshot",
-    "measure_logistic",
+    "measure_logistic", "penalty_of",
 ]  # fmt: skip
 
 logger = logging.getLogger("equimid")
@@ -94,6 +94,12 @@ def choose_logistic(
     if not head.converged:
         details["warning"] = f"not converged after {_STEPS} steps of L-BFGS"
     return head, details
+
+
+def penalty_of(strength: float, images: int, classes: int) -> float:
+    """The penalty with which `fit_logistic` finds the minimum of scikit-learn's LogisticRegression(C=strength). Of two
+    classes scikit-learn has one row of weights: here there are two, each half as long."""
+    return (2 if classes == 2 else 1) / (strength * images)
 
 
 def fit_logistic(
@@ -190,5 +196,6 @@ def fewshot_top1(train: FeatureTable, test: FeatureTable, drawn: npt.NDArray[np.
     rows = torch.from_numpy(drawn)
     centre = train.features[rows].mean(0)
     x, queries = (F.normalize(t - centre, dim=1) for t in (train.features[rows], test.features))
-    head = fit_logistic(x, train.labels[rows], int(train.labels.max()) + 1, 1 / (len(rows) * _FEWSHOT_C))
+    classes = int(train.labels.max()) + 1
+    head = fit_logistic(x, train.labels[rows], classes, penalty_of(_FEWSHOT_C, len(rows), classes))
     return 100 * float((predicted(head.logits(queries)) == test.labels).double().mean())

@@ -54,8 +54,9 @@ def plain_section(name: str, title: str, runs: Sequence[Run], points: Sequence[P
 
 def _by_layer(name: str, title: str, points: Sequence[Point]) -> list[Block]:
     """A plot for each metric, and a table of layers by subjects for each metric and data set."""
-    highest = max([v for p in points for v in (p.value, p.high) if v is not None and math.isfinite(v)], default=1.0)
-    lines = curves(name, title, points, panel(points, metric_name), "layer", "", y_range=(0.0, 1.05 * highest))
+    values = [v for p in points for v in (p.value, p.low, p.high) if v is not None and math.isfinite(v)]
+    y_range = (1.05 * min([0.0, *values]), 1.05 * max(values, default=1.0))
+    lines = curves(name, title, points, panel(points, metric_name), "layer", "", y_range=y_range)
     tables: list[Block] = [
         pivot(
             f"{capital(metric)} on {data}", "Layer", sorted(part, key=lambda p: p.details["layer"]),
