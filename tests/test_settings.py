@@ -274,5 +274,5 @@ def test_the_nearest_setting_is_named_and_no_other(key, meant):
 
 def test_a_file_without_the_name_of_its_method_and_with_a_wrong_setting(tmp_path):
     (tmp_path / "config.yaml").write_text("method:\n  temprature: 1\n")
-    with pytest.raises(UserError, match=r"method mocov3 has no setting 'method\.temprature'"):
+    with pytest.raises(UserError, match=r"unknown setting 'method\.temprature'; the method mocov3 has"):
         load_config(tmp_path / "config.yaml")

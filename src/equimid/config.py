@@ -227,7 +227,7 @@ def _kind(key: str, kinds: Mapping[str, Any], content: Mapping[str, Any], where:
         given = content.get("method")
         name = given.get("name", MoCoV3Config.name) if isinstance(given, dict) else MoCoV3Config.name
         raise UserError(
-            f"{where + ': ' if where else ''}the method {name} has no setting {key!r}; it has {', '.join(method)}"
+            f"{where + ': ' if where else ''}unknown setting {key!r}; the method {name} has {', '.join(method)}"
         )
     # what this run has comes before what it could have
     known = sorted(kinds, key=lambda known: content.get(known.split(".")[0]) is None)
