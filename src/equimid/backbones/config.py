@@ -14,11 +14,6 @@ class BackboneConfig:
     """A timm vision transformer; null leaves a number to timm's architecture."""
 
     name: Annotated[str, setting("timm's name of a plain vision transformer, vit_*_patch*")] = "vit_small_patch16_224"
-    init_from: Annotated[
-        str | None,
-        setting("weights to start from: timm:NAME, a .safetensors file, or the folder of a run or a backbone; null = "
-                "random weights"),
-    ] = None  # fmt: skip
     image_size: Annotated[
         int, setting("side of the training crops, a multiple of the patch size", unit="pixels", ge=1)
     ] = 224
@@ -43,6 +38,11 @@ class BackboneConfig:
         True
     )
     drop_path: Annotated[float, setting("stochastic depth of the last block, linear from 0", ge=0, lt=1)] = 0.0
+    init_from: Annotated[
+        str | None,
+        setting("weights to start from: timm:NAME, a .safetensors file, or the folder of a run or a backbone; null = "
+                "random weights"),
+    ] = None  # fmt: skip
 
     @property
     def resolved_patch_size(self) -> int:

@@ -1,7 +1,8 @@
 """Recipes: runs by name, ROW-SIZE, such as `ser-tiny`.
 
-A row is a run of the paper's comparison at ImageNet scale (`rows.py`), a size an edit of any row (`sizes.py`). Beside
-the rows, any base goes with any add-on: BASE+ADDON-SIZE, with @LAYER to move the add-on, as in `dino+essl@3-tiny`.
+A row is a run of the paper's comparison at ImageNet scale (`bases.py`, `rows.py`), a size an edit of any row
+(`sizes.py`). Beside the rows, any base goes with any add-on: BASE+ADDON-SIZE, with @LAYER to move the add-on, as in
+`dino+essl@3-tiny`.
 """
 
 import difflib
@@ -10,7 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from equimid.config import Config, override
 from equimid.errors import UserError
-from equimid.recipes.rows import ADDITIONS, BASES, ROWS, Row, combined
+from equimid.recipes.bases import BASES, ROWS, Row
+from equimid.recipes.rows import ADDITIONS, combined
 from equimid.recipes.sizes import SIZES
 
 __all__ = ["ADDITIONS", "BASES", "ROWS", "SIZES", "Row", "configured", "names", "parent", "recipe"]
