@@ -46,7 +46,7 @@ class LateBlock(Block):
 class LateCLSViT(VisionTransformer):
     """A timm VisionTransformer in all respects; its output is the CLS embedding (B, D).
 
-    Beside timm's weights it holds `tap_norms` and, where k > 0, a marker `cls_layer`. Plain timm does not know the
+    Beside timm's weights it holds `tap_norms` and, where k > 0, a marker named cls_layer. Plain timm does not know the
     marker, so a strict load of these weights into a model that cannot compute them fails.
     """
 
