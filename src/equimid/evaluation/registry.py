@@ -177,18 +177,15 @@ _ALL = (
 MEASUREMENTS: Mapping[str, Measurement] = {measurement.name: measurement for measurement in _ALL}
 
 
-def find_measurement(name: str, where: str = "") -> Measurement:
+def find_measurement(name: str) -> Measurement:
     """
-    Args:
-        where: put before the mistake, such as the name of a file.
-
     Raises:
         UserError: there is none of that name.
     """
     if name not in MEASUREMENTS:
         near = difflib.get_close_matches(name.replace("_", "-"), MEASUREMENTS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(MEASUREMENTS)}"
-        raise UserError(f"{where}there is no measurement {name!r}{hint}")
+        raise UserError(f"there is no measurement {name!r}{hint}")
     return MEASUREMENTS[name]
 
 
