@@ -3,7 +3,8 @@
 import json
 
 from equimid.recipes import recipe
-from equimid.runs.facts import note_start, note_training, read_facts
+from equimid.records import read_facts
+from equimid.runs.facts import note_start, note_training
 
 
 def test_every_start_is_noted_with_its_command_and_machine(tmp_path, monkeypatch):

@@ -9,9 +9,10 @@ from typing import Any
 from equimid.errors import UserError
 from equimid.files import write_text
 
-__all__ = ["SCHEMA", "Record", "Subject", "read_records", "write_records"]
+__all__ = ["FACTS", "SCHEMA", "Record", "Subject", "read_facts", "read_records", "write_records"]
 
 SCHEMA = 1
+FACTS = "run.json"  # facts of a run that are neither settings nor measurements
 
 _RENAMED = {"pose_readback": "pose_probe"}  # evaluations, as an older version wrote them
 
@@ -61,6 +62,15 @@ class Record:
     details: dict[str, Any] = field(default_factory=dict)
     picture: str | None = None
     schema: int = SCHEMA
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """A run's run.json; {} where there is none, or none that can be read: only words on the run depend on it."""
+    try:
+        content = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def read_records(path: Path) -> list[Record]:

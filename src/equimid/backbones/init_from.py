@@ -101,8 +101,7 @@ def load_initial_weights(backbone: Backbone, source: str) -> InitialWeights:
     own = backbone.state_dict()
     _fold_class_position(state, folded, source)
     _resample(state, own, backbone, resampled, source)
-    unknown = [name for name in state if name not in own and not name.startswith("tap_norms.")]
-    inner = [name for name in unknown if not name.startswith(_HEADS)]
+    inner = [name for name in state if name not in own and not name.startswith(("tap_norms.", *_HEADS))]
     if inner:
         raise UserError(
             f"the weights of {source} have {_some(inner)}, which the network {type(backbone).__name__} of this "
@@ -121,7 +120,7 @@ def load_initial_weights(backbone: Backbone, source: str) -> InitialWeights:
             f"{source} lacks {_some(missing)}, of {len(own)} tensors of the network; choose the architecture of these "
             "weights as backbone.name and backbone.depth"
         )
-    kept = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
+    kept = {name: value for name, value in state.items() if name in own}
     backbone.load_state_dict(kept, strict=False)  # what may be missing was looked at above
     return InitialWeights(
         source=source,

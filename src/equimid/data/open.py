@@ -155,7 +155,10 @@ def _labelled(name: str, split: str, root: Path, files: list[str], classes: set[
 
 def _train_and_test(root: Path) -> tuple[Path, Path] | None:
     entries = [e for e in _entries(root) if _is_folder(e)]
-    folders = {e.name.lower(): root / e.name for e in entries if not _is_own(root / e.name)}
+    folders = {e.name.lower(): root / e.name for e in entries}
+    for name in (*_TRAIN_FOLDERS, *_TEST_FOLDERS):
+        if name in folders and _is_own(folders[name], {e.name for e in _entries(folders[name])}):
+            del folders[name]
     train, test = ([folders[n] for n in names if n in folders] for names in (_TRAIN_FOLDERS, _TEST_FOLDERS))
     if not train or not test:
         return None
@@ -189,7 +192,7 @@ def _image_files(root: Path) -> list[str]:
         if here in above:
             continue
         entries = _entries(root / below)
-        if below and _is_own(root / below):
+        if below and _is_own(root / below, {entry.name for entry in entries}):
             _say_once(f"{root / below} is not read: equimid wrote it")
             continue
         for entry in entries:
@@ -206,11 +209,13 @@ def _image_files(root: Path) -> list[str]:
     return sorted(files)
 
 
-def _is_own(folder: Path) -> bool:
-    """Whether equimid wrote this folder: nothing in it is data."""
-    if is_packed(folder):
+def _is_own(folder: Path, names: set[str]) -> bool:
+    """Whether equimid wrote this folder, in which these names lie: nothing in it is data."""
+    if names & {"pack.json", "packing.json"} and is_packed(folder):
         return True
     for name, keys in _OWN.items():
+        if name not in names:
+            continue
         try:
             lines = (folder / name).read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError):

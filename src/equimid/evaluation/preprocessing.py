@@ -53,7 +53,11 @@ class Preprocessing:
         side = min(image.size) * self.crop  # pixels of the image that the crop shows
         left, top = (image.width - side) / 2, (image.height - side) / 2
         cut = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
-        x = torch.from_numpy(np.array(cut)).permute(2, 0, 1).float() / 255
+        return self.normalise(cut)
+
+    def normalise(self, image: Image.Image) -> Tensor:
+        """An RGB image to (3, H, W), its own pixels."""
+        x = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
         return (x - mean) / std
 

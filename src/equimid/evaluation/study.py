@@ -6,6 +6,7 @@ A measurement is a function (study, data, train) -> records:
     train: labelled training images that lie elsewhere, or None
 """
 
+import hashlib
 import logging
 import math
 import os
@@ -57,6 +58,11 @@ class Scope:
     data: str
     seed: int
     checkpoint: str
+
+    @property
+    def tag(self) -> str:
+        """8 hex digits of subject and data: files of others stay beside those that have it in their name."""
+        return hashlib.blake2b(repr((str(self.subject), self.data)).encode(), digest_size=4).hexdigest()
 
     def record(
         self, evaluation: str, metric: str, value: float | None, n: int, *, subject: str | None = None, **more: Any

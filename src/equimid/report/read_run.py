@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from equimid.errors import UserError
-from equimid.records import Record, Subject, read_records
+from equimid.records import Record, Subject, read_facts, read_records
 
 __all__ = ["Run", "names", "read_run"]
 
@@ -138,9 +138,7 @@ def _facts(folder: Path) -> dict[str, Any]:
         for line in (folder / "records.jsonl").read_bytes().splitlines():
             if b'"training"' in line and (entry := json.loads(line))["evaluation"] == "training":
                 facts = {"views": entry["details"].get("setting"), **entry["details"]}
-    with suppress(OSError, ValueError, TypeError):
-        facts |= json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    return facts
+    return facts | read_facts(folder)
 
 
 def _mapping(path: Path, text: str, language: str, advice: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """run.json: the facts of a run that are neither settings nor measurements, and on what it ran."""
 
-import json
 import platform
 import shlex
 import subprocess
@@ -16,19 +15,9 @@ from equimid.config import Config
 from equimid.data import ImageCheck
 from equimid.engine import latest_checkpoint
 from equimid.files import write_json
+from equimid.records import FACTS, read_facts
 
-__all__ = ["note", "note_start", "note_training", "provenance", "read_facts"]
-
-FILE = "run.json"
-
-
-def read_facts(folder: Path) -> dict[str, Any]:
-    """{} where there is no such file, or none that can be read: nothing depends on it but what is said of the run."""
-    try:
-        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+__all__ = ["note", "note_start", "note_training", "provenance"]
 
 
 def note_start(folder: Path) -> None:
@@ -42,7 +31,7 @@ def note_start(folder: Path) -> None:
 
 def note(folder: Path, **facts: Any) -> None:
     """Add facts to run.json."""
-    write_json(folder / FILE, read_facts(folder) | facts)
+    write_json(folder / FACTS, read_facts(folder) | facts)
 
 
 def note_training(config: Config, folder: Path) -> None:

@@ -72,11 +72,12 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True, callbacks: Se
     with _begun(folder), ranks_end_together():
         keep_kernels()
         plan = config.plan()
-        if latest_checkpoint(folder / "checkpoints") is None:
+        begins = latest_checkpoint(folder / "checkpoints") is None
+        if begins:
             refuse_pretrained(config.backbone.name)
         task = Task(config.backbone, config.method, config.addons, plan, config.seed)
         _measured_network(task, config)  # a wrong choice is refused before training, not after it
-        initial = _load_initial(task, config, folder)
+        initial = _load_initial(task, config.backbone.init_from) if begins and config.backbone.init_from else None
         launched = started(config.runtime)
         runtime = settle_precision(config.runtime, task.student.embed_dim, folder, launched.alone)
         fabric = make_fabric(runtime)
@@ -125,11 +126,8 @@ def pretrain(config: Config, folder: Path, *, finish: bool = True, callbacks: Se
     return outcome
 
 
-def _load_initial(task: Task, config: Config, folder: Path) -> InitialWeights | None:
-    """Load `backbone.init_from` into the student and the momentum network of a run that has no checkpoint."""
-    source = config.backbone.init_from
-    if source is None or latest_checkpoint(folder / "checkpoints") is not None:
-        return None
+def _load_initial(task: Task, source: str) -> InitialWeights:
+    """Load weights into the student and the momentum network."""
     initial = load_initial_weights(task.student, source)
     if task.momentum is not None:
         task.momentum.load_state_dict(task.student.state_dict())

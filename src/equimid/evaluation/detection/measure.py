@@ -7,7 +7,6 @@ becomes one of portraits. Boxes move exactly, and detections are compared with t
 sides of the resized image, and its boxes with it.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -102,13 +101,8 @@ def _record(
     return scope.record("detection", metric, 100 * value, n, unit="%", low=low, high=high, details=details)
 
 
-def _name(study: Study) -> str:
-    """Of this subject and these data, that files of others stay beside."""
-    return hashlib.blake2b(repr((str(study.scope.subject), study.scope.data)).encode(), digest_size=4).hexdigest()
-
-
 def _write(study: Study, test: DetectionSet, detections: Sequence[Detections]) -> None:
-    file = study.folder / f"detections_{_name(study)}.json"
+    file = study.folder / f"detections_{study.scope.tag}.json"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps(coco_results(test, detections)))
@@ -120,7 +114,7 @@ def _picture(study: Study, test: DetectionSet, detections: Sequence[Detections])
     scope = study.scope
     order = counted_generator(scope.seed, "detection pictures").permutation(len(test))
     chosen = sorted(order[:_PICTURED].tolist())
-    file = Path("pictures") / f"detection_{_name(study)}.png"
+    file = Path("pictures") / f"detection_{study.scope.tag}.png"
     if rank() == 0:
         draw_detections(test, detections, chosen, study.folder / file)
     caption = (

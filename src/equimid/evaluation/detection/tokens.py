@@ -65,10 +65,7 @@ class Canvas:
     def place(self, image: Image.Image, flip: bool, preprocessing: Preprocessing) -> Tensor:
         """An RGB image to (3, H, W), normalised; bicubic, the padding 0."""
         width, height = _resized(*image.size, self.long, self.stretch)
-        pixels = torch.from_numpy(np.array(image.resize((width, height), Image.Resampling.BICUBIC)))
-        x = pixels.permute(2, 0, 1).float() / 255
-        mean, std = (torch.tensor(v)[:, None, None] for v in (preprocessing.mean, preprocessing.std))
-        x = (x - mean) / std
+        x = preprocessing.normalise(image.resize((width, height), Image.Resampling.BICUBIC))
         canvas = torch.zeros(3, *(side * self.patch_size for side in self.grid))
         canvas[:, :height, :width] = x.flip(-1) if flip else x
         return canvas

@@ -16,6 +16,7 @@ from equimid.evaluation.detection.pyramid import Detector
 from equimid.evaluation.detection.tokens import Canvas, View, token_batches
 from equimid.evaluation.study import Study
 from equimid.randomness import counted_generator, counted_torch_seed
+from equimid.schedules import cosine
 
 __all__ = ["Detections", "build_detector", "detect", "train_detector"]
 
@@ -129,7 +130,7 @@ def _rate_factor(step: int, steps: int) -> float:
     warm = max(1, round(_WARM_UP * steps))
     if step < warm:
         return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    return cosine(step - warm, max(1, steps - warm), 1.0, 0.0)
 
 
 def _decayed(detector: Detector, decay: float) -> list[dict[str, object]]:

@@ -1,6 +1,5 @@
 """What all pictures share: colours of token maps, photographs, small files, records."""
 
-import hashlib
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -66,9 +65,8 @@ def picture_file(study: Study, name: str) -> Path:
     pictures must too: the file's name tells them apart."""
     folder = study.folder / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
-    of = hashlib.blake2b(repr((str(study.scope.subject), study.scope.data)).encode(), digest_size=4).hexdigest()
     stem, _, suffix = name.rpartition(".")
-    return folder / f"{stem}_{of}.{suffix}"
+    return folder / f"{stem}_{study.scope.tag}.{suffix}"
 
 
 def save_figure(figure: Figure, file: Path) -> None:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from equimid import schedules
 from equimid.data import holdout
 from equimid.distributed import sum_detached, world_size
 from equimid.errors import UserError
@@ -106,7 +107,7 @@ def averaged(parts: Sequence[Tensor], images: int) -> list[Score]:
 
 def cosine(epoch: int, epochs: int) -> float:
     """Factor of the learning rate in `epoch`, from 1 towards 0; constant within it."""
-    return 0.5 * (1 + math.cos(math.pi * epoch / epochs))
+    return schedules.cosine(epoch, epochs, 1.0, 0.0)
 
 
 def last_fifth(epochs: int) -> int:
